@@ -1,0 +1,293 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "engine.h"
+
+#include <assert.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "model/model.h"
+
+uint64_t engine_now_ns(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+void ssm_engine_options_init(ssm_engine_options *options) {
+    *options = (ssm_engine_options){.device = "auto", .max_queue = 1024};
+}
+
+void ssm_request_init(ssm_request *request) {
+    *request = (ssm_request){.n = 1, .max_tokens = 16, .logprobs = -1};
+}
+
+// ---- create and free
+
+static int check_options(const ssm_engine_options *o, ssm_error *err) {
+    const struct {
+        const char *name;
+        int32_t value, min;
+    } ranges[] = {
+        {"threads", o->threads, 0},           {"max_sessions", o->max_sessions, 0},
+        {"max_queue", o->max_queue, 1},       {"step_tokens", o->step_tokens, 0},
+        {"chunk_tokens", o->chunk_tokens, 0}, {"vocab_limit", o->vocab_limit, 0},
+    };
+    for (size_t i = 0; i < sizeof ranges / sizeof ranges[0]; i++) {
+        if (ranges[i].value < ranges[i].min)
+            return ssm_error_set(err, SSM_EINVAL, ranges[i].name, "%s must be at least %d, got %d",
+                                 ranges[i].name, ranges[i].min, ranges[i].value);
+    }
+    return 0;
+}
+
+// "cpu", "reference", "cuda", "cuda:1".
+static int parse_device(const char *name, const ssm_backend **backend, int32_t *index,
+                        ssm_error *err) {
+    char base[16];
+    const char *colon = strchr(name, ':');
+    const size_t len = colon ? (size_t)(colon - name) : strlen(name);
+    *index = 0;
+    char *end = NULL;
+    const long i = colon ? strtol(colon + 1, &end, 10) : 0;
+    const bool is_bad =
+        len >= sizeof base || (colon && (end == colon + 1 || *end != '\0' || i < 0 || i > 1023));
+    if (!is_bad) {
+        memcpy(base, name, len);
+        base[len] = '\0';
+        *index = (int32_t)i;
+        if ((*backend = ssm_backend_find(base)))
+            return 0;
+    }
+    return ssm_error_set(err, SSM_EINVAL, "device", "device \"%.40s\" is not one of auto, %s", name,
+                         ssm_engine_backends());
+}
+
+static int open_device(ssm_engine *engine, ssm_error *err) {
+    const ssm_engine_options *o = &engine->options;
+    ssm_device_options d = {.n_slots = o->max_sessions,
+                            .threads = o->threads,
+                            .pin_threads = o->pin_threads,
+                            .vocab_limit = o->vocab_limit,
+                            .weight_dtype = o->weight_dtype,
+                            .state_dtype = o->state_dtype,
+                            .activation_dtype = o->activation_dtype};
+    if (o->step_tokens > 0 && o->max_sessions > 0)
+        d.max_tokens = o->step_tokens + o->max_sessions;
+    const ssm_weights *weights = ssm_model_weights(engine->model);
+    if (engine->backend) // a test's own
+        return engine->backend->open(weights, &d, &engine->device, err);
+    if (o->device && strcmp(o->device, "auto") != 0) {
+        const int rc = parse_device(o->device, &engine->backend, &d.index, err);
+        return rc != 0 ? rc : engine->backend->open(weights, &d, &engine->device, err);
+    }
+    engine->backend = ssm_backend_find("cuda"); // a GPU if there is one
+    if (engine->backend && engine->backend->open(weights, &d, &engine->device, NULL) == 0)
+        return 0;
+    engine->backend = ssm_backend_find("cpu");
+    return engine->backend->open(weights, &d, &engine->device, err);
+}
+
+static void describe(ssm_engine *engine) {
+    const ssm_device_info *d = &engine->device_info;
+    snprintf(engine->text, sizeof engine->text, "%s; %d sessions of %.2f MiB", d->text, d->n_slots,
+             (double)d->slot_bytes / 1048576);
+}
+
+static int allocate(ssm_engine *engine, ssm_error *err) {
+    const ssm_device_info *d = &engine->device_info;
+    const ssm_geometry *g = &ssm_model_weights(engine->model)->geometry;
+    assert(d->max_rows >= d->n_slots);
+    if (d->max_tokens <= d->n_slots)
+        return ssm_error_set(err, SSM_EINVAL, "max_sessions",
+                             "a step of %d tokens cannot hold a row for each of %d sessions",
+                             d->max_tokens, d->n_slots);
+    engine->state_floats = ssm_state_conv_floats(g) + ssm_state_ssm_floats(g);
+    const size_t n = (size_t)d->n_slots;
+    engine->active = calloc(n, sizeof(choice *));
+    engine->prompts = calloc(n, sizeof(choice *));
+    engine->scratch = malloc((engine->state_floats + 1) * sizeof *engine->scratch);
+    int rc = slots_init(&engine->slots, d->n_slots);
+    for (int i = 0; rc == 0 && i < 2; i++)
+        rc = flight_init(&engine->flights[i], d->max_tokens, d->n_slots, d->max_rows);
+    if (rc != 0 || !engine->active || !engine->prompts || !engine->scratch)
+        return ssm_error_set(err, SSM_ENOMEM, "max_sessions", "no memory for %d sessions",
+                             d->n_slots);
+    engine->n_free_slots = d->n_slots;
+    return 0;
+}
+
+static void dispose(ssm_engine *engine) {
+    if (engine->device)
+        engine->backend->close(engine->device);
+    for (int i = 0; i < 2; i++)
+        flight_dispose(&engine->flights[i]);
+    slots_dispose(&engine->slots);
+    free(engine->active);
+    free(engine->prompts);
+    free(engine->scratch);
+    free(engine->ports.items);
+    pthread_cond_destroy(&engine->wake);
+    pthread_mutex_destroy(&engine->lock);
+    free(engine);
+}
+
+int ssm_engine_create(const ssm_model *model, const ssm_engine_options *options, ssm_engine **out,
+                      ssm_error *err) {
+    return engine_create_on(NULL, model, options, out, err);
+}
+
+int engine_create_on(const ssm_backend *backend, const ssm_model *model,
+                     const ssm_engine_options *options, ssm_engine **out, ssm_error *err) {
+    int rc = check_options(options, err);
+    if (rc != 0)
+        return rc;
+    ssm_engine *engine = calloc(1, sizeof *engine);
+    if (!engine)
+        return ssm_error_set(err, SSM_ENOMEM, NULL, "no memory for an engine");
+    engine->backend = backend;
+    engine->model = model;
+    engine->info = *ssm_model_get_info(model);
+    engine->options = *options;
+    engine->inbox_last = &engine->inbox_first;
+    engine->next_id = 1;
+    pthread_mutex_init(&engine->lock, NULL);
+    pthread_cond_init(&engine->wake, NULL);
+    if ((rc = open_device(engine, err)) != 0)
+        goto fail;
+    engine->backend->info(engine->device, &engine->device_info);
+    if ((rc = allocate(engine, err)) != 0)
+        goto fail;
+    describe(engine);
+    if (pthread_create(&engine->thread, NULL, engine_thread, engine) != 0) {
+        rc = ssm_error_set(err, SSM_ENOMEM, NULL, "the engine thread could not be started");
+        goto fail;
+    }
+    *out = engine;
+    return 0;
+fail:
+    dispose(engine);
+    return rc;
+}
+
+void ssm_engine_drain(ssm_engine *engine) {
+    pthread_mutex_lock(&engine->lock);
+    engine->is_draining = true;
+    pthread_mutex_unlock(&engine->lock);
+}
+
+void ssm_engine_free(ssm_engine *engine) {
+    if (!engine)
+        return;
+    pthread_mutex_lock(&engine->lock);
+    engine->is_stopping = engine->is_draining = true;
+    pthread_cond_signal(&engine->wake);
+    pthread_mutex_unlock(&engine->lock);
+    pthread_join(engine->thread, NULL);
+    assert(!engine->running.first && !engine->waiting.first && !engine->ended.first);
+    assert(engine->slots.n_free == engine->slots.total);
+    for (size_t i = 0; i < engine->ports.n; i++) {
+        port_detach(engine->ports.items[i]);
+        port_unref(engine->ports.items[i]);
+    }
+    dispose(engine);
+}
+
+// ---- ports
+
+bool engine_add_port(ssm_engine *engine, ssm_port *port) {
+    pthread_mutex_lock(&engine->lock);
+    const bool is_added = engine->ports.n < MAX_PORTS && port_list_add(&engine->ports, port);
+    pthread_mutex_unlock(&engine->lock);
+    return is_added;
+}
+
+void engine_notice_close(ssm_engine *engine) {
+    pthread_mutex_lock(&engine->lock);
+    engine->has_closed_ports = true;
+    pthread_cond_signal(&engine->wake);
+    pthread_mutex_unlock(&engine->lock);
+}
+
+// ---- commands
+
+// Queues a command if it can; the engine's lock is held.
+static void push_command(ssm_engine *engine, command *c) {
+    *engine->inbox_last = c;
+    engine->inbox_last = &c->next;
+    pthread_cond_signal(&engine->wake);
+}
+
+static int refuse(const ssm_engine *engine, ssm_error *err) {
+    if (engine->is_failed)
+        return ssm_error_set(err, SSM_EDEVICE, NULL, "the device has failed");
+    if (engine->is_draining)
+        return ssm_error_set(err, SSM_EDRAINING, NULL, "the engine is shutting down");
+    // Slots that are free take requests out of the queue within a turn.
+    if (engine->n_inbox_jobs + engine->n_waiting >=
+        engine->options.max_queue + engine->n_free_slots)
+        return ssm_error_set(err, SSM_EBUSY, NULL, "%d requests are waiting already, no more fit",
+                             engine->n_inbox_jobs + engine->n_waiting);
+    return 0;
+}
+
+int ssm_engine_submit(ssm_engine *engine, const ssm_request *request, uint64_t *id,
+                      ssm_error *err) {
+    int rc = request_check(request, &engine->info, err);
+    if (rc != 0)
+        return rc;
+    job *j = job_create(request, engine->info.eos_ids, engine->info.n_eos);
+    command *c = calloc(1, sizeof *c);
+    if (!j || !c) {
+        free(c);
+        job_free(j);
+        return ssm_error_set(err, SSM_ENOMEM, NULL, "no memory for the request");
+    }
+    *c = (command){.kind = COMMAND_SUBMIT, .job = j};
+    pthread_mutex_lock(&engine->lock);
+    if ((rc = refuse(engine, err)) == 0) {
+        j->id = engine->next_id++;
+        j->submitted_ns = engine_now_ns();
+        if (id)
+            *id = j->id;
+        port_ref(j->port);
+        if (!engine->has_work && !engine->inbox_first)
+            engine->last_step_ns = j->submitted_ns;
+        engine->n_inbox_jobs++;
+        push_command(engine, c);
+    }
+    pthread_mutex_unlock(&engine->lock);
+    if (rc != 0) {
+        free(c);
+        job_free(j);
+    }
+    return rc;
+}
+
+static void send_command(ssm_engine *engine, const command *template) {
+    command *c = malloc(sizeof *c);
+    if (!c)
+        return; // the request then runs to its own end
+    *c = *template;
+    pthread_mutex_lock(&engine->lock);
+    push_command(engine, c);
+    pthread_mutex_unlock(&engine->lock);
+}
+
+void ssm_engine_cancel(ssm_engine *engine, uint64_t id, int32_t index) {
+    send_command(engine, &(command){.kind = COMMAND_CANCEL, .id = id, .choice = index});
+}
+
+void ssm_engine_pause(ssm_engine *engine, uint64_t id, bool paused) {
+    send_command(engine, &(command){.kind = COMMAND_PAUSE, .id = id, .paused = paused});
+}
+
+const char *ssm_engine_describe(const ssm_engine *engine) {
+    return engine->text;
+}
+
+const char *ssm_engine_backends(void) {
+    return ssm_backend_find("cuda") ? "cpu, reference, cuda" : "cpu, reference";
+}

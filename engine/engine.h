@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: Apache-2.0
+// The engine's inside. Who may touch what:
+//
+//     guarded by `lock`       the inbox, flags, the list of ports, stats, counts for submit
+//     engine thread only      jobs once taken from the inbox, slots, clients, flights, the device
+//     constant after create   model info, options, backend, device info, description
+//
+// Lock order: a port's lock, then the engine's. The engine thread never holds its own lock while it
+// takes a port's.
+//
+// A turn of the thread (thread.c): take the inbox; apply cancels and pauses; admit (admission.c);
+// plan (plan.c); launch the step and its draws (step.c); collect the oldest flight; hand out events
+// (outcome.c); flush the ports. A backend that returns early (run_ahead) has two flights: the next
+// step is planned and launched before the last one's tokens are known to the host.
+#ifndef SSM_ENGINE_ENGINE_H
+#define SSM_ENGINE_ENGINE_H
+
+#include <pthread.h>
+
+#include <ssm/engine.h>
+
+#include "clients.h"
+#include "flight.h"
+#include "job.h"
+#include "kernels/backend.h"
+#include "port.h"
+#include "state/slots.h"
+
+enum { MAX_PORTS = 256 };
+
+typedef struct job_list {
+    job *first, *last;
+    int32_t n;
+} job_list;
+
+typedef enum command_kind { COMMAND_SUBMIT, COMMAND_CANCEL, COMMAND_PAUSE } command_kind;
+
+typedef struct command {
+    struct command *next;
+    command_kind kind;
+    job *job; // SUBMIT: owned
+    uint64_t id;
+    int32_t choice;
+    bool paused;
+} command;
+
+struct ssm_engine {
+    // constant after create
+    const ssm_model *model;
+    ssm_model_info info;
+    ssm_engine_options options;
+    const ssm_backend *backend;
+    ssm_device *device;
+    ssm_device_info device_info;
+    size_t state_floats; // of one slot in canonical form
+    char text[320];
+    pthread_t thread;
+
+    // guarded by lock
+    pthread_mutex_t lock;
+    pthread_cond_t wake;
+    command *inbox_first, **inbox_last;
+    bool is_stopping, is_draining, is_failed;
+    bool has_closed_ports;
+    int32_t n_inbox_jobs;                       // submitted and not yet taken
+    int32_t n_waiting, n_running, n_free_slots; // as of the last turn
+    uint64_t next_id;
+    port_list ports;
+    ssm_stats stats;
+    uint64_t last_step_ns; // or when work arrived on an idle engine
+    bool has_work;         // something is running or waiting
+
+    // engine thread only
+    job_list waiting, running,
+        ended; // ended: DONE not yet posted, or a step in flight refers to it
+    slots slots;
+    choice **active; // [n_slots], by slot
+    clients clients;
+    flight flights[2];
+    int32_t first_flight, n_flights;
+    choice **prompts;         // [n_slots] scratch of plan_build
+    double seconds_per_token; // of recent steps, smoothed
+    uint64_t landed_ns;       // when the last flight was collected
+    float *scratch;           // state and logits of one slot, for forks and poison
+};
+
+// ---- engine.c
+uint64_t engine_now_ns(void);
+// ssm_engine_create on a given backend (tests: one that fails on purpose); NULL: as the options say.
+int engine_create_on(const ssm_backend *backend, const ssm_model *model,
+                     const ssm_engine_options *options, ssm_engine **out, ssm_error *err);
+bool engine_add_port(ssm_engine *engine, ssm_port *port); // any thread
+void engine_notice_close(ssm_engine *engine);             // any thread; a port's lock is held
+
+// ---- thread.c
+void *engine_thread(void *engine);
+
+// ---- admission.c
+void list_append(job_list *list, job *j);
+void list_remove(job_list *list, job *j);
+// The job whose choice should get the next free slot, or NULL.
+job *admission_best(ssm_engine *engine);
+// Gives free slots to waiting jobs and to choices that wait for one.
+void admission_run(ssm_engine *engine);
+void admission_give_slot(ssm_engine *engine, choice *c, int32_t slot);
+
+// ---- plan.c
+// Fills the flight with the next step's rows; false if there is nothing to run.
+bool plan_build(ssm_engine *engine, flight *f);
+
+// ---- step.c
+int step_launch(ssm_engine *engine, flight *f, ssm_error *err);
+int step_collect(ssm_engine *engine, flight *f, ssm_error *err);
+
+// ---- outcome.c
+void outcome_sampled(ssm_engine *engine, flight *f);
+void choice_end(ssm_engine *engine, choice *c, ssm_finish reason, int32_t stop_id);
+void job_end(ssm_engine *engine, job *j, ssm_finish reason, int code, const char *message);
+void job_post(ssm_engine *engine, job *j, const ssm_event *event);
+// Posts what DONE events are due and frees jobs that nothing refers to.
+void jobs_sweep(ssm_engine *engine);
+
+// ---- stats.c
+void stats_step(ssm_engine *engine, const flight *f, double seconds);
+void histogram_add(ssm_histogram *h, const double *bounds, double value);
+
+#endif

@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: Apache-2.0
+// Jobs: requests inside the engine, and their choices.
+//
+// A job is a request that submit accepted: a copy of all it needs in one allocation's worth of
+// arrays, made on the submitter's thread and handed over once; from then on only the engine thread
+// touches it. It has n choices. The first runs the prompt; at the prompt's end the others continue
+// from copies of its state (directly while slots are free, else from a snapshot that the job keeps
+// in host memory until the last choice has been admitted).
+//
+//     choice:  PENDING -> PREFILL -> DECODE -> ENDED         (the first)
+//              PENDING ------------> DECODE -> ENDED         (the others: a copy on the device)
+//              PENDING -> RESTORE -> DECODE -> ENDED         (the others: from the snapshot)
+//
+// A prompt of no tokens is a snapshot of zeros that no step had to make.
+//
+// choice_end is the one way into ENDED. A job is freed when all its choices have ended and no step
+// in flight refers to it.
+#ifndef SSM_ENGINE_JOB_H
+#define SSM_ENGINE_JOB_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <ssm/engine.h>
+
+#include "clients.h"
+#include "kernels/backend.h"
+
+typedef enum choice_state {
+    CHOICE_PENDING, // has no slot yet
+    CHOICE_PREFILL,
+    CHOICE_RESTORE, // has a slot: its state is to be written from the job's snapshot
+    CHOICE_DECODE,
+    CHOICE_ENDED,
+} choice_state;
+
+typedef struct job job;
+typedef struct history history;
+
+typedef struct choice {
+    job *job;
+    int32_t index;
+    choice_state state;
+    int32_t slot;       // -1: none
+    int32_t in_flight;  // draws launched and not collected: 0 to 2
+    int32_t last_token; // valid once generated > 0 and nothing is in flight
+    int64_t generated;  // collected
+    history *history;   // NULL unless a penalty or a bad word needs it
+} choice;
+
+struct job {
+    job *next, *prev; // in the waiting or the running list
+    uint64_t id;
+    void *user;
+    ssm_port *port;
+    int32_t *prompt; // [n_prompt]
+    size_t n_prompt;
+    size_t prefilled;
+    ssm_sampling sampling; // arrays owned
+    int64_t max_tokens, min_tokens;
+    uint64_t seed;
+    int32_t logprobs;
+    bool prompt_logprobs;
+    int32_t *stops; // [n_stops] ids that end a choice: stop_ids, and the model's unless ignored
+    int32_t n_stops;
+    uint64_t client_key;
+    client *client; // from admission to the queue until the job is freed
+    int32_t priority;
+    bool is_paused, is_running;
+    bool is_done; // its DONE has been posted
+    int32_t refs; // steps in flight that refer to it
+    int error;
+    char message[128];
+    float *snapshot; // state, then logits, at the prompt's end, for choices that wait for slots
+    uint64_t submitted_ns, started_ns, first_token_ns;
+    uint64_t completion_tokens;
+    int32_t n_choices, n_open; // choices not ENDED
+    choice choices[];
+};
+
+// A copy of a request; NULL if memory is short. `eos` are the model's end-of-text ids.
+job *job_create(const ssm_request *request, const int32_t *eos, int32_t n_eos);
+void job_free(job *j);
+
+// Whether this id ends a choice.
+bool job_is_stop(const job *j, int32_t id);
+
+// Whether the next draw depends on tokens that the host must have seen: penalties and bad words.
+bool job_needs_history(const job *j);
+
+// 0, or SSM_EINVAL and the field at fault (request.c). Any thread.
+int request_check(const ssm_request *request, const ssm_model_info *info, ssm_error *err);
+
+// First choice without a slot, or NULL.
+choice *job_pending_choice(job *j);
+
+#endif

@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: Apache-2.0
+// Launching a planned step and its draws, and waiting for them.
+//
+// Device calls go in this order: the step; states and logits written from snapshots; copies of the
+// states of prompts that have just ended to the slots of their other choices; the draws. A prompt
+// whose choices do not all get slots now is read back once, state and logits, into the job's
+// snapshot.
+#include "engine.h"
+
+#include <assert.h>
+#include <stdlib.h>
+#include <string.h>
+
+static int write_restores(ssm_engine *engine, flight *f, ssm_error *err) {
+    for (int32_t i = 0; i < f->n_restores; i++) {
+        const choice *c = f->restores[i];
+        const float *state = c->job->snapshot;
+        int rc = engine->backend->slot_write(engine->device, c->slot, state, err);
+        if (rc == 0)
+            rc = engine->backend->logits_write(engine->device, f->n_rows + i,
+                                               state + engine->state_floats, err);
+        if (rc != 0)
+            return rc;
+    }
+    return 0;
+}
+
+static int take_snapshot(ssm_engine *engine, job *j, int32_t slot, int32_t row, ssm_error *err) {
+    const size_t n = engine->state_floats + (size_t)engine->info.vocab_size;
+    if (!(j->snapshot = malloc(n * sizeof *j->snapshot))) {
+        job_end(engine, j, SSM_FINISH_ERROR, SSM_ENOMEM, "no memory for a snapshot of the prompt");
+        return 0;
+    }
+    int rc = engine->backend->slot_read(engine->device, slot, j->snapshot, err);
+    if (rc == 0)
+        rc = engine->backend->logits_read(engine->device, row, j->snapshot + engine->state_floats,
+                                          err);
+    return rc;
+}
+
+// The prompt of choice `first` has just ended and left its logits in `row`: its siblings follow.
+static int fork_siblings(ssm_engine *engine, flight *f, choice *first, int32_t row,
+                         ssm_error *err) {
+    job *j = first->job;
+    while (job_pending_choice(j) && engine->slots.n_free > 0 && admission_best(engine) == j) {
+        choice *c = job_pending_choice(j);
+        admission_give_slot(engine, c, slots_take(&engine->slots));
+        const int rc = engine->backend->slots_copy(engine->device, &first->slot, &c->slot, 1, err);
+        if (rc != 0)
+            return rc;
+        c->state = CHOICE_DECODE;
+        flight_add_draw(f, c, row);
+    }
+    return job_pending_choice(j) ? take_snapshot(engine, j, first->slot, row, err) : 0;
+}
+
+static int fork_prompts(ssm_engine *engine, flight *f, ssm_error *err) {
+    int32_t row = 0;
+    for (int32_t i = 0; i < f->n_segments; i++) {
+        const ssm_segment *s = &f->segments[i];
+        choice *c = f->segment_choices[i];
+        row += s->want == SSM_WANT_ALL ? s->count : s->want == SSM_WANT_LAST;
+        const bool just_ended = c->state == CHOICE_DECODE && c->generated == 0 &&
+                                c->job->prefilled == c->job->n_prompt &&
+                                job_pending_choice(c->job) && !c->job->snapshot;
+        int rc = 0;
+        if (just_ended && c->job->max_tokens > 0)
+            rc = fork_siblings(engine, f, c, row - 1, err);
+        if (rc != 0)
+            return rc;
+    }
+    return 0;
+}
+
+// A snapshot goes when no choice waits for it any more.
+static void drop_snapshots(flight *f) {
+    for (int32_t i = 0; i < f->n_restores; i++) {
+        job *j = f->restores[i]->job;
+        bool is_wanted = false;
+        for (int32_t k = 0; k < j->n_choices; k++)
+            is_wanted |=
+                j->choices[k].state == CHOICE_PENDING || j->choices[k].state == CHOICE_RESTORE;
+        if (!is_wanted && j->snapshot) {
+            free(j->snapshot);
+            j->snapshot = NULL;
+        }
+    }
+}
+
+int step_launch(ssm_engine *engine, flight *f, ssm_error *err) {
+    f->launched_ns = engine_now_ns();
+    const ssm_plan plan = {.tokens = f->tokens,
+                           .n_tokens = f->n_tokens,
+                           .segments = f->segments,
+                           .n_segments = f->n_segments};
+    int rc = 0;
+    if (f->n_segments > 0)
+        rc = engine->backend->step(engine->device, &plan, err);
+    if (rc == 0)
+        rc = write_restores(engine, f, err);
+    if (rc == 0)
+        rc = fork_prompts(engine, f, err);
+    drop_snapshots(f);
+    flight_seal(f);
+    if (rc == 0 && f->n_samples > 0)
+        rc = engine->backend->sample(engine->device, f->samples, f->n_samples, err);
+    return rc;
+}
+
+int step_collect(ssm_engine *engine, flight *f, ssm_error *err) {
+    if (f->n_samples == 0)
+        return 0;
+    return engine->backend->collect(engine->device, f->sampled, f->n_samples, err);
+}
