@@ -180,7 +180,6 @@ void jobs_sweep(ssm_engine *engine) {
         if (!j->is_done || j->refs > 0)
             continue;
         list_remove(&engine->ended, j);
-        port_flush(j->port); // before its reference may be the last
         port_unref(j->port);
         if (j->client)
             clients_unref(&engine->clients, j->client);
