@@ -125,16 +125,27 @@ static checkpoint_entry *find_embedding(const binder *b, char name[MAX_NAME]) {
     return checkpoint_find(&b->model->checkpoint, name);
 }
 
-static int bind_head(binder *b, const blueprint *bp, const int64_t *dims) {
+// A stored head of a tied model: read and compared, the one time that data is touched.
+static int check_tied_head(const binder *b, checkpoint_entry *head, const safetensor *embedding) {
+    const safetensor *t = head->tensor;
+    head->used = true;
+    if (t->dtype == embedding->dtype && t->bytes == embedding->bytes &&
+        memcmp(t->data, embedding->data, t->bytes) == 0)
+        return 0;
+    return ssm_error_set(b->err, SSM_EFORMAT, t->name,
+                         "tensor %s is not the embedding although tie_word_embeddings is true",
+                         t->name);
+}
+
+static int bind_head(binder *b, const blueprint *bp, const safetensor *embedding,
+                     const int64_t *dims) {
     ssm_weights *w = &b->model->weights;
     checkpoint_entry *e = checkpoint_find(&b->model->checkpoint, "lm_head.weight");
     if (!e)
         e = checkpoint_find(&b->model->checkpoint, "model.lm_head.weight");
     if (bp->tied) {
         w->lm_head = w->embedding;
-        if (e)
-            e->used = true;
-        return e ? check_shape(e->tensor, dims, b->err) : 0;
+        return e ? check_tied_head(b, e, embedding) : 0;
     }
     if (!e)
         return ssm_error_set(b->err, SSM_EFORMAT, "lm_head.weight",
@@ -152,7 +163,7 @@ static int bind_ends(binder *b, const blueprint *bp) {
         return ssm_error_set(b->err, SSM_EFORMAT, name, "tensor %s is missing", name);
     int rc = bind_entry(b, e, table, &b->model->weights.embedding);
     if (rc == 0)
-        rc = bind_head(b, bp, table);
+        rc = bind_head(b, bp, e->tensor, table);
     snprintf(name, sizeof name, "%snorm_f.weight", b->prefix);
     if (rc == 0)
         rc = bind_tensor(b, name, vector, &b->model->weights.norm_f);
