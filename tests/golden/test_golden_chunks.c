@@ -62,7 +62,7 @@ START_TEST(chunks_agree) {
     golden_open(&g, m->folder);
     runner_open(&r, golden_backends[_i % golden_n_backends], ssm_model_weights(g.model));
     // The larger models' reference is slow: they show it over fewer tokens.
-    const int32_t n = ssm_model_get_info(g.model)->d_model > 128 ? 150 : LENGTH;
+    const int32_t n = ssm_model_get_info(g.model)->d_model > 128 ? 70 : LENGTH;
     int32_t *ids = long_prompt(&g, n);
     result whole = run(&r, ids, n, 0);
     for (size_t i = 0; i < (size_t)n * (size_t)r.vocab; i++)
