@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The program under test: starts build/ssmd on a free port and stops it again.
+
+SSMD_BINARY picks another build. SSMD_TIME_SCALE multiplies every waiting time, for sanitized
+builds. Everything that the program prints is kept; a test that fails shows its end.
+"""
+
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import threading
+import time
+
+from .client import Client
+
+ROOT = pathlib.Path(__file__).resolve().parents[3]
+BINARY = pathlib.Path(os.environ.get("SSMD_BINARY", ROOT / "build" / "ssmd"))
+SCALE = float(os.environ.get("SSMD_TIME_SCALE", "1"))
+LISTENING = re.compile(r"http://(?:127\.0\.0\.1|localhost|\[::1\]):(\d+)")
+SANITIZERS = {
+    "ASAN_OPTIONS": "detect_stack_use_after_return=1:strict_string_checks=1:allocator_may_return_null=1",
+    "UBSAN_OPTIONS": "print_stacktrace=1",
+    "TSAN_OPTIONS": "halt_on_error=1:second_deadlock_stack=1",
+}
+
+
+def wait_until(condition, seconds, what):
+    """Polls until condition() is true; the last falsy value is in the failure."""
+    deadline = time.monotonic() + seconds * SCALE
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {seconds * SCALE:g} s: {what} (last: {value!r})")
+        time.sleep(0.01)
+
+
+class Program:
+    """A running `ssmd serve` with a Client of its own."""
+
+    def __init__(self, *options, environment=None, binary=BINARY):
+        command = [str(binary), "serve", "--port", "0", *map(str, options)]
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith("SSMD_")}
+        self.process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env={**SANITIZERS, **inherited, **(environment or {})},
+            cwd="/",  # nothing may depend on the directory it is started from
+            start_new_session=True,
+        )
+        self.output = []
+        self._port = None
+        self._heard = threading.Event()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        if not self._heard.wait(60 * SCALE) or self._port is None:
+            self.process.kill()
+            self._reader.join(5)
+            raise AssertionError(f"{' '.join(command)} did not start:\n{self.tail()}")
+        self.client = Client("127.0.0.1", self._port)
+        self.port = self._port
+        wait_until(self._is_ready, 60, "GET /readyz answers 200")
+
+    def _read(self):
+        for line in self.process.stdout:
+            text = line.decode("utf-8", "replace")
+            self.output.append(text)
+            found = LISTENING.search(text)
+            if found and self._port is None:
+                self._port = int(found.group(1))
+                self._heard.set()
+        self._heard.set()
+
+    def _is_ready(self):
+        if self.process.poll() is not None:
+            raise AssertionError(f"the program ended while starting:\n{self.tail()}")
+        return self.client.get("/readyz").status == 200
+
+    def tail(self, lines=40):
+        return "".join(self.output[-lines:])
+
+    def is_running(self):
+        return self.process.poll() is None
+
+    def signal(self, number):
+        self.process.send_signal(number)
+
+    def wait(self, seconds):
+        """The exit status, once it has ended by itself."""
+        status = self.process.wait(seconds * SCALE)
+        self._reader.join(5)
+        return status
+
+    def stop(self, seconds=40):
+        """SIGTERM, drain, exit: the status, or a failure with what it printed."""
+        if self.is_running():
+            self.signal(signal.SIGTERM)
+        try:
+            return self.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            raise AssertionError(f"did not end {seconds} s after SIGTERM:\n{self.tail()}") from None
+
+    def kill(self):
+        if self.is_running():
+            self.process.kill()
+            self.process.wait()
+
+    def resident_bytes(self, field="VmRSS"):
+        with open(f"/proc/{self.process.pid}/status") as status:
+            for line in status:
+                if line.startswith(field + ":"):
+                    return int(line.split()[1]) * 1024
+        raise AssertionError(f"no {field}")
+
+    def open_files(self):
+        return len(os.listdir(f"/proc/{self.process.pid}/fd"))

@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Many clients at once: each gets what it would get alone; those who leave free their slots."""
+
+import concurrent.futures
+import random
+import time
+
+import pytest
+
+from harness import models
+from harness.client import joined
+from harness.metrics import slots_used, total
+from harness.models import DEMO
+from harness.program import wait_until
+
+PROMPTS = [g["prompt"] for g in models.goldens(DEMO)] + [
+    "O", "Be", "a b", "What light through yonder window breaks?", "\n", "KING", "Exeunt.\n\n",
+    "First Murderer:\nWhere is he?\n\nSecond Murderer:\n",
+]
+ENDLESS = dict(max_tokens=10**6, ignore_eos=True)
+
+
+def at_once(function, items, workers=64):
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        return list(pool.map(function, items))
+
+
+def job(i):
+    """Request i: its parameters, greedy and seeded ones mixed, lengths and forms all different."""
+    parameters = {"prompt": PROMPTS[i % len(PROMPTS)], "max_tokens": 5 + i % 37}
+    parameters.update({"temperature": 0} if i % 2 else {"seed": i, "temperature": 1.2, "top_p": 0.95})
+    return parameters
+
+
+def answer_to(client, i, stream):
+    parameters = job(i)
+    return joined(client.stream(**parameters))[0] if stream else client.text(**parameters)
+
+
+def idle(client, seconds=5):
+    wait_until(lambda: slots_used(client) == 0, seconds, "no slot is used")
+    assert total(client, "ssmd_requests_running") == 0
+    assert total(client, "ssmd_requests_waiting") == 0
+
+
+def test_64_clients_as_one_alone(client):
+    alone = [answer_to(client, i, False) for i in range(64)]
+    for _ in range(2):
+        assert at_once(lambda i: answer_to(client, i, i % 3 == 0), range(64)) == alone
+
+
+@pytest.mark.smoke
+def test_12_clients_as_one_alone(client):
+    alone = [answer_to(client, i, False) for i in range(12)]
+    assert at_once(lambda i: answer_to(client, i, i % 3 == 0), range(12)) == alone
+    idle(client)
+
+
+def test_more_clients_than_slots(client):
+    """200 requests on 64 slots: the rest wait, all are answered."""
+    alone = {i: answer_to(client, i, False) for i in range(20)}
+    texts = at_once(lambda i: answer_to(client, i % 20, i % 2), range(200), workers=100)
+    assert texts == [alone[i % 20] for i in range(200)]
+
+
+def test_in_the_company_of_other_models(client, served_models):
+    alone = client.greedy(max_tokens=48)
+    texts = at_once(lambda i: client.complete("abc|defgh|", model=served_models[i % len(served_models)],
+                                              max_tokens=20, seed=i) if i % 2 else client.greedy(max_tokens=48),
+                    range(24), workers=24)
+    assert all(text == alone for text in texts[::2])
+
+
+# ---- leaving
+
+
+def raw_request(client, stream):
+    raw = client.raw()
+    raw.send_request("POST", "/v1/completions", b'{"prompt":"a","max_tokens":1000000,"ignore_eos":true,"stream":%s}'
+                     % (b"true" if stream else b"false"), client.header_lines())
+    return raw
+
+
+LEAVING = {"close": lambda raw: raw.close(), "reset": lambda raw: raw.reset(),
+           "half-close": lambda raw: raw.half_close()}
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("how", LEAVING)
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
+def test_leaving_frees_the_slot(client, stream, how):
+    idle(client)
+    with raw_request(client, stream) as raw:
+        wait_until(lambda: slots_used(client) == 1, 5, "the request has its slot")
+        LEAVING[how](raw)
+        wait_until(lambda: slots_used(client) == 0, 1, "its slot is free again")
+    idle(client)
+
+
+@pytest.mark.parametrize("how", LEAVING)
+def test_leaving_while_waiting(start, how):
+    """A client that leaves before its turn is forgotten."""
+    client = start("--max-sessions", 1).client
+    with raw_request(client, True) as holder:
+        wait_until(lambda: slots_used(client) == 1, 5, "one holds the slot")
+        with raw_request(client, False) as raw:
+            wait_until(lambda: total(client, "ssmd_requests_waiting") == 1, 5, "one waits")
+            LEAVING[how](raw)
+            wait_until(lambda: total(client, "ssmd_requests_waiting") == 0, 1, "none waits")
+        assert slots_used(client) == 1
+        holder.close()
+        wait_until(lambda: slots_used(client) == 0, 1, "no slot is used")
+
+
+def test_leaving_with_many_choices(client):
+    idle(client)
+    with client.open_stream(n=16, **ENDLESS) as stream:
+        next(iter(stream))
+        wait_until(lambda: slots_used(client) == 16, 5, "16 choices run")
+    wait_until(lambda: slots_used(client) == 0, 1, "all 16 slots are free")
+
+
+def test_leaving_in_a_long_prompt(client, need_model):
+    model = need_model("induction-heads")
+    body = b'{"model":"%s","max_tokens":1,"prompt":"%s"}' % (model.encode(), b"ab" * 400_000)
+    with client.raw() as raw:
+        raw.send_request("POST", "/v1/completions", body, client.header_lines())
+        wait_until(lambda: slots_used(client) == 1, 10, "the prompt is being read")
+        raw.close()
+        wait_until(lambda: slots_used(client) == 0, 2, "its slot is free again")
+    idle(client)
+
+
+def test_a_client_that_does_not_read(client):
+    """Its stream waits for it; others go on; when it leaves, its slot is free."""
+    with raw_request(client, True) as raw:
+        raw.read_head()
+        assert client.greedy(max_tokens=8)
+        raw.close()
+    idle(client)
+
+
+def test_cancellation_storm(client, program):
+    """Hundreds of clients that leave at random moments: no slot lost, answers still right."""
+    idle(client)
+    want = client.greedy(max_tokens=24)
+    files = program.open_files() if program else 0
+
+    def come_and_leave(i):
+        chance = random.Random(i)
+        try:
+            with raw_request(client, chance.random() < 0.5) as raw:
+                time.sleep(chance.random() * 0.05)
+                chance.choice([raw.close, raw.reset, raw.half_close])()
+        except ConnectionError:
+            pass
+        return client.greedy(max_tokens=24) if i % 20 == 0 else want
+
+    assert set(at_once(come_and_leave, range(400), workers=48)) == {want}
+    idle(client)
+    if program:
+        wait_until(lambda: program.open_files() <= files + 4, 5, "its files are closed")
+
+
+@pytest.mark.timeout(120)
+def test_thousands_of_requests(client, program):
+    """3,000 requests on kept connections: same answer, no growth, no descriptor lost."""
+    body = {"prompt": "ROMEO:", "max_tokens": 1, "temperature": 0}
+    want = client.greedy(max_tokens=1)
+
+    def run(count):
+        connection = client.connect()
+        try:
+            for _ in range(count):
+                answer = client.post("/v1/completions", body, connection=connection)
+                assert answer.status == 200 and answer.json()["choices"][0]["text"] == want
+        finally:
+            connection.close()
+
+    at_once(run, [100] * 8, workers=8)
+    idle(client)
+    before, files = (program.resident_bytes(), program.open_files()) if program else (0, 0)
+    at_once(run, [275] * 8, workers=8)
+    idle(client)
+    if program:
+        assert program.resident_bytes() < before + 8e6
+        wait_until(lambda: program.open_files() <= files + 1, 5, "its files are closed")
