@@ -85,7 +85,7 @@ int config_parse(config *c, const char *text, size_t len, const char *file, ssm_
     if (!c->root)
         return ssm_error_set(err, SSM_EFORMAT, file, "%s is not valid JSON: %s (line %d)", file,
                              at.text, at.line);
-    if (!json_is_object(c->root)) {
+    if (!json_is_object(c->root) || json_object_get(c->root, "__float__")) { // or a bare Infinity
         config_dispose(c);
         return ssm_error_set(err, SSM_EFORMAT, file, "%s is not a JSON object", file);
     }

@@ -4,7 +4,6 @@
 // and later.
 #include "mamba.h"
 
-#include <assert.h>
 #include <string.h>
 
 static int32_t read_dt_rank(config *c, const ssm_geometry *g) {
