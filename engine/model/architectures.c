@@ -9,7 +9,6 @@
 #include "architecture.h"
 
 #include <assert.h>
-#include <math.h>
 #include <string.h>
 
 static const architecture *const table[] = {

@@ -5,7 +5,6 @@
 // so do we.
 #include "checkpoint.h"
 
-#include <errno.h>
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>

@@ -7,7 +7,6 @@
 // stands, so that one reader (number_of) knows both and nothing else changes its meaning.
 #include "config.h"
 
-#include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>

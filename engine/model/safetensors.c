@@ -7,10 +7,8 @@
 // checkpoints are replaced by renaming, not rewritten in place.
 #include "safetensors.h"
 
-#include <assert.h>
 #include <fcntl.h>
 #include <inttypes.h>
-#include <limits.h>
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
