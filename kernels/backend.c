@@ -5,6 +5,7 @@
 
 static const ssm_backend *const backends[] = {
     &ssm_backend_reference,
+    &ssm_backend_cpu,
 #ifdef SSM_WITH_CUDA
     &ssm_backend_cuda,
 #endif

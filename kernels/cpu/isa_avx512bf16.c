@@ -1,0 +1,27 @@
+// SPDX-License-Identifier: Apache-2.0
+#define SSM_AVX512_DOT 1
+#include <math.h>
+#include <string.h>
+
+#include "kernels.h"
+#include "simd_avx512.h"
+
+#include "template_product.h"
+
+#include "template_math.h"
+
+#include "template_rows.h"
+#include "template_scan.h"
+
+extern const cpu_kernels cpu_kernels_avx512bf16;
+
+const cpu_kernels cpu_kernels_avx512bf16 = {
+    .name = "avx512bf16",
+    .has_bf16_dot = true,
+    .product = product,
+    .conv = conv,
+    .scan = scan,
+    .norm = norm,
+    .softplus = softplus,
+    .convert = convert,
+};

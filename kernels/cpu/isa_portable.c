@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <math.h>
+#include <string.h>
+
+#include "kernels.h"
+#include "simd_portable.h"
+
+#include "template_product.h"
+
+#include "template_math.h"
+
+#include "template_rows.h"
+#include "template_scan.h"
+
+extern const cpu_kernels cpu_kernels_portable;
+
+const cpu_kernels cpu_kernels_portable = {
+    .name = "portable",
+    .has_bf16_dot = false,
+    .product = product,
+    .conv = conv,
+    .scan = scan,
+    .norm = norm,
+    .softplus = softplus,
+    .convert = convert,
+};

@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: Apache-2.0
+// The operations of the CPU backend: one table an instruction set, all compiled from the same
+// templates (template_*.h) over the sixteen lanes of simd_*.h.
+//
+// Activations are blocked: a tensor of `n` features and `tokens` tokens is [ceil(n /
+// 16)][tokens][16] fp32, features past n zero. A block's tokens lie together, so that a scan walks
+// one stream and a product reads six tokens of sixteen inputs from six lines in a row.
+//
+// Order of sums. Every output of a product is one chain of fused multiply-adds over its inputs in
+// order, then its bias; every other operation works on one token or along one channel's time. So
+// results do not depend on how many tokens or threads take part, or on how a sequence was cut.
+#ifndef SSM_KERNELS_CPU_KERNELS_H
+#define SSM_KERNELS_CPU_KERNELS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+enum { CPU_LANES = 16, CPU_PANEL_BLOCKS = 4, CPU_GROUP = 32 };
+
+// How a matrix is packed: panels of up to 4 blocks of 16 rows; a panel is one stream over its
+// inputs in order, each vector holding some inputs of 16 rows, the blocks' vectors in turn.
+typedef enum cpu_format {
+    CPU_W_F32,      // 64-byte vectors: 1 input
+    CPU_W_F16,      // 32 bytes: 1 input
+    CPU_W_BF16,     // 64 bytes: 2 inputs; multiplied as fp32
+    CPU_W_BF16_DOT, // the same bytes, multiplied by bf16 activations, two products at a time
+    CPU_W_INT8,     // 64 bytes: 4 inputs; scale and sum a row
+    CPU_W_INT4, // 64 bytes: 8 inputs, low nibbles (4) first, biased by 8; before each group of 32
+                // inputs the blocks' [16] fp32 scales
+} cpu_format;
+
+// One thread's rows of a matrix.
+typedef struct cpu_slice {
+    const void *data;   // packed
+    const float *bias;  // [n_blocks * 16], zeros if the model has none
+    const float *scale; // INT8 [n_blocks * 16]
+    const int32_t *sum; // INT8 [n_blocks * 16] of the row's weights
+    int32_t first_block, n_blocks;
+    int32_t k_blocks; // of 16 inputs; INT4: even
+    cpu_format format;
+} cpu_slice;
+
+// The forms in which products take activations.
+typedef enum cpu_form {
+    CPU_X_F32,  // blocked fp32
+    CPU_X_BF16, // blocked bf16, 32 bytes a token and block
+    CPU_X_Q16,  // blocked u16 = 32768 + x / scale: 16 high bytes, then 16 low bytes
+    CPU_X_Q15,  // blocked s15 = x / scale: 16 high signed bytes (of 128), 16 low 7-bit ones
+} cpu_form;
+
+typedef struct cpu_input {
+    const void *data;
+    const float *scale; // Q16, Q15: [tokens]
+    const int32_t *sum; // Q15: [k_blocks / 2][tokens] of each group of 32 inputs
+    int32_t tokens;
+} cpu_input;
+
+// Where a product goes: out[block * block_stride + token * token_stride + lane].
+typedef struct cpu_output {
+    float *data; // of the matrix's block 0
+    size_t block_stride, token_stride;
+    bool add; // to what is there
+} cpu_output;
+
+// One segment of one channel block through the convolution.
+typedef struct cpu_conv {
+    const float *weight; // [width][16]
+    const float *bias;   // [16]
+    float *tail;         // [width - 1][16] in the slot, oldest first
+    const float *x;      // [count][16] raw
+    float *out;          // [count][16] silu(conv)
+    int32_t width, count;
+    bool fresh; // begins from zeros, tail is not read
+} cpu_conv;
+
+// One segment of one block of 16 channels through the recurrence. With `per_state` the decay is
+// exp2(delta * a[n]) (Mamba-1), else exp2(delta * a[0]) for all states (Mamba-2).
+typedef struct cpu_scan {
+    const float *a;     // -exp(A_log) log2 e: [n][16] or [1][16]
+    const float *d;     // [16]
+    const float *delta; // [count][16]
+    const float *x;     // [count][16]
+    const float *z;     // [count][16] y is multiplied by silu of it
+    const float *b,
+        *c; // state n of token t: [(first + n) / 16 * stride + t * 16 + (first + n) % 16]
+    size_t stride;
+    int32_t first[16]; // of each lane (its group's); all the same but in odd geometries
+    bool mixed;        // lanes differ in `first`
+    float *h;          // [n][16] in the slot
+    float *y;          // [count][16]
+    int32_t n, count;
+    bool per_state, fresh;
+} cpu_scan;
+
+typedef struct cpu_norm {
+    const float *x;      // [blocks][tokens][16]
+    const float *weight; // [blocks * 16] padded with zeros, or NULL: 1
+    float *out;          // [blocks][out_tokens][16]; may be x when out_tokens == tokens
+    int32_t n, groups;   // features; RMS over each of `groups` equal parts
+    int32_t tokens, out_tokens;
+    int32_t first, count; // tokens of x to do
+    int32_t out_first;    // where the first of them goes
+    float eps;
+} cpu_norm;
+
+typedef struct cpu_kernels {
+    const char *name;
+    bool has_bf16_dot;
+    void (*product)(const cpu_slice *w, const cpu_input *x, const cpu_output *out);
+    void (*conv)(const cpu_conv *args);
+    void (*scan)(const cpu_scan *args);
+    void (*norm)(const cpu_norm *args);
+    // In place on n floats, a multiple of 16: softplus, then clamped to [lo, hi].
+    void (*softplus)(float *x, size_t n, float lo, float hi);
+    // Tokens [first, first + count) of [blocks][tokens][16] fp32 to another form.
+    void (*convert)(cpu_form form, const float *x, int32_t blocks, int32_t tokens, int32_t first,
+                    int32_t count, void *out, float *scale, int32_t *sum);
+} cpu_kernels;
+
+// The best table for this machine no better than `limit` (a table's name; NULL: no limit). The
+// names: "portable" (SSE2; NEON on aarch64), "avx2", "avx512", "avx512bf16". NULL: unknown name or
+// not for this machine.
+const cpu_kernels *cpu_kernels_choose(const char *limit);
+
+#endif

@@ -1,0 +1,375 @@
+// SPDX-License-Identifier: Apache-2.0
+// One step: every thread runs this file's function from the embedding to the logits and meets the
+// others where a vector must be whole.
+//
+//   Mamba-1 layer   norm, in_proj of own channels, convolution | x_proj rows | dt_proj, recurrence
+//                   and gate of own channels | out_proj rows into the residual |
+//   Mamba-2 layer   norm, in_proj, convolution | recurrence and gate of own channels | gate norm,
+//                   out_proj rows into the residual |
+//
+// Each bar is a barrier: 4 and 3 a layer. x_proj could be summed by channels instead of rows to
+// save one, but then its sums would depend on the number of threads; at 0.3 us it is not worth
+// that. With more than CPU_FEW_TOKENS tokens the norms are shared out by tokens, which takes a
+// barrier more.
+#include "step.h"
+
+#include <assert.h>
+#include <math.h>
+#include <string.h>
+
+typedef struct worker {
+    cpu_step *step;
+    const cpu_model *m;
+    const cpu_thread *t;
+    cpu_work *w;
+    int id, n;      // this thread, of so many
+    int32_t tokens; // of the step
+} worker;
+
+static void meet(const worker *k) {
+    cpu_pool_barrier(k->step->pool);
+}
+
+static int32_t token_at(const cpu_step *s, const ssm_segment *segment, int32_t i) {
+    const int32_t id = s->plan->tokens[segment->first + i];
+    return id == SSM_TOKEN_SAMPLED ? s->drawn[segment->slot] : id;
+}
+
+// Own blocks of every token's row of the embedding.
+static void embed(const worker *k) {
+    const ssm_tensor *embedding = &k->m->weights->embedding;
+    const int32_t dm = k->m->g.d_model;
+    for (int32_t i = 0; i < k->step->plan->n_segments; i++) {
+        const ssm_segment *segment = &k->step->plan->segments[i];
+        for (int32_t j = 0; j < segment->count; j++) {
+            const size_t row = (size_t)token_at(k->step, segment, j) * (size_t)dm;
+            const size_t t = (size_t)(segment->first + j);
+            for (int32_t b = k->t->model.first; b < k->t->model.end; b++) {
+                const int32_t left = dm - b * CPU_LANES;
+                float *to = k->w->residual + ((size_t)b * (size_t)k->tokens + t) * CPU_LANES;
+                if (left < CPU_LANES)
+                    memset(to, 0, CPU_LANES * sizeof *to);
+                ssm_tensor_read(embedding, row + (size_t)b * CPU_LANES,
+                                (size_t)(left < CPU_LANES ? left : CPU_LANES), to);
+            }
+        }
+    }
+}
+
+// ---- inputs of projections
+
+typedef struct source {
+    const float *x; // [blocks][tokens][16]
+    int32_t n;      // features
+    bool has_norm;
+    const float *weight; // of the norm
+    int32_t groups;
+    float eps;
+    const int32_t *rows; // the head: tokens wanted, else NULL
+    int32_t n_out;       // tokens that come out
+} source;
+
+static void norm_rows(const worker *k, const source *s, const cpu_stage *stage, int32_t first,
+                      int32_t count) {
+    cpu_norm args = {.x = s->x,
+                     .weight = s->weight,
+                     .out = stage->f32,
+                     .n = s->n,
+                     .groups = s->groups,
+                     .tokens = k->tokens,
+                     .out_tokens = s->n_out,
+                     .first = first,
+                     .count = count,
+                     .out_first = first,
+                     .eps = s->eps};
+    if (!s->rows) {
+        k->m->kernels->norm(&args);
+        return;
+    }
+    args.count = 1;
+    for (int32_t i = first; i < first + count; i++) {
+        args.first = s->rows[i];
+        args.out_first = i;
+        k->m->kernels->norm(&args);
+    }
+}
+
+// The source normed and in the form that the large projections take. Ends with a barrier if the
+// work was shared out.
+static cpu_input prepare(const worker *k, const source *s) {
+    const cpu_form form = k->m->form;
+    const bool few = s->n_out <= CPU_FEW_TOKENS;
+    const cpu_stage *stage = few ? &k->w->own[k->id] : &k->w->shared;
+    const cpu_range range = few ? (cpu_range){0, s->n_out} : cpu_share(s->n_out, k->id, k->n);
+    const float *x = s->x;
+    if (s->has_norm) {
+        norm_rows(k, s, stage, range.first, range.end - range.first);
+        x = stage->f32;
+    }
+    if (form != CPU_X_F32)
+        k->m->kernels->convert(form, x, cpu_blocks(s->n), s->n_out, range.first,
+                               range.end - range.first, stage->bytes, stage->scale, stage->sum);
+    if (!few && (s->has_norm || form != CPU_X_F32))
+        meet(k);
+    return (cpu_input){.data = form == CPU_X_F32 ? (const void *)x : stage->bytes,
+                       .scale = stage->scale,
+                       .sum = stage->sum,
+                       .tokens = s->n_out};
+}
+
+static cpu_output blocked(const worker *k, float *data, bool add) {
+    return (cpu_output){.data = data,
+                        .block_stride = (size_t)k->tokens * CPU_LANES,
+                        .token_stride = CPU_LANES,
+                        .add = add};
+}
+
+static void project(const worker *k, const cpu_slice *slice, const cpu_input *x, float *to) {
+    const cpu_output out = blocked(k, to, false);
+    k->m->kernels->product(slice, x, &out);
+}
+
+static float *block_of(const worker *k, float *data, int32_t block, int32_t token) {
+    return data + ((size_t)block * (size_t)k->tokens + (size_t)token) * CPU_LANES;
+}
+
+// ---- states
+
+static float *slot_layer(const worker *k, int32_t slot, int32_t layer) {
+    const size_t floats = cpu_slot_conv_floats(k->m) + cpu_slot_ssm_floats(k->m);
+    return k->step->slots + (size_t)slot * k->step->slot_floats + (size_t)layer * floats;
+}
+
+// Blocks [0, count) of `data` from `block` on, which are blocks `slot_block`.. of the slot's.
+static void convolve(const worker *k, int32_t layer, float *data, int32_t block, int32_t count,
+                     int32_t slot_block, const float *weight, const float *bias) {
+    const int32_t width = k->m->g.d_conv;
+    const size_t tail = (size_t)(width - 1) * CPU_LANES;
+    for (int32_t i = 0; i < count; i++) {
+        for (int32_t j = 0; j < k->step->plan->n_segments; j++) {
+            const ssm_segment *segment = &k->step->plan->segments[j];
+            float *x = block_of(k, data, block + i, segment->first);
+            const cpu_conv args = {.weight = weight + (size_t)i * (size_t)width * CPU_LANES,
+                                   .bias = bias + (size_t)i * CPU_LANES,
+                                   .tail = slot_layer(k, segment->slot, layer) +
+                                           (size_t)(slot_block + i) * tail,
+                                   .x = x,
+                                   .out = x,
+                                   .width = width,
+                                   .count = segment->count,
+                                   .fresh = segment->fresh};
+            k->m->kernels->conv(&args);
+        }
+    }
+}
+
+static bool is_mixed(const int32_t first[CPU_LANES]) {
+    for (int i = 1; i < CPU_LANES; i++) {
+        if (first[i] != first[0])
+            return true;
+    }
+    return false;
+}
+
+static void recur(const worker *k, int32_t layer) {
+    const cpu_model *m = k->m;
+    const cpu_part *part = &k->t->parts[layer];
+    const bool per_state = m->g.kind == SSM_BLOCK_MAMBA;
+    const size_t n = (size_t)m->g.d_state, rates = per_state ? n : 1;
+    for (int32_t i = k->t->inner.first; i < k->t->inner.end; i++) {
+        const size_t own = (size_t)(i - k->t->inner.first);
+        cpu_scan args = {.a = part->a + own * rates * CPU_LANES,
+                         .d = part->d + own * CPU_LANES,
+                         .stride = (size_t)k->tokens * CPU_LANES,
+                         .mixed = is_mixed(m->lane_group[i]),
+                         .n = m->g.d_state,
+                         .per_state = per_state};
+        memcpy(args.first, m->lane_group[i], sizeof args.first);
+        for (int32_t j = 0; j < k->step->plan->n_segments; j++) {
+            const ssm_segment *segment = &k->step->plan->segments[j];
+            args.delta = block_of(k, k->w->delta, i, segment->first);
+            args.x = args.y = block_of(k, k->w->x, i, segment->first);
+            args.z = block_of(k, k->w->z, i, segment->first);
+            args.b = block_of(k, k->w->bc, m->b_block, segment->first);
+            args.c = block_of(k, k->w->bc, m->c_block, segment->first);
+            args.h = slot_layer(k, segment->slot, layer) + cpu_slot_conv_floats(m) +
+                     (size_t)i * n * CPU_LANES;
+            args.count = segment->count;
+            args.fresh = segment->fresh;
+            m->kernels->scan(&args);
+        }
+    }
+}
+
+// ---- layers
+
+// falcon_mamba: dt, B and C normed in place, tokens shared out.
+static void norm_bc_dt(const worker *k) {
+    const cpu_model *m = k->m;
+    const cpu_range range = cpu_share(k->tokens, k->id, k->n);
+    const int32_t block[3] = {m->dt_block, m->b_block, m->c_block};
+    const int32_t n[3] = {m->g.dt_rank, m->g.d_state, m->g.d_state};
+    for (int i = 0; i < 3; i++) {
+        float *x = block_of(k, k->w->bc, block[i], 0);
+        const cpu_norm args = {.x = x,
+                               .out = x,
+                               .n = n[i],
+                               .groups = 1,
+                               .tokens = k->tokens,
+                               .out_tokens = k->tokens,
+                               .first = range.first,
+                               .count = range.end - range.first,
+                               .out_first = range.first,
+                               .eps = m->g.bc_dt_eps};
+        m->kernels->norm(&args);
+    }
+    meet(k);
+}
+
+static void mix_mamba(const worker *k, int32_t layer) {
+    const cpu_part *part = &k->t->parts[layer];
+    const int32_t first = k->t->inner.first, own = k->t->inner.end - first;
+    convolve(k, layer, k->w->x, first, own, first, part->conv_weight, part->conv_bias);
+    meet(k);
+    const cpu_input x = {.data = k->w->x, .tokens = k->tokens};
+    project(k, &part->x_proj, &x, k->w->bc);
+    meet(k);
+    if (k->m->g.bc_dt_norm)
+        norm_bc_dt(k);
+    const cpu_input dt = {.data = block_of(k, k->w->bc, k->m->dt_block, 0), .tokens = k->tokens};
+    project(k, &part->dt_proj, &dt, k->w->delta);
+    k->m->kernels->softplus(block_of(k, k->w->delta, first, 0),
+                            (size_t)own * (size_t)k->tokens * CPU_LANES, 0, INFINITY);
+    recur(k, layer);
+}
+
+// One head's delta to each of its channels.
+static void spread_delta(const worker *k) {
+    const ssm_geometry *g = &k->m->g;
+    for (int32_t i = k->t->inner.first; i < k->t->inner.end; i++) {
+        int32_t head[CPU_LANES];
+        for (int lane = 0; lane < CPU_LANES; lane++) {
+            const int32_t c = i * CPU_LANES + lane;
+            head[lane] = (c < g->d_inner ? c : g->d_inner - 1) / g->head_dim;
+        }
+        float *to = block_of(k, k->w->delta, i, 0);
+        for (int32_t t = 0; t < k->tokens; t++, to += CPU_LANES) {
+            for (int lane = 0; lane < CPU_LANES; lane++) {
+                const float *from =
+                    block_of(k, k->w->bc, k->m->dt_block + head[lane] / CPU_LANES, t);
+                to[lane] = from[head[lane] % CPU_LANES];
+            }
+        }
+    }
+}
+
+static void mix_mamba2(const worker *k, int32_t layer) {
+    const cpu_model *m = k->m;
+    const cpu_part *part = &k->t->parts[layer];
+    const int32_t first = k->t->inner.first, bc = k->t->bc.first;
+    const int32_t states_end = k->t->bc.end < m->dt_block ? k->t->bc.end : m->dt_block;
+    const int32_t dt = bc > m->dt_block ? bc : m->dt_block;
+    convolve(k, layer, k->w->x, first, k->t->inner.end - first, first, part->conv_weight,
+             part->conv_bias);
+    if (states_end > bc)
+        convolve(k, layer, k->w->bc, bc, states_end - bc, m->inner_blocks + bc,
+                 part->bc_conv_weight, part->bc_conv_bias);
+    if (k->t->bc.end > dt)
+        m->kernels->softplus(block_of(k, k->w->bc, dt, 0),
+                             (size_t)(k->t->bc.end - dt) * (size_t)k->tokens * CPU_LANES,
+                             m->g.dt_min, m->g.dt_max);
+    meet(k);
+    spread_delta(k);
+    recur(k, layer);
+}
+
+static void run_layer(const worker *k, int32_t layer) {
+    const cpu_model *m = k->m;
+    const ssm_geometry *g = &m->g;
+    const cpu_part *part = &k->t->parts[layer];
+    const bool is_mamba2 = g->kind == SSM_BLOCK_MAMBA2;
+    const source u = {.x = k->w->residual,
+                      .n = g->d_model,
+                      .has_norm = true,
+                      .weight = m->norm[layer],
+                      .groups = 1,
+                      .eps = g->norm_eps,
+                      .n_out = k->tokens};
+    const cpu_input in = prepare(k, &u);
+    project(k, &part->in_x, &in, k->w->x);
+    project(k, &part->in_z, &in, k->w->z);
+    if (is_mamba2) {
+        project(k, &part->in_bc, &in, k->w->bc);
+        mix_mamba2(k, layer);
+    } else {
+        mix_mamba(k, layer);
+    }
+    meet(k);
+    const source y = {.x = k->w->x,
+                      .n = g->d_inner,
+                      .has_norm = is_mamba2,
+                      .weight = m->gate_norm[layer],
+                      .groups = is_mamba2 ? g->n_groups : 1,
+                      .eps = g->gate_eps,
+                      .n_out = k->tokens};
+    const cpu_input mixed = prepare(k, &y);
+    const cpu_output to = blocked(k, k->w->residual, true);
+    m->kernels->product(&part->out_proj, &mixed, &to);
+    meet(k);
+}
+
+static void run_head(const worker *k) {
+    const cpu_model *m = k->m;
+    if (k->step->n_wanted == 0)
+        return;
+    const source u = {.x = k->w->residual,
+                      .n = m->g.d_model,
+                      .has_norm = true,
+                      .weight = m->norm_f,
+                      .groups = 1,
+                      .eps = m->g.norm_eps,
+                      .rows = k->step->wanted,
+                      .n_out = k->step->n_wanted};
+    const cpu_input x = prepare(k, &u);
+    const cpu_output out = {.data = k->w->logits,
+                            .block_stride = CPU_LANES,
+                            .token_stride = (size_t)m->vocab_blocks * CPU_LANES};
+    m->kernels->product(&k->t->head, &x, &out);
+}
+
+static void run_thread(void *arg, int id) {
+    cpu_step *s = arg;
+    const worker k = {.step = s,
+                      .m = s->model,
+                      .t = &s->model->threads[id],
+                      .w = s->work,
+                      .id = id,
+                      .n = s->model->n_threads,
+                      .tokens = s->plan->n_tokens};
+    embed(&k);
+    meet(&k);
+    for (int32_t i = 0; i < s->model->g.n_layers; i++)
+        run_layer(&k, i);
+    run_head(&k);
+}
+
+static void list_wanted(cpu_step *s) {
+    s->n_wanted = 0;
+    for (int32_t i = 0; i < s->plan->n_segments; i++) {
+        const ssm_segment *segment = &s->plan->segments[i];
+        int32_t t = segment->first + segment->count; // past the last token
+        if (segment->want == SSM_WANT_LAST)
+            t--;
+        if (segment->want == SSM_WANT_ALL)
+            t = segment->first;
+        for (; t < segment->first + segment->count; t++) {
+            assert(s->n_wanted < s->work->max_rows);
+            s->wanted[s->n_wanted++] = t;
+        }
+    }
+}
+
+void cpu_step_run(cpu_step *s) {
+    list_wanted(s);
+    cpu_pool_run(s->pool, run_thread, s);
+}

@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: Apache-2.0
+// One step of the CPU backend: what is in memory between its phases, and the step itself.
+#ifndef SSM_KERNELS_CPU_STEP_H
+#define SSM_KERNELS_CPU_STEP_H
+
+#include "model.h"
+
+// Up to so many tokens every thread makes the projections' inputs for itself instead of meeting at
+// a barrier over a share of them.
+enum { CPU_FEW_TOKENS = 8 };
+
+// Inputs of a projection: normed fp32 and, where the form asks for it, converted.
+typedef struct cpu_stage {
+    float *f32;   // [max blocks][tokens][16]
+    void *bytes;  // the same in another form, one block more
+    float *scale; // [tokens]
+    int32_t *sum; // [groups][tokens]
+} cpu_stage;
+
+// Buffers of a step of N tokens, blocked (kernels.h).
+typedef struct cpu_work {
+    int32_t max_tokens, max_rows;
+    float *residual; // [model_blocks][N][16]
+    float *x, *z;    // [inner_blocks][N][16]; x becomes y
+    float *bc;       // [bc_blocks][N][16]
+    float *delta;    // [inner_blocks][N][16]
+    cpu_stage shared;
+    cpu_stage *own; // [threads], of CPU_FEW_TOKENS tokens
+    float *logits;  // [max_rows][vocab_blocks * 16]
+    cpu_arena arena;
+} cpu_work;
+
+int cpu_work_init(cpu_work *work, const cpu_model *model, int32_t max_tokens, int32_t max_rows);
+void cpu_work_dispose(cpu_work *work);
+
+typedef struct cpu_step {
+    const cpu_model *model;
+    cpu_pool *pool;
+    cpu_work *work;
+    const ssm_plan *plan;
+    const int32_t *drawn; // [slots] what SSM_TOKEN_SAMPLED stands for
+    float *slots;         // [slots][slot_floats]
+    size_t slot_floats;
+    int32_t *wanted; // [max_rows] tokens whose logits are wanted, filled by the step
+    int32_t n_wanted;
+} cpu_step;
+
+void cpu_step_run(cpu_step *step);
+
+#endif

@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "step.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+static float *blocks_of(cpu_work *w, int32_t blocks, int32_t tokens) {
+    return cpu_arena_take(&w->arena, (size_t)blocks * (size_t)tokens * CPU_LANES * sizeof(float));
+}
+
+static void take_stage(cpu_work *w, const cpu_model *m, int32_t tokens, cpu_stage *s) {
+    const int32_t widest = m->inner_blocks > m->model_blocks ? m->inner_blocks : m->model_blocks;
+    s->f32 = blocks_of(w, widest, tokens);
+    s->bytes = m->form == CPU_X_F32 ? NULL : blocks_of(w, widest + 1, tokens);
+    s->scale = cpu_arena_take(&w->arena, (size_t)tokens * sizeof *s->scale);
+    s->sum = cpu_arena_take(&w->arena, (size_t)(widest + 1) * (size_t)tokens * sizeof *s->sum);
+}
+
+static void take_all(cpu_work *w, const cpu_model *m) {
+    w->residual = blocks_of(w, m->model_blocks, w->max_tokens);
+    w->x = blocks_of(w, m->inner_blocks, w->max_tokens);
+    w->z = blocks_of(w, m->inner_blocks, w->max_tokens);
+    w->bc = blocks_of(w, m->bc_blocks, w->max_tokens);
+    w->delta = blocks_of(w, m->inner_blocks, w->max_tokens);
+    // The head takes its rows through the shared stage too.
+    take_stage(w, m, w->max_tokens > w->max_rows ? w->max_tokens : w->max_rows, &w->shared);
+    for (int i = 0; i < m->n_threads; i++)
+        take_stage(w, m, CPU_FEW_TOKENS, &w->own[i]);
+    w->logits = blocks_of(w, m->vocab_blocks, w->max_rows);
+}
+
+int cpu_work_init(cpu_work *w, const cpu_model *m, int32_t max_tokens, int32_t max_rows) {
+    *w = (cpu_work){.max_tokens = max_tokens, .max_rows = max_rows};
+    w->own = calloc((size_t)m->n_threads, sizeof *w->own);
+    if (!w->own)
+        return SSM_ENOMEM;
+    take_all(w, m);
+    const size_t size = w->arena.used;
+    w->arena = (cpu_arena){.base = cpu_map(size), .size = size};
+    if (!w->arena.base)
+        return SSM_ENOMEM;
+    take_all(w, m);
+    return 0;
+}
+
+void cpu_work_dispose(cpu_work *w) {
+    cpu_unmap(w->arena.base, w->arena.size);
+    free(w->own);
+    *w = (cpu_work){0};
+}
