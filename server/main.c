@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include <ssm/engine.h>
 #include <ssm/version.h>
 
 #include "commands.h"
@@ -12,6 +13,7 @@ static const struct command {
     int (*run)(int argc, char **argv);
     const char *help;
 } commands[] = {
+    {"serve", cmd_serve, "answer OpenAI-style requests over HTTP"},
     {"health", cmd_health, "exit 0 if a server answers"},
 };
 
@@ -24,7 +26,8 @@ static void print_usage(FILE *to) {
 }
 
 static void print_version(void) {
-    printf("ssmd %s (%s)\n", SSM_VERSION, ssm_version_commit());
+    printf("ssmd %s (%s), backends: %s\n", SSM_VERSION, ssm_version_commit(),
+           ssm_engine_backends());
 }
 
 int main(int argc, char **argv) {

@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: Apache-2.0
+// A completion request, validated: what POST /v1/completions and `ssmd generate` ask for.
+//
+// completion_parse makes it from a body (types and ranges: nothing of the model is needed),
+// completion_bind checks it against a model and turns texts into ids. Everything it points to lives
+// in its arena.
+#ifndef SSMD_COMPLETION_H
+#define SSMD_COMPLETION_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <ssm/engine.h>
+#include <ssm/text.h>
+
+#include "arena.h"
+#include "buf.h"
+#include "registry.h"
+
+typedef struct completion_prompt {
+    const char *text; // NULL: given as ids
+    size_t text_len;
+    const int32_t *ids; // of a text: filled by whoever tokenizes
+    size_t n_ids;
+} completion_prompt;
+
+typedef struct completion_bias {
+    const char *key; // an id in digits, or a text
+    size_t key_len;
+    float bias;
+} completion_bias;
+
+typedef struct completion {
+    arena arena;
+    const char *model; // NULL: the first
+    completion_prompt *prompts;
+    size_t n_prompts;
+    int32_t n, best_of; // best_of >= n
+    int64_t max_tokens, min_tokens;
+    ssm_sampling sampling; // its arrays are filled by completion_bind
+    int32_t logprobs;      // -1: none
+    bool stream, include_usage, continuous_usage;
+    bool echo, ignore_eos, include_stop, return_token_ids, tokens_as_ids, timings;
+    bool skip_special, add_special;
+    bool has_seed;
+    uint64_t seed;
+    int32_t priority;
+    ssm_string *stops;
+    size_t n_stops;
+    const int32_t *stop_ids;
+    size_t n_stop_ids;
+    const int32_t *allowed;
+    size_t n_allowed;
+    completion_bias *biases;
+    size_t n_biases;
+    ssm_string *bad_words;
+    size_t n_bad_words;
+} completion;
+
+typedef struct completion_limits {
+    size_t max_prompts;
+    size_t max_prompt_tokens; // 0: none
+    bool any_model;           // suffix is ignored instead of refused
+} completion_limits;
+
+void completion_init(completion *c); // the defaults of the API
+
+// The body is changed in place. take_memory(ctx, bytes) is asked before a tree of so many bytes is
+// built (false: SSM_ENOMEM); give_memory when it is gone. On failure *c holds nothing.
+typedef struct completion_memory {
+    bool (*take)(void *ctx, size_t bytes);
+    void (*give)(void *ctx, size_t bytes);
+    void *ctx;
+} completion_memory;
+int completion_parse(completion *c, const completion_limits *limits,
+                     const completion_memory *memory, buf *body, ssm_error *err);
+int completion_bind(completion *c, const served_model *model, ssm_error *err);
+
+// After tokenizing: what of a prompt's ids is wrong for a model. An empty prompt becomes the
+// beginning-of-text token, if the model has one.
+int completion_check_prompt(completion *c, const served_model *model,
+                            const completion_limits *limits, completion_prompt *prompt,
+                            ssm_error *err);
+
+void completion_dispose(completion *c);
+
+#endif

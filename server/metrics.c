@@ -1,0 +1,174 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "metrics.h"
+
+#include <ssm/engine.h>
+#include <ssm/version.h>
+
+#include "registry.h"
+
+// Seconds: 1, 2.5, 5 a decade, from a millisecond to five minutes.
+static const double bounds[METRICS_BUCKETS] = {.001, .0025, .005, .01, .025, .05, .1,  .25, .5,
+                                               1,    2.5,   5,    10,  25,   50,  100, 200, 300};
+
+void metrics_observe(metrics_histogram *h, uint64_t ns) {
+    const double seconds = (double)ns * 1e-9;
+    size_t i = 0;
+    while (i < METRICS_BUCKETS && seconds > bounds[i]) {
+        i++;
+    }
+    atomic_fetch_add_explicit(&h->count[i], 1, memory_order_relaxed);
+    atomic_fetch_add_explicit(&h->sum_ns, ns, memory_order_relaxed);
+}
+
+void metrics_count_request(metrics *m, int status) {
+    const int i = status >= 0 && status < METRICS_STATUSES ? status : 0;
+    atomic_fetch_add_explicit(&m->requests[i], 1, memory_order_relaxed);
+}
+
+// ---- the page
+
+static void put_head(buf *out, const char *name, const char *type, const char *help) {
+    buf_printf(out, "# HELP ssmd_%s %s\n# TYPE ssmd_%s %s\n", name, help, name, type);
+}
+
+// A label's value with \, " and newlines escaped as the text format asks.
+static void put_label(buf *out, const char *key, const char *value) {
+    buf_printf(out, "%s=\"", key);
+    for (; *value; value++) {
+        if (*value == '\n') {
+            buf_str(out, "\\n");
+            continue;
+        }
+        if (*value == '\\' || *value == '"') {
+            buf_str(out, "\\");
+        }
+        buf_add(out, value, 1);
+    }
+    buf_str(out, "\"");
+}
+
+static void put_histogram(buf *out, const char *name, const char *help, metrics_histogram *h) {
+    uint64_t total = 0;
+    put_head(out, name, "histogram", help);
+    for (size_t i = 0; i <= METRICS_BUCKETS; i++) {
+        total += atomic_load_explicit(&h->count[i], memory_order_relaxed);
+        if (i < METRICS_BUCKETS) {
+            buf_printf(out, "ssmd_%s_bucket{le=\"%g\"} %llu\n", name, bounds[i],
+                       (unsigned long long)total);
+        }
+    }
+    buf_printf(out, "ssmd_%s_bucket{le=\"+Inf\"} %llu\nssmd_%s_sum %.9g\nssmd_%s_count %llu\n",
+               name, (unsigned long long)total, name,
+               (double)atomic_load_explicit(&h->sum_ns, memory_order_relaxed) * 1e-9, name,
+               (unsigned long long)total);
+}
+
+static void put_engine_histogram(buf *out, const char *name, const char *model,
+                                 const ssm_histogram *h, const double *at) {
+    uint64_t total = 0;
+    for (size_t i = 0; i <= SSM_STATS_BUCKETS; i++) {
+        total += h->count[i];
+        buf_printf(out, "ssmd_%s_bucket{", name);
+        put_label(out, "model", model);
+        if (i < SSM_STATS_BUCKETS) {
+            buf_printf(out, ",le=\"%g\"} %llu\n", at[i], (unsigned long long)total);
+        } else {
+            buf_printf(out, ",le=\"+Inf\"} %llu\n", (unsigned long long)total);
+        }
+    }
+    buf_printf(out, "ssmd_%s_sum{", name);
+    put_label(out, "model", model);
+    buf_printf(out, "} %.9g\nssmd_%s_count{", h->sum, name);
+    put_label(out, "model", model);
+    buf_printf(out, "} %llu\n", (unsigned long long)total);
+}
+
+// A gauge or counter of the engines: a line a model. Fields are uint64_t or int32_t.
+#define ROW(metric, kind, member, text)                                                            \
+    { metric, kind, text, offsetof(ssm_stats, member), sizeof((ssm_stats *)NULL)->member }
+static const struct engine_metric {
+    const char *name, *type, *help;
+    size_t offset, size;
+} engine_metrics[] = {
+    ROW("requests_running", "gauge", requests_running, "Requests that hold a slot."),
+    ROW("requests_waiting", "gauge", requests_waiting, "Requests waiting for their first slot."),
+    ROW("prompt_tokens_total", "counter", prompt_tokens, "Prompt tokens taken in."),
+    ROW("cached_prompt_tokens_total", "counter", cached_tokens,
+        "Prompt tokens that a kept state saved."),
+    ROW("generation_tokens_total", "counter", generated_tokens, "Tokens generated."),
+    ROW("steps_total", "counter", steps, "Steps of the engine."),
+    ROW("slots_total", "gauge", slots_total, "State slots."),
+    ROW("slots_used", "gauge", slots_used, "State slots in use."),
+};
+#undef ROW
+
+static uint64_t metric_value(const struct engine_metric *m, const ssm_stats *stats) {
+    const char *field = (const char *)stats + m->offset;
+    return m->size == 8 ? *(const uint64_t *)(const void *)field
+                        : (uint64_t) * (const int32_t *)(const void *)field;
+}
+
+static void put_engines(buf *out, const struct registry *models, const ssm_stats *stats) {
+    for (size_t row = 0; row < sizeof engine_metrics / sizeof *engine_metrics; row++) {
+        const struct engine_metric *m = &engine_metrics[row];
+        put_head(out, m->name, m->type, m->help);
+        for (size_t i = 0; i < models->n; i++) {
+            buf_printf(out, "ssmd_%s{", m->name);
+            put_label(out, "model", models->items[i].name);
+            buf_printf(out, "} %llu\n", (unsigned long long)metric_value(m, &stats[i]));
+        }
+    }
+    put_head(out, "state_bytes", "gauge", "Bytes of states kept, by where they are.");
+    for (size_t i = 0; i < models->n; i++) {
+        buf_str(out, "ssmd_state_bytes{");
+        put_label(out, "model", models->items[i].name);
+        buf_printf(out, ",tier=\"device\"} %llu\n", (unsigned long long)stats[i].state_bytes);
+    }
+    put_head(out, "step_duration_seconds", "histogram", "Duration of one step of the engine.");
+    for (size_t i = 0; i < models->n; i++) {
+        put_engine_histogram(out, "step_duration_seconds", models->items[i].name,
+                             &stats[i].step_seconds, ssm_step_seconds_bounds);
+    }
+    put_head(out, "batch_rows", "histogram", "Rows (decode rows and prompt pieces) in a step.");
+    for (size_t i = 0; i < models->n; i++) {
+        put_engine_histogram(out, "batch_rows", models->items[i].name, &stats[i].batch_rows,
+                             ssm_batch_rows_bounds);
+    }
+}
+
+static void put_server(metrics *m, buf *out) {
+    put_head(out, "build_info", "gauge", "Version, commit and backends; always 1.");
+    buf_printf(out, "ssmd_build_info{version=\"%s\",commit=\"%s\",backends=\"%s\"} 1\n",
+               SSM_VERSION, ssm_version_commit(), ssm_engine_backends());
+    put_head(out, "connections", "gauge", "Connections open.");
+    buf_printf(out, "ssmd_connections %lld\n",
+               (long long)atomic_load_explicit(&m->connections, memory_order_relaxed));
+    put_head(out, "requests_total", "counter",
+             "Requests answered, by status; 499: the client left first.");
+    for (int i = 0; i < METRICS_STATUSES; i++) {
+        const uint64_t n = atomic_load_explicit(&m->requests[i], memory_order_relaxed);
+        if (n > 0 || i == 200) {
+            buf_printf(out, "ssmd_requests_total{status=\"%d\"} %llu\n", i, (unsigned long long)n);
+        }
+    }
+    put_histogram(out, "time_to_first_token_seconds", "Request in hand to its first token.",
+                  &m->time_to_first_token);
+    put_histogram(out, "time_per_output_token_seconds",
+                  "Mean time between tokens, first token to end, a completion.",
+                  &m->time_per_output_token);
+    put_histogram(out, "request_duration_seconds", "Request begun to answer sent.",
+                  &m->request_duration);
+    put_histogram(out, "queue_time_seconds", "Waiting for a slot.", &m->queue_time);
+}
+
+void metrics_write(metrics *m, const struct registry *models, buf *out) {
+    ssm_stats stats[REGISTRY_MAX];
+    put_server(m, out);
+    if (!registry_is_ready(models)) {
+        return; // there are no engines yet
+    }
+    for (size_t i = 0; i < models->n; i++) {
+        ssm_engine_get_stats(models->items[i].engine, &stats[i]);
+    }
+    put_engines(out, models, stats);
+}

@@ -1,0 +1,181 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "registry.h"
+
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "buf.h"
+
+#ifndef SSMD_DATA_DIR
+#define SSMD_DATA_DIR "/usr/local/share/ssmd"
+#endif
+
+// The demonstration model, as seen from the executable: in a checkout (build/ssmd), beside an
+// installation's bin/ wherever that was moved to, then where it was configured to go.
+static char *demo_path(void) {
+    static const char *const places[] = {"../config/models/shakespeare-mamba",
+                                         "../share/ssmd/models/shakespeare-mamba"};
+    char exe[PATH_MAX], path[PATH_MAX + 64];
+    const ssize_t n = readlink("/proc/self/exe", exe, sizeof exe - 1);
+    for (size_t i = 0; n > 0 && i < sizeof places / sizeof *places; i++) {
+        exe[n] = '\0';
+        char *slash = strrchr(exe, '/');
+        if (!slash) {
+            break;
+        }
+        snprintf(path, sizeof path, "%.*s/%s", (int)(slash - exe), exe, places[i]);
+        char *found = realpath(path, NULL);
+        if (found) {
+            return found;
+        }
+    }
+    return strdup(SSMD_DATA_DIR "/models/shakespeare-mamba");
+}
+
+// NAME=PATH (a name holds no slash), or PATH under its base name.
+static int split_spec(const char *spec, served_model *out, ssm_error *err) {
+    const char *equals = strchr(spec, '=');
+    const char *slash = strchr(spec, '/');
+    if (equals && (!slash || equals < slash)) {
+        out->name = strndup(spec, (size_t)(equals - spec));
+        out->path = strdup(equals + 1);
+    } else {
+        char *real = realpath(spec, NULL); // "." and "x/.." have a base name, too
+        const char *path = real ? real : spec;
+        size_t len = strlen(path);
+        while (len > 1 && path[len - 1] == '/') {
+            len--;
+        }
+        size_t base = len;
+        while (base > 0 && path[base - 1] != '/') {
+            base--;
+        }
+        out->name = strndup(path + base, len - base);
+        out->path = strdup(spec);
+        free(real);
+    }
+    if (!out->name || !out->path) {
+        return ssm_error_set(err, SSM_ENOMEM, NULL, "out of memory");
+    }
+    if (!*out->name || !*out->path || !utf8_is_valid(out->name, strlen(out->name))) {
+        return ssm_error_set(err, SSM_EINVAL, "model",
+                             "--model: PATH or NAME=PATH wanted, got '%.80s'", spec);
+    }
+    return 0;
+}
+
+static int add_spec(registry *r, const char *spec, ssm_error *err) {
+    if (r->n == REGISTRY_MAX) {
+        return ssm_error_set(err, SSM_EINVAL, "model", "--model: more than %d models",
+                             REGISTRY_MAX);
+    }
+    served_model *m = &r->items[r->n];
+    *m = (served_model){.index = r->n};
+    r->n++;
+    const int rc = split_spec(spec, m, err);
+    for (size_t i = 0; rc == 0 && i + 1 < r->n; i++) {
+        if (strcmp(r->items[i].name, m->name) == 0) {
+            return ssm_error_set(err, SSM_EINVAL, "model", "--model: two models named '%.80s'",
+                                 m->name);
+        }
+    }
+    return rc;
+}
+
+int registry_init(registry *r, const options *o, ssm_error *err) {
+    int rc = 0;
+    *r = (registry){.any_model = o->any_model};
+    for (size_t i = 0; rc == 0 && i < o->model.n; i++) {
+        rc = add_spec(r, o->model.items[i], err);
+    }
+    if (rc == 0 && r->n == 0) {
+        char *demo = demo_path();
+        rc = demo ? add_spec(r, demo, err) : ssm_error_set(err, SSM_ENOMEM, NULL, "out of memory");
+        free(demo);
+    }
+    return rc;
+}
+
+void registry_engine_options(const options *o, const ssm_tokenizer *tokenizer,
+                             const ssm_model_info *info, ssm_engine_options *out) {
+    ssm_engine_options_init(out);
+    out->device = o->device;
+    out->threads = (int32_t)o->threads;
+    out->pin_threads = o->pin_threads;
+    out->max_sessions = (int32_t)o->max_sessions;
+    out->max_queue = (int32_t)o->max_queue;
+    out->step_tokens = (int32_t)o->step_tokens;
+    out->chunk_tokens = (int32_t)o->chunk_tokens;
+    out->weight_dtype = (ssm_dtype)ssm_dtype_parse(o->weight_dtype);
+    out->state_dtype = (ssm_dtype)ssm_dtype_parse(o->state_dtype);
+    out->activation_dtype = (ssm_dtype)ssm_dtype_parse(o->activation_dtype);
+    out->poison_slots = o->poison_slots;
+    const int32_t known = ssm_tokenizer_vocab_size(tokenizer);
+    out->vocab_limit = known > 0 && known < info->vocab_size ? known : 0;
+}
+
+static int load_one(served_model *m, const options *o, ssm_error *err) {
+    ssm_engine_options engine;
+    int rc = ssm_model_open(m->path, &m->model, err);
+    if (rc < 0) {
+        return rc;
+    }
+    m->info = ssm_model_get_info(m->model);
+    rc = ssm_tokenizer_open(m->path, &m->tokenizer, err);
+    if (rc < 0) {
+        return rc;
+    }
+    registry_engine_options(o, m->tokenizer, m->info, &engine);
+    rc = ssm_engine_create(m->model, &engine, &m->engine, err);
+    m->created = time(NULL);
+    return rc;
+}
+
+int registry_load(registry *r, const options *o, ssm_error *err) {
+    for (size_t i = 0; i < r->n; i++) {
+        ssm_error inner = {0};
+        const int rc = load_one(&r->items[i], o, &inner);
+        if (rc < 0) {
+            return ssm_error_set(err, rc, inner.param, "model %.60s (%.120s): %s", r->items[i].name,
+                                 r->items[i].path, inner.message);
+        }
+    }
+    atomic_store_explicit(&r->ready, true, memory_order_release);
+    return 0;
+}
+
+bool registry_is_ready(const registry *r) {
+    return atomic_load_explicit(&r->ready, memory_order_acquire);
+}
+
+const served_model *registry_find(const registry *r, const char *name) {
+    for (size_t i = 0; name && i < r->n; i++) {
+        if (strcmp(r->items[i].name, name) == 0) {
+            return &r->items[i];
+        }
+    }
+    return !name || r->any_model ? &r->items[0] : NULL;
+}
+
+void registry_stop(registry *r) {
+    for (size_t i = 0; i < r->n; i++) {
+        if (r->items[i].engine) {
+            ssm_engine_free(r->items[i].engine);
+            r->items[i].engine = NULL;
+        }
+    }
+}
+
+void registry_dispose(registry *r) {
+    registry_stop(r);
+    for (size_t i = 0; i < r->n; i++) {
+        ssm_tokenizer_free(r->items[i].tokenizer);
+        ssm_model_free(r->items[i].model);
+        free(r->items[i].name);
+        free(r->items[i].path);
+    }
+    r->n = 0;
+}

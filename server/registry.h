@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: Apache-2.0
+// The models that a process serves, each with its tokenizer and its engine.
+//
+// registry_init checks names (main thread); registry_load opens everything and blocks, on any one
+// thread; from the moment registry_is_ready says so the registry is immutable and any thread may
+// read it.
+#ifndef SSMD_REGISTRY_H
+#define SSMD_REGISTRY_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <time.h>
+
+#include <ssm/engine.h>
+#include <ssm/model.h>
+#include <ssm/tokenizer.h>
+
+#include "options.h"
+
+enum { REGISTRY_MAX = 64 };
+
+typedef struct served_model {
+    char *name, *path; // owned
+    ssm_model *model;
+    const ssm_model_info *info;
+    ssm_tokenizer *tokenizer;
+    ssm_engine *engine;
+    time_t created;
+    size_t index; // in the registry, and of its port in a loop
+} served_model;
+
+typedef struct registry {
+    served_model items[REGISTRY_MAX];
+    size_t n;
+    bool any_model;
+    atomic_bool ready;
+} registry;
+
+// Names and paths from --model, or the demonstration model if there is none.
+int registry_init(registry *r, const options *o, ssm_error *err);
+int registry_load(registry *r, const options *o, ssm_error *err);
+bool registry_is_ready(const registry *r);
+void registry_stop(registry *r); // frees the engines: their requests end
+void registry_dispose(registry *r);
+
+// NULL name: the first; an unknown name: NULL, or the first with --any-model.
+const served_model *registry_find(const registry *r, const char *name);
+
+// What --device and the like say, as an engine takes it. vocab_limit is the tokenizer's.
+void registry_engine_options(const options *o, const ssm_tokenizer *tokenizer,
+                             const ssm_model_info *info, ssm_engine_options *out);
+
+#endif

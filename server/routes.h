@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0
+// The route table: an endpoint is one function and one row.
+#ifndef SSMD_ROUTES_H
+#define SSMD_ROUTES_H
+
+#include <stdbool.h>
+
+#include "conn/http.h"
+
+struct server;
+
+// Handlers run on the loop thread with the whole body in ex->body; they reply or call http_wait.
+typedef void (*route_handler)(exchange *ex);
+
+typedef struct route {
+    const char *path;
+    bool prefix;             // path ends in '/', and one or more characters follow
+    route_handler get, post; // NULL: 405
+    unsigned flags;
+} route;
+
+enum {
+    ROUTE_OPEN = 1,    // needs no key
+    ROUTE_METRICS = 2, // needs none with --public-metrics
+    ROUTE_ALWAYS = 4,  // answers also while models load and while the server drains
+    ROUTE_TIMED = 8,   // openai-processing-ms
+};
+
+// Finds the route, checks method, key and readiness. False: a reply has been made.
+bool routes_check(struct server *s, exchange *ex, const char *authorization);
+bool routes_takes_type(const route *r, const char *content_type);
+void routes_dispatch(exchange *ex);
+
+// ---- handlers, one file a family: api_NAME.c
+
+void api_completions(exchange *ex);
+void api_models(exchange *ex);
+void api_model(exchange *ex);
+void api_tokenize(exchange *ex);
+void api_detokenize(exchange *ex);
+void api_health(exchange *ex);
+void api_livez(exchange *ex);
+void api_metrics(exchange *ex);
+void api_version(exchange *ex);
+
+#endif
