@@ -27,8 +27,8 @@ extern const golden_model golden_odd[];
 extern const int golden_n_odd;
 
 // Backends built in whose arithmetic is fp32: the goldens hold for each of them.
-extern const char *const golden_backends[];
-extern const int golden_n_backends;
+extern const char *golden_backends[];
+extern int golden_n_backends;
 
 // ---- one prompt with its answer
 

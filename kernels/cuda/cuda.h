@@ -1,0 +1,240 @@
+// SPDX-License-Identifier: Apache-2.0
+// Inside of the CUDA backend: the device struct and what its files give each other. See device.cu
+// for the design.
+#ifndef SSM_KERNELS_CUDA_H
+#define SSM_KERNELS_CUDA_H
+
+#include <cublasLt.h>
+#include <cuda_runtime.h>
+#include <stddef.h>
+#include <stdint.h>
+
+extern "C" {
+#include "kernels/backend.h"
+}
+
+namespace ssm {
+
+// ---- what a step works on. Device arrays, written by the host into one staging block a step.
+
+// One token of one sequence: decode. slot -1: a row that only fills up a bucket.
+struct alignas(16) row {
+    int32_t at; // token row of the activations
+    int32_t slot;
+    int32_t ring;  // where the convolution's ring takes its next entry
+    int32_t fresh; // the slot's state reads as zero
+};
+
+// A run of tokens of one sequence: prefill. A span is a segment, a piece of it is one block's work.
+struct alignas(16) span {
+    int32_t slot, first, count, ring;
+    int32_t fresh, first_piece, n_pieces, unused;
+};
+
+struct alignas(16) piece {
+    int32_t span, first, count; // first: token row
+    int32_t index;              // of all pieces of its list: its place in scratch
+};
+
+enum { MAX_CONV = 8 }; // widest convolution
+
+// One pass of all layers: rows and spans together cover the tokens.
+struct batch {
+    int32_t n;             // token rows, rounded up to a bucket: buffers have room for them
+    const int32_t *tokens; // [n] id, or -1 - slot: what was drawn last for that slot
+    int32_t n_rows;
+    const row *rows; // [n_rows]
+    int32_t n_spans;
+    const span *spans; // [n_spans]
+    int32_t n_tiles;
+    const piece *tiles; // convolution: at most CONV_TILE tokens each
+    int32_t n_pieces;
+    const piece *pieces;         // scan
+    bool split;                  // some span has several pieces: local scans, carry, final scans
+    int32_t n_logits;            // rounded up
+    const int32_t *logit_tokens; // [n_logits] token row of each logits row; NULL: the same
+    bool decode;                 // rows only, captured: every launch may overlap its predecessor
+};
+
+enum { CONV_TILE = 32, SPLIT_ROWS = 64 }; // SPLIT_ROWS: token rows of a partial sum of x_proj
+
+// ---- weights on the device
+
+struct layer_weights { // T: the projections' type; the rest fp32
+    const float *norm; // [d_model]
+    const void *in_proj, *x_proj, *dt_proj, *out_proj;
+    const float *in_bias, *out_bias; // or NULL
+    const float *conv_weight;        // [d_conv][conv_dim]: by tap
+    const float *conv_bias;          // [conv_dim], zeros if the model has none
+    const float *dt_bias;
+    const float *decay; // -exp(A_log) log2 e; MAMBA [d_inner][N], MAMBA2 [H]
+    const float *skip;  // D
+    const float *gate_norm;
+};
+
+enum product_kind { PRODUCT_IN, PRODUCT_X, PRODUCT_OUT, PRODUCT_HEAD, PRODUCT_KINDS };
+
+struct lt_plan; // product.cu: cuBLASLt descriptors and algorithms by kind and bucket
+
+struct device {
+    ssm_device base;
+    ssm_geometry g;
+    ssm_device_options options;
+    ssm_dtype weight_type, state_type;
+    int32_t n_in; // rows of in_proj
+    int32_t n_x;  // rows of x_proj: dt_rank + 2 N
+    int32_t vocab_limit;
+    int32_t n_slots, max_tokens, max_rows;
+    int32_t index, n_sms, arch;
+    char name[64];
+    bool failed;
+
+    cudaStream_t stream;
+    layer_weights *layers; // host array
+    const void *embedding, *lm_head;
+    const float *norm_f;
+    size_t weight_bytes, slot_bytes;
+
+    // state: [layer][slot][...]
+    void *ring;       // T [layer][slot][d_conv - 1][conv_dim]
+    void *state;      // S [layer][slot][d_inner][N]
+    int32_t *drawn;   // [slot]
+    int32_t *ring_at; // host [slot]
+
+    // activations, [token row][...]
+    float *residual;  // [d_model]
+    void *u;          // T [d_model]
+    void *xz;         // T [n_in]
+    void *xc;         // T [conv_dim] after the convolution
+    float *xdb;       // [split][token row][n_x] sums of x_proj
+    void *y;          // T [d_inner]
+    float *squares;   // MAMBA2 [token row][H] partial sums of squares
+    float *carry;     // MAMBA [piece][d_inner][N + 1]: scans' end states and sums of delta
+    float *logits;    // [max_rows][vocab]
+    float *canonical; // one slot's state in canonical form
+
+    struct lt_plan *lt;
+    struct step_state *steps;   // step.cu
+    struct sampler_state *draw; // sample.cu
+    void *blocks[64];           // every cudaMalloc, freed in close
+    int n_blocks;
+    size_t allocated;
+};
+
+// ---- device.cu
+
+// Turns a CUDA error into SSM_EDEVICE (or SSM_ENOMEM) and remembers it: afterwards every call
+// fails.
+int device_check(device *d, cudaError_t rc, const char *what, ssm_error *err);
+int device_refuse(const device *d, ssm_error *err);
+int device_alloc(device *d, void **out, size_t bytes, ssm_error *err);
+
+#define SSM_TRY(call)                                                                              \
+    do {                                                                                           \
+        const int rc_ = (call);                                                                    \
+        if (rc_ != 0)                                                                              \
+            return rc_;                                                                            \
+    } while (0)
+#define SSM_CUDA(d, call, err) SSM_TRY(device_check((d), (call), #call, (err)))
+
+// ---- weights.cu
+
+void weights_free(device *d);
+int weights_upload(device *d, const ssm_weights *w, ssm_error *err);
+
+// ---- slots.cu
+
+int slots_alloc(device *d, ssm_error *err);
+int slots_copy(ssm_device *dev, const int32_t *src, const int32_t *dst, int32_t n, ssm_error *err);
+int slot_read(ssm_device *dev, int32_t slot, float *out, ssm_error *err);
+int slot_write(ssm_device *dev, int32_t slot, const float *state, ssm_error *err);
+
+// ---- step.cu
+
+int steps_create(device *d, ssm_error *err);
+void steps_free(device *d);
+int step(ssm_device *dev, const ssm_plan *plan, ssm_error *err);
+int32_t step_bucket(int32_t n); // the number of token rows that n are rounded up to
+size_t step_staging_bytes(int32_t max_tokens, int32_t n_slots, int32_t max_rows);
+
+// ---- sample.cu
+
+int sampler_create(device *d, ssm_error *err);
+void sampler_free(device *d);
+int sample(ssm_device *dev, const ssm_sample *samples, int32_t n, ssm_error *err);
+int collect(ssm_device *dev, ssm_sampled *out, int32_t n, ssm_error *err);
+
+// ---- forward.cu: all layers of a batch, enqueued on the stream
+
+int forward(device *d, const batch &b, ssm_error *err);
+
+// ---- launchers. Each checks nothing but what cannot be known before, allocates nothing, returns
+// the launch's error. `overlap`: programmatic dependent launch.
+
+cudaError_t embed(device *d, const batch &b);
+cudaError_t norm(device *d, const float *weight, const float *in, const int32_t *gather, void *out,
+                 int32_t n, bool overlap);
+cudaError_t gated_norm(device *d, const layer_weights &w, void *y, int32_t n, bool overlap);
+cudaError_t add_bias(device *d, const float *bias, void *out, ssm_dtype type, int32_t n,
+                     int32_t cols);
+cudaError_t small_norms(device *d, int32_t n,
+                        int32_t n_splits); // falcon_mamba's of dt, B and C, in xdb
+cudaError_t conv(device *d, int layer, const batch &b);
+cudaError_t mamba_advance(device *d, int layer, const batch &b, int32_t n_split);
+cudaError_t mamba_scan(device *d, int layer, const batch &b);
+cudaError_t mamba2_advance(device *d, int layer, const batch &b, bool fold_norm);
+cudaError_t mamba2_scan(device *d, int layer, const batch &b);
+
+// product.cu: y = x W^T (out: y += x W^T in fp32), n token rows
+int products_create(device *d, ssm_error *err);
+void products_free(device *d);
+int product(device *d, product_kind kind, const void *weight, const void *x, void *y, int32_t n,
+            ssm_error *err);
+
+// skinny.cu: the same for few rows, with what comes before and after fused in
+bool skinny_fits(const device *d, int32_t n);
+cudaError_t skinny_in(device *d, int layer, const batch &b);
+cudaError_t skinny_x(device *d, int layer, const batch &b);
+cudaError_t skinny_out(device *d, int layer, const batch &b);
+cudaError_t skinny_head(device *d, const batch &b);
+int32_t skinny_x_splits(const device *d);
+
+// ---- shared helpers
+
+struct launch_config {
+    cudaLaunchConfig_t config;
+    cudaLaunchAttribute attribute;
+
+    launch_config(const device *d, dim3 grid, int threads, size_t shared, bool overlap)
+        : config(), attribute() {
+        config.gridDim = grid;
+        config.blockDim = dim3((unsigned)threads);
+        config.dynamicSmemBytes = shared;
+        config.stream = d->stream;
+        attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+        attribute.val.programmaticStreamSerializationAllowed = 1;
+        config.attrs = &attribute;
+        config.numAttrs = overlap && d->arch >= 90;
+    }
+};
+
+template <class... P, class... A>
+cudaError_t launch(const device *d, void (*kernel)(P...), dim3 grid, int threads, size_t shared,
+                   bool overlap, A... args) {
+    if (grid.x == 0 || grid.y == 0 || grid.z == 0)
+        return cudaSuccess;
+    launch_config c(d, grid, threads, shared, overlap);
+    return cudaLaunchKernelEx(&c.config, kernel, P(args)...);
+}
+
+inline int32_t ceil_div(int64_t a, int64_t b) {
+    return (int32_t)((a + b - 1) / b);
+}
+
+inline size_t type_bytes(ssm_dtype t) {
+    return t == SSM_DTYPE_F32 ? 4 : 2;
+}
+
+} // namespace ssm
+
+#endif

@@ -1,0 +1,307 @@
+// SPDX-License-Identifier: Apache-2.0
+// The CUDA backend: what it owns, opening and closing, and what happens when the device fails.
+//
+// One device struct holds one model on one GPU: weights as stored (bf16, f16 or fp32; vectors in
+// fp32), the slots' states, one step's activations, the logits of the last step. Everything is
+// allocated in open. All work goes to one stream, so step, sample and copies follow each other
+// without waiting; the host waits in collect, slot_read and logits_read alone.
+//
+// Numbers: activations have the projections' type, sums, norms, scans and the residual are fp32,
+// the state is fp32 or fp16 (saturating; bf16 at the same size is refused because it is worse).
+//
+// Shared object: all of kernels/cuda is built into libssm_cuda.so, which loader.c opens when a CUDA
+// device is asked for. The program itself so needs neither CUDA's libraries nor a driver and
+// serves from the CPU on any machine; a GPU host needs its driver and the toolkit's libcublasLt.
+//
+// Failure: CUDA reports an error of a kernel at some later call. Whichever call sees it remembers
+// it (device.failed) and gives SSM_EDEVICE, as does every call after; waiting calls return too,
+// since a failed stream counts as done.
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cuda.h"
+
+namespace ssm {
+
+static const size_t RESERVE = (size_t)768 << 20; // graphs, modules, other programs' growth
+enum { DEFAULT_TOKENS = 8192, MOST_SLOTS = 4096 };
+
+int device_check(device *d, cudaError_t rc, const char *what, ssm_error *err) {
+    if (rc == cudaSuccess)
+        return 0;
+    if (rc == cudaErrorMemoryAllocation)
+        return ssm_error_set(err, SSM_ENOMEM, NULL, "the device's memory is full");
+    d->failed = true;
+    char call[64] = "";
+    snprintf(call, sizeof call, "%.*s", (int)strcspn(what, "("), what);
+    return ssm_error_set(err, SSM_EDEVICE, NULL, "CUDA device %d: %s (%s)", d->index,
+                         cudaGetErrorString(rc), call);
+}
+
+int device_refuse(const device *d, ssm_error *err) {
+    if (d->failed)
+        return ssm_error_set(err, SSM_EDEVICE, NULL, "CUDA device %d has failed", d->index);
+    cudaSetDevice(d->index); // a thread starts out on device 0
+    return 0;
+}
+
+int device_alloc(device *d, void **out, size_t bytes, ssm_error *err) {
+    const size_t max = sizeof d->blocks / sizeof d->blocks[0];
+    if ((size_t)d->n_blocks == max)
+        return ssm_error_set(err, SSM_EINTERNAL, NULL, "too many device blocks");
+    bytes = bytes ? (bytes + 255) / 256 * 256 : 256;
+    SSM_CUDA(d, cudaMalloc(out, bytes), err);
+    d->blocks[d->n_blocks++] = *out;
+    d->allocated += bytes;
+    return 0;
+}
+
+// ---- what was asked for
+
+static int choose_types(device *d, const ssm_weights *w, ssm_error *err) {
+    const ssm_device_options *o = &d->options;
+    d->weight_type = o->weight_dtype != SSM_DTYPE_AUTO       ? o->weight_dtype
+                     : o->activation_dtype != SSM_DTYPE_AUTO ? o->activation_dtype
+                                                             : w->layers[0].in_proj.dtype;
+    d->state_type = o->state_dtype == SSM_DTYPE_AUTO ? SSM_DTYPE_F32 : o->state_dtype;
+    if (d->weight_type != SSM_DTYPE_F32 && d->weight_type != SSM_DTYPE_F16 &&
+        d->weight_type != SSM_DTYPE_BF16)
+        return ssm_error_set(err, SSM_EUNSUPPORTED, "weight_dtype",
+                             "the CUDA backend has no %s weights: f32, f16 or bf16",
+                             ssm_dtype_name(d->weight_type));
+    if (d->state_type != SSM_DTYPE_F32 && d->state_type != SSM_DTYPE_F16)
+        return ssm_error_set(err, SSM_EUNSUPPORTED, "state_dtype",
+                             "the CUDA backend has no %s states: f32 or f16",
+                             ssm_dtype_name(d->state_type));
+    if (o->activation_dtype != SSM_DTYPE_AUTO && o->activation_dtype != d->weight_type)
+        return ssm_error_set(err, SSM_EUNSUPPORTED, "activation_dtype",
+                             "the CUDA backend computes %s weights with %s activations, not %s",
+                             ssm_dtype_name(d->weight_type), ssm_dtype_name(d->weight_type),
+                             ssm_dtype_name(o->activation_dtype));
+    return 0;
+}
+
+static int find_device(device *d, ssm_error *err) {
+    int n = 0;
+    const cudaError_t rc = cudaGetDeviceCount(&n);
+    if (rc != cudaSuccess || n == 0)
+        return ssm_error_set(err, SSM_EUNSUPPORTED, "device", "no CUDA device can be used: %s",
+                             rc ? cudaGetErrorString(rc) : "none is there");
+    if (d->options.index < 0 || d->options.index >= n)
+        return ssm_error_set(err, SSM_EINVAL, "device", "there is no CUDA device %d, only %d",
+                             d->options.index, n);
+    d->index = d->options.index;
+    SSM_CUDA(d, cudaSetDevice(d->index), err);
+    cudaDeviceProp p;
+    SSM_CUDA(d, cudaGetDeviceProperties(&p, d->index), err);
+    d->n_sms = p.multiProcessorCount;
+    d->arch = p.major * 10 + p.minor;
+    snprintf(d->name, sizeof d->name, "%.63s", p.name);
+    SSM_CUDA(d, cudaStreamCreateWithFlags(&d->stream, cudaStreamNonBlocking), err);
+    return 0;
+}
+
+// ---- memory
+
+static size_t slot_bytes(const device *d) {
+    const ssm_geometry *g = &d->g;
+    const size_t ring = (size_t)g->conv_dim * (g->d_conv - 1) * type_bytes(d->weight_type);
+    const size_t state = (size_t)g->d_inner * g->d_state * type_bytes(d->state_type);
+    return g->n_layers * (ring + state);
+}
+
+static int32_t carry_pieces(const device *d) { // step.cu, piece_length
+    const int64_t warps = ceil_div(d->g.d_inner, 32);
+    const int64_t by_card = 20 * d->n_sms / warps + 2;
+    const int64_t by_tokens = d->max_tokens / 32 + d->max_tokens / 2;
+    return (int32_t)(by_card < by_tokens ? by_card : by_tokens);
+}
+
+struct activation {
+    void **at;
+    size_t bytes;
+};
+
+static int list_activations(device *d, activation *out) {
+    const ssm_geometry *g = &d->g;
+    const size_t t = type_bytes(d->weight_type), f = sizeof(float);
+    const size_t n = (size_t)step_bucket(d->max_tokens), rows = (size_t)step_bucket(d->max_rows);
+    const size_t most = n > rows ? n : rows;
+    const bool mamba = g->kind == SSM_BLOCK_MAMBA;
+    const size_t splits = (size_t)SPLIT_ROWS * skinny_x_splits(d);
+    int i = 0;
+    out[i++] = {(void **)&d->residual, n * g->d_model * f};
+    out[i++] = {&d->u, most * g->d_model * t};
+    out[i++] = {&d->xz, n * d->n_in * t};
+    out[i++] = {&d->xc, n * g->conv_dim * t};
+    out[i++] = {(void **)&d->xdb, (n > splits ? n : splits) * d->n_x * f};
+    out[i++] = {&d->y, n * g->d_inner * t};
+    out[i++] = {(void **)&d->squares, mamba ? 0 : SPLIT_ROWS * g->n_heads * f};
+    out[i++] = {(void **)&d->carry,
+                mamba ? (size_t)carry_pieces(d) * g->d_inner * (g->d_state + 1) * f : 0};
+    out[i++] = {(void **)&d->logits, rows * g->vocab_size * f};
+    return i;
+}
+
+static size_t activation_bytes(device *d) {
+    activation list[16];
+    size_t sum = 0;
+    for (int i = list_activations(d, list); i-- > 0;)
+        sum += list[i].bytes + 256;
+    return sum + 2 * step_staging_bytes(d->max_tokens, d->n_slots, d->max_rows);
+}
+
+// Bytes of everything but the weights, for so many slots.
+static size_t bytes_for(device *d, int32_t n_slots) {
+    const int32_t slots = d->n_slots, rows = d->max_rows;
+    d->n_slots = n_slots;
+    d->max_rows = d->options.max_rows > 0 ? d->options.max_rows : n_slots + 128;
+    const size_t sum = activation_bytes(d) + (size_t)n_slots * d->slot_bytes + RESERVE;
+    d->n_slots = slots, d->max_rows = rows;
+    return sum;
+}
+
+static int32_t slots_that_fit(device *d, size_t free_bytes) {
+    int32_t low = 0, high = MOST_SLOTS; // low fits, high + 1 is not wanted
+    while (low < high) {
+        const int32_t middle = low + (high - low + 1) / 2;
+        if (bytes_for(d, middle) <= free_bytes)
+            low = middle;
+        else
+            high = middle - 1;
+    }
+    return low;
+}
+
+static int allocate(device *d, ssm_error *err) {
+    size_t free_bytes = 0, total = 0;
+    SSM_CUDA(d, cudaMemGetInfo(&free_bytes, &total), err);
+    d->slot_bytes = slot_bytes(d);
+    d->max_tokens = d->options.max_tokens > 0 ? d->options.max_tokens : DEFAULT_TOKENS;
+    const int32_t fit = slots_that_fit(d, free_bytes);
+    d->n_slots = d->options.n_slots > 0 ? d->options.n_slots : fit;
+    if (d->n_slots == 0 || (d->n_slots > fit && bytes_for(d, d->n_slots) > free_bytes))
+        return ssm_error_set(err, SSM_ENOMEM, "max_sessions",
+                             "%d sessions of %.1f MB do not fit beside the model in %.1f GB: %d "
+                             "would",
+                             d->n_slots > 0 ? d->n_slots : 1, d->slot_bytes / 1e6, total / 1e9,
+                             fit);
+    d->max_rows = d->options.max_rows > 0 ? d->options.max_rows : d->n_slots + 128;
+    activation list[16];
+    const int n = list_activations(d, list);
+    for (int i = 0; i < n; i++) {
+        SSM_TRY(device_alloc(d, list[i].at, list[i].bytes, err));
+        SSM_CUDA(d, cudaMemsetAsync(*list[i].at, 0, list[i].bytes, d->stream), err);
+    }
+    d->ring_at = (int32_t *)calloc((size_t)d->n_slots, sizeof *d->ring_at);
+    if (!d->ring_at)
+        return ssm_error_set(err, SSM_ENOMEM, NULL, "no memory for the slots");
+    return slots_alloc(d, err);
+}
+
+// ---- open, close, info
+
+static void close_device(ssm_device *dev) {
+    device *d = (device *)dev;
+    if (!d)
+        return;
+    cudaSetDevice(d->index);
+    if (d->stream)
+        cudaStreamSynchronize(d->stream);
+    steps_free(d);
+    sampler_free(d);
+    products_free(d);
+    for (int i = 0; i < d->n_blocks; i++)
+        cudaFree(d->blocks[i]);
+    weights_free(d);
+    if (d->stream)
+        cudaStreamDestroy(d->stream);
+    free(d->ring_at);
+    free(d);
+}
+
+static int open_all(device *d, const ssm_weights *w, ssm_error *err) {
+    SSM_TRY(choose_types(d, w, err));
+    if (d->g.d_conv > MAX_CONV)
+        return ssm_error_set(err, SSM_EUNSUPPORTED, "d_conv",
+                             "the CUDA backend convolves over at most %d tokens, not %d", MAX_CONV,
+                             d->g.d_conv);
+    SSM_TRY(find_device(d, err));
+    SSM_TRY(weights_upload(d, w, err));
+    SSM_TRY(allocate(d, err));
+    SSM_TRY(products_create(d, err));
+    SSM_TRY(sampler_create(d, err));
+    SSM_TRY(steps_create(d, err));
+    SSM_CUDA(d, cudaStreamSynchronize(d->stream), err);
+    return 0;
+}
+
+extern "C" __attribute__((visibility("default"))) const ssm_backend ssm_backend_cuda_library;
+
+static int open_device(const ssm_weights *w, const ssm_device_options *o, ssm_device **out,
+                       ssm_error *err) {
+    device *d = (device *)calloc(1, sizeof *d);
+    if (!d)
+        return ssm_error_set(err, SSM_ENOMEM, NULL, "no memory for the device");
+    d->base.backend = &ssm_backend_cuda_library;
+    d->g = w->geometry;
+    d->options = *o;
+    const ssm_geometry *g = &d->g;
+    d->n_in = g->kind == SSM_BLOCK_MAMBA
+                  ? 2 * g->d_inner
+                  : 2 * g->d_inner + 2 * g->n_groups * g->d_state + g->n_heads;
+    d->n_x = g->kind == SSM_BLOCK_MAMBA ? g->dt_rank + 2 * g->d_state : 0;
+    d->vocab_limit =
+        o->vocab_limit > 0 && o->vocab_limit < g->vocab_size ? o->vocab_limit : g->vocab_size;
+    const int rc = open_all(d, w, err);
+    if (rc != 0) {
+        close_device(&d->base);
+        return rc;
+    }
+    *out = &d->base;
+    return 0;
+}
+
+static void get_info(const ssm_device *dev, ssm_device_info *out) {
+    const device *d = (const device *)dev;
+    *out = {};
+    snprintf(out->text, sizeof out->text, "cuda:%d %s, %s weights and activations, %s state",
+             d->index, d->name, ssm_dtype_name(d->weight_type), ssm_dtype_name(d->state_type));
+    out->n_slots = d->n_slots, out->max_tokens = d->max_tokens, out->max_rows = d->max_rows;
+    out->slot_bytes = d->slot_bytes, out->weight_bytes = d->weight_bytes;
+    out->run_ahead = true;
+}
+
+// ---- logits
+
+static int logits_read(ssm_device *dev, int32_t row, float *out, ssm_error *err) {
+    device *d = (device *)dev;
+    const size_t width = (size_t)d->g.vocab_size;
+    SSM_TRY(device_refuse(d, err));
+    SSM_CUDA(d,
+             cudaMemcpyAsync(out, d->logits + row * width, width * sizeof(float),
+                             cudaMemcpyDeviceToHost, d->stream),
+             err);
+    SSM_CUDA(d, cudaStreamSynchronize(d->stream), err);
+    return 0;
+}
+
+static int logits_write(ssm_device *dev, int32_t row, const float *logits, ssm_error *err) {
+    device *d = (device *)dev;
+    const size_t width = (size_t)d->g.vocab_size;
+    SSM_TRY(device_refuse(d, err));
+    SSM_CUDA(d,
+             cudaMemcpyAsync(d->logits + row * width, logits, width * sizeof(float),
+                             cudaMemcpyHostToDevice, d->stream),
+             err);
+    SSM_CUDA(d, cudaStreamSynchronize(d->stream), err);
+    return 0;
+}
+
+extern "C" const ssm_backend ssm_backend_cuda_library = {
+    "cuda",  open_device, close_device, get_info,   step,        sample,
+    collect, slots_copy,  slot_read,    slot_write, logits_read, logits_write,
+};
+
+} // namespace ssm

@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: Apache-2.0
+// All layers of a batch, as launches on the device's stream: run as they are for a mixed step,
+// captured into a graph for a decode bucket.
+//
+//   few decode rows (skinny.cu)         otherwise
+//   norm + in_proj + conv      1        norm, in_proj, conv               3
+//   x_proj, split              1        x_proj                            1
+//   dt_proj + advance + gate   1        dt_proj + advance and / or scan   1+
+//   out_proj + residual        1        out_proj + residual               1
+#include "cuda.h"
+
+namespace ssm {
+
+static int biases(device *d, const float *bias, void *out, ssm_dtype type, int32_t n, int32_t cols,
+                  ssm_error *err) {
+    return bias ? device_check(d, add_bias(d, bias, out, type, n, cols), "bias", err) : 0;
+}
+
+static int advance(device *d, int layer, const batch &b, int32_t n_splits, bool fold_norm,
+                   ssm_error *err) {
+    if (d->g.kind == SSM_BLOCK_MAMBA) {
+        SSM_CUDA(d, mamba_advance(d, layer, b, n_splits), err);
+        if (b.n_spans > 0)
+            SSM_CUDA(d, mamba_scan(d, layer, b), err);
+        return 0;
+    }
+    SSM_CUDA(d, mamba2_advance(d, layer, b, fold_norm), err);
+    if (b.n_spans > 0)
+        SSM_CUDA(d, mamba2_scan(d, layer, b), err);
+    return 0;
+}
+
+static int wide_layer(device *d, int layer, const batch &b, ssm_error *err) {
+    const layer_weights &w = d->layers[layer];
+    SSM_CUDA(d, norm(d, w.norm, d->residual, NULL, d->u, b.n, b.decode), err);
+    SSM_TRY(product(d, PRODUCT_IN, w.in_proj, d->u, d->xz, b.n, err));
+    SSM_TRY(biases(d, w.in_bias, d->xz, d->weight_type, b.n, d->n_in, err));
+    SSM_CUDA(d, conv(d, layer, b), err);
+    if (d->g.kind == SSM_BLOCK_MAMBA) {
+        SSM_TRY(product(d, PRODUCT_X, w.x_proj, d->xc, d->xdb, b.n, err));
+        if (d->g.bc_dt_norm)
+            SSM_CUDA(d, small_norms(d, b.n, 1), err);
+    }
+    SSM_TRY(advance(d, layer, b, 1, false, err));
+    if (d->g.kind == SSM_BLOCK_MAMBA2)
+        SSM_CUDA(d, gated_norm(d, w, d->y, b.n, b.decode), err);
+    SSM_TRY(product(d, PRODUCT_OUT, w.out_proj, d->y, d->residual, b.n, err));
+    return biases(d, w.out_bias, d->residual, SSM_DTYPE_F32, b.n, d->g.d_model, err);
+}
+
+static int skinny_layer(device *d, int layer, const batch &b, ssm_error *err) {
+    SSM_CUDA(d, skinny_in(d, layer, b), err);
+    int32_t splits = 1;
+    if (d->g.kind == SSM_BLOCK_MAMBA) {
+        SSM_CUDA(d, skinny_x(d, layer, b), err);
+        splits = skinny_x_splits(d);
+        if (d->g.bc_dt_norm) {
+            SSM_CUDA(d, small_norms(d, b.n, splits), err);
+            splits = 1;
+        }
+    }
+    SSM_TRY(advance(d, layer, b, splits, true, err));
+    SSM_CUDA(d, skinny_out(d, layer, b), err);
+    return 0;
+}
+
+int forward(device *d, const batch &b, ssm_error *err) {
+    const bool skinny = b.decode && skinny_fits(d, b.n);
+    SSM_CUDA(d, embed(d, b), err);
+    for (int i = 0; i < d->g.n_layers; i++)
+        SSM_TRY(skinny ? skinny_layer(d, i, b, err) : wide_layer(d, i, b, err));
+    if (b.n_logits == 0)
+        return 0;
+    if (skinny) {
+        SSM_CUDA(d, skinny_head(d, b), err);
+        return 0;
+    }
+    SSM_CUDA(d, norm(d, d->norm_f, d->residual, b.logit_tokens, d->u, b.n_logits, b.decode), err);
+    return product(d, PRODUCT_HEAD, d->lm_head, d->u, d->logits, b.n_logits, err);
+}
+
+} // namespace ssm

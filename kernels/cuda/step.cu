@@ -1,0 +1,334 @@
+// SPDX-License-Identifier: Apache-2.0
+// A step: from the plan to launches.
+//
+// The host turns a plan into a few small arrays (tokens, decode rows, spans and their pieces) in
+// one of STAGES pinned blocks, which crosses in one copy; nothing else crosses, nothing waits. So
+// the host may be STAGES steps ahead, and a token that is not known yet is a reference to what the
+// device drew for its slot.
+//
+// A plan of decode rows alone is one launch of a graph, captured at open for every bucket of rows;
+// rows that fill up a bucket have slot -1 and touch no state. Anything else (prefill, or both) goes
+// out as single launches: its kernels are long enough to hide them.
+//
+// What a sequence comes to depends on others only through the size of the step: the bucket chooses
+// the products' algorithms, and the number of spans whether a scan is cut into pieces. Within a
+// bucket no row's result depends on any other row, its place or its slot, bit for bit.
+#include <stdlib.h>
+#include <string.h>
+
+#include "cuda.h"
+
+namespace ssm {
+
+enum { STAGES = 4, MAX_GRAPHS = 48 };
+
+struct graph {
+    int32_t bucket;
+    cudaGraphExec_t exec;
+};
+
+struct step_state {
+    char *pinned[STAGES];
+    cudaEvent_t copied[STAGES];
+    int next;
+    char *on_device;
+    size_t capacity;
+    graph graphs[MAX_GRAPHS];
+    int n_graphs;
+};
+
+int32_t step_bucket(int32_t n) {
+    static const int32_t small[] = {1,  2,   4,   8,   16,  24,  32,  48,  64,
+                                    96, 128, 192, 256, 384, 512, 768, 1024};
+    for (int32_t b : small) {
+        if (n <= b)
+            return b;
+    }
+    const int32_t unit = n <= 4096 ? 512 : 1024;
+    return ceil_div(n, unit) * unit;
+}
+
+static size_t align16(size_t n) {
+    return (n + 15) & ~(size_t)15;
+}
+
+size_t step_staging_bytes(int32_t max_tokens, int32_t n_slots, int32_t max_rows) {
+    const size_t tokens = (size_t)step_bucket(max_tokens), slots = (size_t)step_bucket(n_slots);
+    const size_t pieces = tokens / 16 + 2 * slots, tiles = tokens / CONV_TILE + slots;
+    return tokens * sizeof(int32_t) + slots * (sizeof(row) + sizeof(span)) +
+           (pieces + tiles) * sizeof(piece) + (size_t)step_bucket(max_rows) * sizeof(int32_t) +
+           16 * 8;
+}
+
+// ---- the staging block
+
+struct block {
+    char *host, *device;
+    size_t used, capacity;
+};
+
+template <class T> static T *reserve(block *b, size_t n, const T **on_device) {
+    T *host = (T *)(b->host + b->used);
+    *on_device = (const T *)(b->device + b->used);
+    b->used += align16(n * sizeof(T));
+    return b->used <= b->capacity ? host : NULL;
+}
+
+static int take_block(device *d, block *b, int *stage, ssm_error *err) {
+    step_state *s = d->steps;
+    *stage = s->next;
+    s->next = (s->next + 1) % STAGES;
+    SSM_CUDA(d, cudaEventSynchronize(s->copied[*stage]), err); // only if STAGES steps behind
+    *b = {s->pinned[*stage], s->on_device, 0, s->capacity};
+    return 0;
+}
+
+static int send_block(device *d, const block *b, int stage, ssm_error *err) {
+    step_state *s = d->steps;
+    SSM_CUDA(d, cudaMemcpyAsync(b->device, b->host, b->used, cudaMemcpyHostToDevice, d->stream),
+             err);
+    SSM_CUDA(d, cudaEventRecord(s->copied[stage], d->stream), err);
+    return 0;
+}
+
+// ---- filling it
+
+static int32_t token_code(int32_t token, int32_t slot) {
+    return token == SSM_TOKEN_SAMPLED ? -1 - slot : token;
+}
+
+// Where the slot's ring stands before this segment; moves it on.
+static int32_t advance_ring(device *d, const ssm_segment *s) {
+    const int32_t kept = d->g.d_conv > 1 ? d->g.d_conv - 1 : 1;
+    const int32_t at = s->fresh ? 0 : d->ring_at[s->slot];
+    d->ring_at[s->slot] = (at + s->count) % kept;
+    return at;
+}
+
+static row row_of(device *d, const ssm_segment *s) {
+    return {s->first, s->slot, advance_ring(d, s), s->fresh};
+}
+
+static void decode_arrays(block *b, int32_t bucket, int32_t **tokens, row **rows, batch *out) {
+    *out = {};
+    out->n = out->n_rows = out->n_logits = bucket;
+    out->decode = true;
+    *tokens = reserve(b, (size_t)bucket, &out->tokens);
+    *rows = reserve(b, (size_t)bucket, &out->rows);
+}
+
+static bool is_decode(const device *d, const ssm_plan *plan) {
+    for (int32_t i = 0; i < plan->n_segments; i++) {
+        if (plan->segments[i].count != 1 || plan->segments[i].want == SSM_WANT_NONE)
+            return false;
+    }
+    return plan->n_segments <= d->max_rows;
+}
+
+static const graph *find_graph(const step_state *s, int32_t n) {
+    for (int i = 0; i < s->n_graphs; i++) {
+        if (s->graphs[i].bucket >= n)
+            return &s->graphs[i];
+    }
+    return NULL;
+}
+
+static int decode_step(device *d, const ssm_plan *plan, const graph *g, ssm_error *err) {
+    block b;
+    int stage;
+    SSM_TRY(take_block(d, &b, &stage, err));
+    int32_t *tokens;
+    row *rows;
+    batch unused;
+    decode_arrays(&b, g->bucket, &tokens, &rows, &unused);
+    for (int32_t i = 0; i < plan->n_segments; i++) {
+        const ssm_segment *s = &plan->segments[i];
+        tokens[i] = token_code(plan->tokens[s->first], s->slot);
+        rows[i] = row_of(d, s);
+        rows[i].at = i;
+    }
+    for (int32_t i = plan->n_segments; i < g->bucket; i++) {
+        tokens[i] = 0;
+        rows[i] = {i, -1, 0, 1};
+    }
+    SSM_TRY(send_block(d, &b, stage, err));
+    SSM_CUDA(d, cudaGraphLaunch(g->exec, d->stream), err);
+    return 0;
+}
+
+// ---- mixed steps
+
+// Tokens of a scan's piece: the whole span if there are enough sequences to fill the card.
+static int32_t piece_length(const device *d, int32_t n_spans, int32_t tokens) {
+    const int64_t warps = ceil_div(d->g.d_inner, 32);
+    if (d->g.kind != SSM_BLOCK_MAMBA || d->g.d_state != 16 || n_spans * warps >= 4 * d->n_sms)
+        return INT32_MAX;
+    const int64_t length = ceil_div(tokens * warps, 16 * d->n_sms);
+    return ceil_div(length < 32 ? 32 : length, 16) * 16;
+}
+
+static int32_t cut(piece *out, int32_t at, const span *s, int32_t index, int32_t length) {
+    int32_t n = 0;
+    for (int32_t done = 0; done < s->count; n++) {
+        const int32_t count = s->count - done < length ? s->count - done : length;
+        if (out)
+            out[at + n] = {index, s->first + done, count, at + n};
+        done += count;
+    }
+    return n;
+}
+
+static bool fill_spans(device *d, const ssm_plan *plan, block *block, batch *b) {
+    int32_t n_rows = 0, n_spans = 0, prefill = 0;
+    for (int32_t i = 0; i < plan->n_segments; i++) {
+        const bool one = plan->segments[i].count == 1;
+        n_rows += one;
+        n_spans += !one;
+        prefill += one ? 0 : plan->segments[i].count;
+    }
+    row *rows = reserve(block, (size_t)n_rows, &b->rows);
+    span *spans = reserve(block, (size_t)n_spans, &b->spans);
+    if (!rows || !spans)
+        return false;
+    const int32_t length = piece_length(d, n_spans, prefill);
+    for (int32_t i = 0; i < plan->n_segments; i++) {
+        const ssm_segment *s = &plan->segments[i];
+        if (s->count == 1) {
+            rows[b->n_rows++] = row_of(d, s);
+            continue;
+        }
+        span *p = &spans[b->n_spans++];
+        *p = {s->slot, s->first, s->count, advance_ring(d, s), s->fresh, b->n_pieces, 0, 0};
+        p->n_pieces = ceil_div(s->count, length);
+        b->n_pieces += p->n_pieces;
+        b->n_tiles += ceil_div(s->count, CONV_TILE);
+        b->split |= p->n_pieces > 1;
+    }
+    piece *tiles = reserve(block, (size_t)b->n_tiles, &b->tiles);
+    piece *pieces = reserve(block, (size_t)b->n_pieces, &b->pieces);
+    if (!tiles || !pieces)
+        return false;
+    for (int32_t i = 0, t = 0, p = 0; i < b->n_spans; i++) {
+        t += cut(tiles, t, &spans[i], i, CONV_TILE);
+        p += cut(pieces, p, &spans[i], i, length);
+    }
+    return true;
+}
+
+static bool fill_logits(const ssm_plan *plan, block *block, batch *b) {
+    int32_t n = 0;
+    for (int32_t i = 0; i < plan->n_segments; i++) {
+        const ssm_segment *s = &plan->segments[i];
+        n += s->want == SSM_WANT_ALL ? s->count : s->want == SSM_WANT_LAST;
+    }
+    b->n_logits = n == 0 ? 0 : step_bucket(n);
+    int32_t *tokens = reserve(block, (size_t)b->n_logits, &b->logit_tokens);
+    if (!tokens)
+        return false;
+    int32_t at = 0;
+    for (int32_t i = 0; i < plan->n_segments; i++) {
+        const ssm_segment *s = &plan->segments[i];
+        const int32_t wanted = s->want == SSM_WANT_ALL ? s->count : s->want == SSM_WANT_LAST;
+        for (int32_t k = s->count - wanted; k < s->count; k++)
+            tokens[at++] = s->first + k;
+    }
+    while (at < b->n_logits)
+        tokens[at++] = 0;
+    return true;
+}
+
+static int mixed_step(device *d, const ssm_plan *plan, ssm_error *err) {
+    block block;
+    int stage;
+    SSM_TRY(take_block(d, &block, &stage, err));
+    batch b = {};
+    b.n = step_bucket(plan->n_tokens);
+    int32_t *tokens = reserve(&block, (size_t)b.n, &b.tokens);
+    bool fits = tokens != NULL;
+    for (int32_t i = 0; fits && i < plan->n_segments; i++) {
+        const ssm_segment *s = &plan->segments[i];
+        for (int32_t k = 0; k < s->count; k++)
+            tokens[s->first + k] = token_code(plan->tokens[s->first + k], s->slot);
+    }
+    for (int32_t i = plan->n_tokens; fits && i < b.n; i++)
+        tokens[i] = 0;
+    fits = fits && fill_spans(d, plan, &block, &b) && fill_logits(plan, &block, &b);
+    if (!fits)
+        return ssm_error_set(err, SSM_EINVAL, NULL, "a plan of %d tokens in %d segments is too big",
+                             plan->n_tokens, plan->n_segments);
+    SSM_TRY(send_block(d, &block, stage, err));
+    return forward(d, b, err);
+}
+
+int step(ssm_device *dev, const ssm_plan *plan, ssm_error *err) {
+    device *d = (device *)dev;
+    SSM_TRY(device_refuse(d, err));
+    if (plan->n_tokens == 0)
+        return 0;
+    if (plan->n_tokens > d->max_tokens || plan->n_segments > d->n_slots)
+        return ssm_error_set(err, SSM_EINVAL, NULL, "a plan of %d tokens in %d segments is too big",
+                             plan->n_tokens, plan->n_segments);
+    const graph *g = is_decode(d, plan) ? find_graph(d->steps, plan->n_segments) : NULL;
+    return g ? decode_step(d, plan, g, err) : mixed_step(d, plan, err);
+}
+
+// ---- graphs
+
+static int capture(device *d, int32_t bucket, graph *out, ssm_error *err) {
+    step_state *s = d->steps;
+    block b = {s->pinned[0], s->on_device, 0, s->capacity};
+    int32_t *tokens;
+    row *rows;
+    batch batch;
+    decode_arrays(&b, bucket, &tokens, &rows, &batch);
+    cudaGraph_t graph = NULL;
+    SSM_CUDA(d, cudaStreamBeginCapture(d->stream, cudaStreamCaptureModeThreadLocal), err);
+    const int rc = forward(d, batch, err);
+    const cudaError_t ended = cudaStreamEndCapture(d->stream, &graph);
+    if (rc != 0)
+        return rc;
+    SSM_CUDA(d, ended, err);
+    const cudaError_t made = cudaGraphInstantiate(&out->exec, graph, 0);
+    cudaGraphDestroy(graph);
+    SSM_CUDA(d, made, err);
+    out->bucket = bucket;
+    SSM_CUDA(d, cudaGraphUpload(out->exec, d->stream), err);
+    return 0;
+}
+
+int steps_create(device *d, ssm_error *err) {
+    step_state *s = d->steps = (step_state *)calloc(1, sizeof *s);
+    if (!s)
+        return ssm_error_set(err, SSM_ENOMEM, NULL, "no memory for the steps");
+    s->capacity = step_staging_bytes(d->max_tokens, d->n_slots, d->max_rows);
+    SSM_TRY(device_alloc(d, (void **)&s->on_device, s->capacity, err));
+    for (int i = 0; i < STAGES; i++) {
+        SSM_CUDA(d, cudaMallocHost((void **)&s->pinned[i], s->capacity), err);
+        SSM_CUDA(d, cudaEventCreateWithFlags(&s->copied[i], cudaEventDisableTiming), err);
+    }
+    int32_t most = d->n_slots < d->max_rows ? d->n_slots : d->max_rows;
+    most = most < d->max_tokens ? most : d->max_tokens;
+    for (int32_t n = 0; n < most && s->n_graphs < MAX_GRAPHS;) {
+        n = step_bucket(n + 1);
+        SSM_TRY(capture(d, n, &s->graphs[s->n_graphs], err));
+        s->n_graphs++;
+    }
+    return 0;
+}
+
+void steps_free(device *d) {
+    step_state *s = d->steps;
+    if (!s)
+        return;
+    for (int i = 0; i < s->n_graphs; i++)
+        cudaGraphExecDestroy(s->graphs[i].exec);
+    for (int i = 0; i < STAGES; i++) {
+        cudaFreeHost(s->pinned[i]);
+        if (s->copied[i])
+            cudaEventDestroy(s->copied[i]);
+    }
+    free(s);
+    d->steps = NULL;
+}
+
+} // namespace ssm

@@ -1,0 +1,600 @@
+// SPDX-License-Identifier: Apache-2.0
+// The CUDA backend against the reference: models of both kinds and odd shapes in every number
+// format, random plans that mix decode rows and prompts, states, forks, sampling. Properties that
+// need no oracle are checked bit for bit: a row's independence of slot, place and neighbours, and
+// the same answer twice.
+//
+// Without a usable device the tests are skipped (exit 77), unless SSM_EXPECT_CUDA is set: then that
+// is a failure. CUDA does not survive fork: everything runs in one process.
+#include <check.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels/backend.h"
+#include "small_model.h"
+
+static const small_shape shapes[] = {
+    {"mamba", SSM_BLOCK_MAMBA, 3, 256, 512, 16, 4, 16, 0, 0, 1000, false, false, true},
+    {"mamba odd", SSM_BLOCK_MAMBA, 2, 36, 60, 5, 3, 3, 0, 0, 77, false, true, false},
+    {"mamba rank 24, state 8", SSM_BLOCK_MAMBA, 2, 96, 200, 8, 2, 24, 0, 0, 333, false, false,
+     true},
+    {"mamba rank 40", SSM_BLOCK_MAMBA, 2, 192, 384, 16, 4, 40, 0, 0, 515, false, true, true},
+    {"falcon", SSM_BLOCK_MAMBA, 2, 128, 256, 16, 4, 8, 0, 0, 600, true, false, false},
+    {"mamba2", SSM_BLOCK_MAMBA2, 3, 256, 512, 128, 4, 0, 8, 1, 1000, false, false, true},
+    {"mamba2 groups", SSM_BLOCK_MAMBA2, 2, 128, 512, 128, 4, 0, 8, 4, 500, false, true, false},
+    {"mamba2 64", SSM_BLOCK_MAMBA2, 2, 128, 256, 64, 4, 0, 4, 2, 300, false, false, true},
+    {"mamba2 odd", SSM_BLOCK_MAMBA2, 2, 40, 66, 12, 3, 0, 6, 2, 99, false, true, false},
+};
+enum { N_SHAPES = sizeof shapes / sizeof shapes[0], SLOTS = 40, ROWS = 168, TOKENS = 700 };
+
+static uint64_t random_state = 1;
+
+static int32_t below(int32_t n) {
+    return (int32_t)(small_uniform(&random_state) * n);
+}
+
+// ---- one backend with a model on it
+
+typedef struct rig {
+    const ssm_backend *b;
+    ssm_device *d;
+    int32_t vocab;
+    size_t state_floats;
+} rig;
+
+static void must(int rc, const ssm_error *err) {
+    ck_assert_msg(rc == 0, "%s", err->message);
+}
+
+static void rig_open(rig *r, const char *backend, const ssm_weights *w, ssm_dtype weight,
+                     ssm_dtype state) {
+    ssm_error err = {0};
+    const bool reference = strcmp(backend, "reference") == 0;
+    const ssm_device_options o = {.n_slots = SLOTS,
+                                  .max_rows = ROWS,
+                                  .max_tokens = TOKENS,
+                                  .weight_dtype = reference ? SSM_DTYPE_AUTO : weight,
+                                  .state_dtype = reference ? SSM_DTYPE_AUTO : state};
+    r->b = ssm_backend_find(backend);
+    ck_assert_ptr_nonnull(r->b);
+    must(r->b->open(w, &o, &r->d, &err), &err);
+    r->vocab = w->geometry.vocab_size;
+    r->state_floats = ssm_state_conv_floats(&w->geometry) + ssm_state_ssm_floats(&w->geometry);
+}
+
+static void rig_close(rig *r) {
+    r->b->close(r->d);
+}
+
+static void rig_step(rig *r, const int32_t *tokens, const ssm_segment *segments, int32_t n) {
+    ssm_error err = {0};
+    const ssm_plan plan = {tokens, segments[n - 1].first + segments[n - 1].count, segments, n};
+    must(r->b->step(r->d, &plan, &err), &err);
+}
+
+static float *rig_logits(rig *r, int32_t row) {
+    ssm_error err = {0};
+    float *out = malloc((size_t)r->vocab * sizeof *out);
+    must(r->b->logits_read(r->d, row, out, &err), &err);
+    return out;
+}
+
+static float *rig_state(rig *r, int32_t slot) {
+    ssm_error err = {0};
+    float *out = malloc(r->state_floats * sizeof *out);
+    must(r->b->slot_read(r->d, slot, out, &err), &err);
+    return out;
+}
+
+// |a - b| / |b|; NaN if anything is not finite.
+static double distance(const float *a, const float *b, size_t n) {
+    double difference = 0, norm = 0;
+    for (size_t i = 0; i < n; i++) {
+        const double e = (double)a[i] - (double)b[i];
+        difference += e * e;
+        norm += (double)b[i] * (double)b[i];
+    }
+    return norm > 0 ? sqrt(difference / norm) : sqrt(difference);
+}
+
+// ---- formats and how near they must be
+//
+// fp32: products and scans of a few hundred terms in another order. 16-bit weights are the
+// reference's own; activations are rounded to 8 (bf16) or 11 bits before each of three products a
+// layer, of two or three layers; an fp16 state is rounded once a token.
+static const struct {
+    ssm_dtype weight, state;
+    double tolerance;
+} formats[] = {
+    {SSM_DTYPE_F32, SSM_DTYPE_F32, 2e-5}, {SSM_DTYPE_BF16, SSM_DTYPE_F32, 2.5e-2},
+    {SSM_DTYPE_F16, SSM_DTYPE_F32, 3e-3}, {SSM_DTYPE_BF16, SSM_DTYPE_F16, 2.5e-2},
+    {SSM_DTYPE_F32, SSM_DTYPE_F16, 2e-3},
+};
+enum { N_FORMATS = sizeof formats / sizeof formats[0] };
+
+typedef struct pair {
+    small_model model;
+    rig cuda, reference;
+    double tolerance, worst;
+    char what[96];
+} pair;
+
+static void pair_open(pair *p, int shape, int format) {
+    const ssm_dtype type = formats[format].weight;
+    small_model_create(&p->model, &shapes[shape], type, (uint64_t)shape + 1);
+    p->tolerance = formats[format].tolerance;
+    p->worst = 0;
+    snprintf(p->what, sizeof p->what, "%s, %s weights, %s state", shapes[shape].name,
+             ssm_dtype_name(type), ssm_dtype_name(formats[format].state));
+    rig_open(&p->cuda, "cuda", &p->model.weights, type, formats[format].state);
+    rig_open(&p->reference, "reference", &p->model.weights, type, SSM_DTYPE_F32);
+}
+
+static void pair_close(pair *p) {
+    rig_close(&p->cuda);
+    rig_close(&p->reference);
+    small_model_free(&p->model);
+}
+
+static void compare(pair *p, float *a, float *b, size_t n, const char *of) {
+    const double off = distance(a, b, n);
+    ck_assert_msg(off <= p->tolerance, "%s: %s off by %g (%g allowed)", p->what, of, off,
+                  p->tolerance);
+    p->worst = off > p->worst ? off : p->worst;
+    free(a);
+    free(b);
+}
+
+// A random plan: each chosen slot once; prompts and decode rows as they come.
+static int32_t random_plan(int32_t vocab, bool *live, bool decode_only, int32_t *tokens,
+                           ssm_segment *segments) {
+    const int32_t n = 1 + below(decode_only ? SLOTS : 9);
+    int32_t at = 0, used = 0;
+    bool taken[SLOTS] = {0};
+    for (int32_t i = 0; i < n; i++) {
+        const int32_t slot = below(SLOTS);
+        const int32_t lengths[] = {1, 1, 1, 2, 3, 4, 5, 15, 16, 17, 31, 33, 63, 64, 65, 100};
+        const int32_t count = decode_only ? 1 : lengths[below(16)];
+        if (taken[slot] || at + count > TOKENS)
+            continue;
+        taken[slot] = true;
+        const bool fresh = !live[slot] || below(8) == 0;
+        const ssm_want want = decode_only ? SSM_WANT_LAST : (ssm_want)below(3);
+        live[slot] = true;
+        segments[used++] = (ssm_segment){slot, at, count, fresh,
+                                         want == SSM_WANT_ALL && count > 17 ? SSM_WANT_LAST : want};
+        for (int32_t k = 0; k < count; k++)
+            tokens[at++] = below(vocab);
+    }
+    return used;
+}
+
+static int32_t rows_of(const ssm_segment *s) {
+    return s->want == SSM_WANT_ALL ? s->count : s->want == SSM_WANT_LAST;
+}
+
+static void run_plan(pair *p, bool *live, bool decode_only) {
+    int32_t tokens[TOKENS];
+    ssm_segment segments[SLOTS];
+    const int32_t n = random_plan(p->cuda.vocab, live, decode_only, tokens, segments);
+    rig_step(&p->cuda, tokens, segments, n);
+    rig_step(&p->reference, tokens, segments, n);
+    for (int32_t i = 0, row = 0; i < n; i++) {
+        for (int32_t k = 0; k < rows_of(&segments[i]); k++, row++)
+            compare(p, rig_logits(&p->cuda, row), rig_logits(&p->reference, row),
+                    (size_t)p->cuda.vocab, "logits");
+    }
+    for (int32_t i = 0; i < n; i += 3)
+        compare(p, rig_state(&p->cuda, segments[i].slot),
+                rig_state(&p->reference, segments[i].slot), p->cuda.state_floats, "a state");
+}
+
+START_TEST(random_plans_agree_with_the_reference) {
+    pair p;
+    bool live[SLOTS] = {0};
+    pair_open(&p, _i / N_FORMATS, _i % N_FORMATS);
+    for (int round = 0; round < 6; round++)
+        run_plan(&p, live, round % 2);
+    printf("%-44s worst %.1e of %.1e\n", p.what, p.worst, p.tolerance);
+    pair_close(&p);
+}
+END_TEST
+
+// ---- without an oracle
+
+// Feeds a prompt to a slot in pieces; returns its last logits.
+static float *feed(rig *r, int32_t slot, const int32_t *ids, int32_t n, int32_t piece) {
+    for (int32_t done = 0; done < n; done += piece) {
+        const int32_t count = n - done < piece ? n - done : piece;
+        const ssm_segment s = {slot, 0, count, done == 0, SSM_WANT_LAST};
+        rig_step(r, ids + done, &s, 1);
+    }
+    return rig_logits(r, 0);
+}
+
+START_TEST(whole_chunked_and_token_by_token_agree) {
+    small_model m;
+    rig r;
+    int32_t ids[600];
+    small_model_create(&m, &shapes[_i], SSM_DTYPE_F32, 9);
+    rig_open(&r, "cuda", &m.weights, SSM_DTYPE_F32, SSM_DTYPE_F32);
+    for (int i = 0; i < 600; i++)
+        ids[i] = below(r.vocab);
+    float *whole = feed(&r, 0, ids, 600, 600), *state = rig_state(&r, 0);
+    const int32_t pieces[] = {1, 2, 3, 7, 64, 129, 599};
+    for (int i = 0; i < 7; i++) {
+        float *other = feed(&r, 1 + i, ids, 600, pieces[i]), *moved = rig_state(&r, 1 + i);
+        const double off = distance(other, whole, (size_t)r.vocab);
+        ck_assert_msg(off <= 2e-5, "%s in pieces of %d: logits off by %g", shapes[_i].name,
+                      pieces[i], off);
+        const double far = distance(moved, state, r.state_floats);
+        ck_assert_msg(far <= 2e-5, "%s in pieces of %d: state off by %g", shapes[_i].name,
+                      pieces[i], far);
+        free(other);
+        free(moved);
+    }
+    free(whole);
+    free(state);
+    rig_close(&r);
+    small_model_free(&m);
+}
+END_TEST
+
+// The same sequence among others, at other rows and slots of one bucket: bit for bit.
+START_TEST(a_row_does_not_see_its_neighbours) {
+    small_model m;
+    rig r;
+    small_model_create(&m, &shapes[_i], SSM_DTYPE_BF16, 3);
+    rig_open(&r, "cuda", &m.weights, SSM_DTYPE_BF16, SSM_DTYPE_F32);
+    const int32_t buckets[] = {1, 2, 4, 8, 13, 29, 40};
+    for (int b = 0; b < 7; b++) {
+        float *first = NULL, *first_state = NULL;
+        for (int round = 0; round < 3; round++) {
+            const int32_t n = buckets[b], place = below(n), slot = below(SLOTS);
+            for (int step = 0; step < 6; step++) {
+                int32_t tokens[SLOTS];
+                ssm_segment segments[SLOTS];
+                for (int32_t i = 0; i < n; i++) {
+                    segments[i] = (ssm_segment){(slot + i - place + SLOTS) % SLOTS, i, 1, step == 0,
+                                                SSM_WANT_LAST};
+                    tokens[i] = i == place ? 5 + step : below(r.vocab);
+                }
+                rig_step(&r, tokens, segments, n);
+            }
+            float *logits = rig_logits(&r, place), *state = rig_state(&r, slot);
+            if (round == 0) {
+                first = logits, first_state = state;
+                continue;
+            }
+            ck_assert_msg(memcmp(logits, first, (size_t)r.vocab * sizeof *logits) == 0,
+                          "%s, %d rows: logits depend on neighbours", shapes[_i].name, n);
+            ck_assert_msg(memcmp(state, first_state, r.state_floats * sizeof *state) == 0,
+                          "%s, %d rows: the state depends on neighbours", shapes[_i].name, n);
+            free(logits);
+            free(state);
+        }
+        free(first);
+        free(first_state);
+    }
+    rig_close(&r);
+    small_model_free(&m);
+}
+END_TEST
+
+// A freed slot full of NaN must not be read by the next user, and a failed neighbour stays alone.
+START_TEST(poison_stays_where_it_is) {
+    small_model m;
+    rig r;
+    ssm_error err = {0};
+    small_model_create(&m, &shapes[_i], SSM_DTYPE_BF16, 4);
+    rig_open(&r, "cuda", &m.weights, SSM_DTYPE_BF16, SSM_DTYPE_F16);
+    float *poison = malloc(r.state_floats * sizeof *poison);
+    for (size_t i = 0; i < r.state_floats; i++)
+        poison[i] = NAN;
+    for (int32_t s = 0; s < 8; s++)
+        must(r.b->slot_write(r.d, s, poison, &err), &err);
+    int32_t tokens[80];
+    for (int i = 0; i < 80; i++)
+        tokens[i] = below(r.vocab);
+    const ssm_segment segments[] = {
+        {0, 0, 1, true, SSM_WANT_LAST},   {1, 1, 2, true, SSM_WANT_LAST},
+        {2, 3, 3, true, SSM_WANT_LAST},   {3, 6, 70, true, SSM_WANT_LAST},
+        {7, 76, 4, false, SSM_WANT_LAST},
+    };
+    rig_step(&r, tokens, segments, 5);
+    for (int32_t i = 0; i < 5; i++) {
+        float *logits = rig_logits(&r, i), *state = rig_state(&r, segments[i].slot);
+        const bool clean = isfinite(distance(logits, logits, (size_t)r.vocab)) &&
+                           isfinite(distance(state, state, r.state_floats));
+        ck_assert_msg(clean == (i < 4), "%s: segment %d", shapes[_i].name, i);
+        free(logits);
+        free(state);
+    }
+    free(poison);
+    rig_close(&r);
+    small_model_free(&m);
+}
+END_TEST
+
+START_TEST(forks_and_snapshots_go_on_as_their_source) {
+    small_model m;
+    rig r;
+    ssm_error err = {0};
+    int32_t ids[40];
+    small_model_create(&m, &shapes[_i], SSM_DTYPE_BF16, 5);
+    rig_open(&r, "cuda", &m.weights, SSM_DTYPE_BF16, SSM_DTYPE_F16);
+    for (int i = 0; i < 40; i++)
+        ids[i] = below(r.vocab);
+    free(feed(&r, 3, ids, 37, 37));
+    const int32_t src[] = {3, 3, 3}, dst[] = {0, 39, 7};
+    must(r.b->slots_copy(r.d, src, dst, 3, &err), &err);
+    float *state = rig_state(&r, 3);
+    must(r.b->slot_write(r.d, 11, state, &err), &err);
+    float *again = rig_state(&r, 11);
+    ck_assert(memcmp(state, again, r.state_floats * sizeof *state) == 0);
+    const int32_t slots[] = {3, 0, 39, 7, 11};
+    float *first = NULL;
+    for (int i = 0; i < 5; i++) {
+        for (int step = 0; step < 3; step++) {
+            const ssm_segment s = {slots[i], 0, 1, false, SSM_WANT_LAST};
+            rig_step(&r, &ids[37 + step], &s, 1);
+        }
+        float *logits = rig_logits(&r, 0);
+        if (i == 0)
+            first = logits;
+        ck_assert(memcmp(logits, first, (size_t)r.vocab * sizeof *first) == 0);
+        if (i > 0)
+            free(logits);
+    }
+    free(first);
+    free(state);
+    free(again);
+    rig_close(&r);
+    small_model_free(&m);
+}
+END_TEST
+
+// ---- sampling
+
+static void random_logits(float *logits, int32_t n) {
+    const double spread = 0.2 + 6 * small_uniform(&random_state);
+    const bool coarse = below(4) == 0;
+    for (int32_t i = 0; i < n; i++) {
+        double u = -2;
+        for (int k = 0; k < 4; k++)
+            u += small_uniform(&random_state);
+        logits[i] = (float)(coarse ? round(u * spread) : u * spread);
+    }
+}
+
+static void random_sampling(ssm_sampling *p, int32_t n) {
+    const float temperatures[] = {0, 0.2f, 0.7f, 1, 1.5f, 2};
+    *p = (ssm_sampling){
+        .temperature = temperatures[below(6)], .top_p = 1, .typical_p = 1, .repetition_penalty = 1};
+    if (below(2))
+        p->top_k = 1 + below(below(2) ? 50 : n + 5);
+    if (below(2))
+        p->top_p = below(8) == 0 ? 0 : (float)small_uniform(&random_state);
+    if (below(3) == 0)
+        p->min_p = (float)(0.3 * small_uniform(&random_state));
+    if (below(4) == 0)
+        p->typical_p = (float)(0.05 + 0.95 * small_uniform(&random_state));
+    if (below(2)) {
+        p->repetition_penalty = (float)(0.7 + small_uniform(&random_state));
+        p->frequency_penalty = (float)(small_uniform(&random_state) - 0.5);
+        p->presence_penalty = (float)(small_uniform(&random_state) - 0.5);
+    }
+}
+
+enum { LISTS = 24 };
+typedef struct wish { // one sample's parameters and lists
+    ssm_sampling params;
+    ssm_logit_bias bias[LISTS];
+    int32_t banned[LISTS], allowed[LISTS];
+    ssm_token_count counts[LISTS];
+} wish;
+
+static void random_sample(ssm_sample *s, wish *w, int32_t row, int32_t vocab) {
+    random_sampling(&w->params, vocab);
+    *s = (ssm_sample){.row = row,
+                      .slot = row % SLOTS,
+                      .target = below(6) == 0 ? below(vocab) : -1,
+                      .n_top = below(SSM_MAX_LOGPROBS + 2) - 1,
+                      .seed = (uint64_t)below(1 << 30) << 31 | (uint64_t)below(1 << 30),
+                      .position = (uint64_t)below(1000),
+                      .params = &w->params,
+                      .banned = w->banned,
+                      .counts = w->counts};
+    w->params.bias = w->bias, w->params.allowed = w->allowed;
+    w->params.n_bias = below(2) ? below(LISTS) : 0;
+    w->params.n_allowed = below(6) == 0 ? 1 + below(LISTS - 1) : 0;
+    s->n_banned = below(2) ? below(LISTS) : 0;
+    s->n_counts = below(2) ? LISTS : 0;
+    for (int i = 0; i < LISTS; i++) {
+        w->bias[i] = (ssm_logit_bias){below(vocab), (float)(4 * small_uniform(&random_state) - 2)};
+        w->banned[i] = below(vocab);
+        w->allowed[i] = below(vocab);
+        w->counts[i] = (ssm_token_count){i * (vocab / LISTS), below(4), below(2)};
+    }
+}
+
+static bool same_draw(const ssm_sampled *a, const ssm_sampled *b) {
+    bool same = a->token == b->token && a->n_top == b->n_top &&
+                (fabs((double)a->logprob - (double)b->logprob) <= 1e-4 ||
+                 (isnan(a->logprob) && isnan(b->logprob)) || a->logprob == b->logprob);
+    for (int i = 0; i < a->n_top && same; i++)
+        same = a->top_ids[i] == b->top_ids[i] &&
+               fabs((double)a->top_logprobs[i] - (double)b->top_logprobs[i]) <= 1e-4;
+    return same;
+}
+
+// Where the two sums differ by rounding, a draw at a boundary may fall on either side: one in
+// hundreds is allowed to.
+START_TEST(draws_are_the_reference_samplers) {
+    pair p;
+    ssm_error err = {0};
+    pair_open(&p, _i, 0);
+    int different = 0, drawn = 0;
+    for (int round = 0; round < 6; round++) {
+        static wish wishes[ROWS];
+        ssm_sample samples[ROWS];
+        static ssm_sampled a[ROWS], b[ROWS];
+        const int32_t n = round == 0 ? 1 : 1 + below(ROWS);
+        float *logits = malloc((size_t)p.cuda.vocab * sizeof *logits);
+        for (int32_t i = 0; i < n; i++) {
+            random_logits(logits, p.cuda.vocab);
+            if (below(30) == 0)
+                logits[below(p.cuda.vocab)] = NAN;
+            must(p.cuda.b->logits_write(p.cuda.d, i, logits, &err), &err);
+            must(p.reference.b->logits_write(p.reference.d, i, logits, &err), &err);
+            random_sample(&samples[i], &wishes[i], i, p.cuda.vocab);
+        }
+        must(p.cuda.b->sample(p.cuda.d, samples, n, &err), &err);
+        must(p.reference.b->sample(p.reference.d, samples, n, &err), &err);
+        must(p.cuda.b->collect(p.cuda.d, a, n, &err), &err);
+        must(p.reference.b->collect(p.reference.d, b, n, &err), &err);
+        for (int32_t i = 0; i < n; i++, drawn++) {
+            if (same_draw(&a[i], &b[i]))
+                continue;
+            const ssm_sampling *w = &wishes[i].params;
+            printf(
+                "  draw differs: %d (%g) for %d (%g), top %d for %d: t %g k %d p %g m %g typ %g\n",
+                a[i].token, (double)a[i].logprob, b[i].token, (double)b[i].logprob, a[i].n_top,
+                b[i].n_top, (double)w->temperature, w->top_k, (double)w->top_p, (double)w->min_p,
+                (double)w->typical_p);
+            different++;
+        }
+        free(logits);
+    }
+    ck_assert_msg(different * 200 <= drawn + 199, "%s: %d of %d draws differ", p.what, different,
+                  drawn);
+    pair_close(&p);
+}
+END_TEST
+
+// Several steps ahead of the host, each fed by what the one before drew, are the same steps.
+START_TEST(running_ahead_draws_the_same) {
+    small_model m;
+    rig r;
+    ssm_error err = {0};
+    enum { N = 5, STEPS = 12 };
+    int32_t ids[2][STEPS][N];
+    small_model_create(&m, &shapes[_i], SSM_DTYPE_BF16, 6);
+    rig_open(&r, "cuda", &m.weights, SSM_DTYPE_BF16, SSM_DTYPE_F32);
+    const ssm_sampling params = {
+        .temperature = 1, .top_p = 0.95f, .typical_p = 1, .repetition_penalty = 1};
+    for (int ahead = 0; ahead < 2; ahead++) {
+        int32_t tokens[N], collected = 0;
+        for (int step = 0; step < STEPS; step++) {
+            ssm_segment segments[N];
+            ssm_sample samples[N];
+            ssm_sampled out[N];
+            for (int i = 0; i < N; i++) {
+                if (step == 0)
+                    tokens[i] = 10 + i;
+                else
+                    tokens[i] = ahead ? SSM_TOKEN_SAMPLED : ids[0][step - 1][i];
+                segments[i] = (ssm_segment){7 * i + ahead, i, 1, step == 0, SSM_WANT_LAST};
+                samples[i] = (ssm_sample){.row = i,
+                                          .slot = segments[i].slot,
+                                          .target = -1,
+                                          .n_top = -1,
+                                          .seed = 100 + (uint64_t)i,
+                                          .position = (uint64_t)step,
+                                          .params = &params};
+            }
+            rig_step(&r, tokens, segments, N);
+            must(r.b->sample(r.d, samples, N, &err), &err);
+            if (ahead && step < 2)
+                continue;
+            must(r.b->collect(r.d, out, N, &err), &err);
+            for (int i = 0; i < N; i++)
+                ids[ahead][collected][i] = out[i].token;
+            collected++;
+        }
+        for (; collected < STEPS; collected++) {
+            ssm_sampled out[N];
+            must(r.b->collect(r.d, out, N, &err), &err);
+            for (int i = 0; i < N; i++)
+                ids[ahead][collected][i] = out[i].token;
+        }
+    }
+    ck_assert_int_eq(memcmp(ids[0], ids[1], sizeof ids[0]), 0);
+    rig_close(&r);
+    small_model_free(&m);
+}
+END_TEST
+
+// ---- limits
+
+START_TEST(too_many_sessions_say_how_many_would_fit) {
+    small_model m;
+    ssm_error err = {0};
+    ssm_device *d = NULL;
+    small_model_create(&m, &shapes[5], SSM_DTYPE_BF16, 1);
+    const ssm_backend *b = ssm_backend_find("cuda");
+    ssm_device_options o = {.n_slots = 100000000, .max_rows = 64, .max_tokens = 64};
+    ck_assert_int_eq(b->open(&m.weights, &o, &d, &err), SSM_ENOMEM);
+    ck_assert_msg(strstr(err.message, " would") != NULL, "%s", err.message);
+    o.n_slots = 0;
+    ck_assert_int_eq(b->open(&m.weights, &o, &d, &err), 0);
+    ssm_device_info info;
+    b->info(d, &info);
+    ck_assert_int_gt(info.n_slots, 64);
+    b->close(d);
+    o.index = 99;
+    ck_assert_int_eq(b->open(&m.weights, &o, &d, &err), SSM_EINVAL);
+    o.index = 0;
+    o.state_dtype = SSM_DTYPE_BF16;
+    ck_assert_int_eq(b->open(&m.weights, &o, &d, &err), SSM_EUNSUPPORTED);
+    small_model_free(&m);
+}
+END_TEST
+
+static bool device_usable(char *why, size_t size) {
+    small_model m;
+    ssm_error err = {0};
+    ssm_device *d = NULL;
+    const ssm_backend *b = ssm_backend_find("cuda");
+    if (!b) {
+        snprintf(why, size, "the CUDA backend is not built in");
+        return false;
+    }
+    small_model_create(&m, &shapes[1], SSM_DTYPE_F32, 1);
+    const ssm_device_options o = {.n_slots = 1, .max_rows = 1, .max_tokens = 1};
+    const int rc = b->open(&m.weights, &o, &d, &err);
+    snprintf(why, size, "%s", err.message);
+    if (rc == 0)
+        b->close(d);
+    small_model_free(&m);
+    return rc == 0;
+}
+
+int main(int argc, char **argv) {
+    char why[512];
+    if (!device_usable(why, sizeof why)) {
+        const bool expected = getenv("SSM_EXPECT_CUDA") != NULL;
+        printf("%s: %s\n", expected ? "FAILED" : "skipped", why);
+        return expected ? EXIT_FAILURE : 77;
+    }
+    setvbuf(stdout, NULL, _IOLBF, 0);
+    Suite *suite = suite_create("cuda");
+    TCase *tc = tcase_create("device");
+    tcase_add_loop_test(tc, random_plans_agree_with_the_reference, 0, N_SHAPES * N_FORMATS);
+    tcase_add_loop_test(tc, whole_chunked_and_token_by_token_agree, 0, N_SHAPES);
+    tcase_add_loop_test(tc, a_row_does_not_see_its_neighbours, 0, N_SHAPES);
+    tcase_add_loop_test(tc, poison_stays_where_it_is, 0, N_SHAPES);
+    tcase_add_loop_test(tc, forks_and_snapshots_go_on_as_their_source, 0, N_SHAPES);
+    tcase_add_loop_test(tc, draws_are_the_reference_samplers, 0, 4);
+    tcase_add_loop_test(tc, running_ahead_draws_the_same, 0, N_SHAPES);
+    tcase_add_test(tc, too_many_sessions_say_how_many_would_fit);
+    suite_add_tcase(suite, tc);
+    SRunner *sr = srunner_create(suite);
+    srunner_set_fork_status(sr, CK_NOFORK);
+    srunner_run_all(sr, CK_NORMAL);
+    const int failed = srunner_ntests_failed(sr);
+    srunner_free(sr);
+    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+}
