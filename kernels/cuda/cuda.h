@@ -185,6 +185,9 @@ cudaError_t mamba_scan(device *d, int layer, const batch &b);
 cudaError_t mamba2_advance(device *d, int layer, const batch &b, bool fold_norm);
 cudaError_t mamba2_scan(device *d, int layer, const batch &b);
 
+bool ssd_fits(const device *d); // ssd.cu: mamba2_scan on the matrix units
+cudaError_t ssd_scan(device *d, int layer, const batch &b);
+
 // product.cu: y = x W^T (out: y += x W^T in fp32), n token rows
 int products_create(device *d, ssm_error *err);
 void products_free(device *d);
@@ -195,7 +198,7 @@ int product(device *d, product_kind kind, const void *weight, const void *x, voi
 bool skinny_fits(const device *d, int32_t n);
 cudaError_t skinny_in(device *d, int layer, const batch &b);
 cudaError_t skinny_x(device *d, int layer, const batch &b);
-cudaError_t skinny_out(device *d, int layer, const batch &b);
+cudaError_t skinny_out(device *d, int layer, const batch &b, bool fold_norm);
 cudaError_t skinny_head(device *d, const batch &b);
 int32_t skinny_x_splits(const device *d);
 

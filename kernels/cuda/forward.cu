@@ -59,8 +59,11 @@ static int skinny_layer(device *d, int layer, const batch &b, ssm_error *err) {
             splits = 1;
         }
     }
-    SSM_TRY(advance(d, layer, b, splits, true, err));
-    SSM_CUDA(d, skinny_out(d, layer, b), err);
+    const bool mamba2 = d->g.kind == SSM_BLOCK_MAMBA2, fold_norm = mamba2 && d->g.n_groups == 1;
+    SSM_TRY(advance(d, layer, b, splits, fold_norm, err));
+    if (mamba2 && !fold_norm)
+        SSM_CUDA(d, gated_norm(d, d->layers[layer], d->y, b.n, b.decode), err);
+    SSM_CUDA(d, skinny_out(d, layer, b, fold_norm), err);
     return 0;
 }
 

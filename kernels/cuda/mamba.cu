@@ -90,6 +90,60 @@ __device__ __forceinline__ void delta_products(const mamba_args &a, const float 
     }
 }
 
+// The same with the weights asked for before the step's data is there: RK blocks of 32 columns for
+// each of TPW tiles of 8 channels a warp; RK * 32 >= rank. All channels exist.
+template <int TPW, int RK>
+__device__ __forceinline__ void fetch_dt_proj(const mamba_args &a, int first, uint4 (&w)[TPW][RK]) {
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, q = lane & 3;
+#pragma unroll
+    for (int t = 0; t < TPW; t++) {
+        const int channel = first + (t * (blockDim.x >> 5) + warp) * 8 + g;
+        const bf16 *from = (const bf16 *)a.dt_proj + (size_t)channel * a.rank + q * 8;
+#pragma unroll
+        for (int k = 0; k < RK; k++) {
+            w[t][k] = make_uint4(0, 0, 0, 0);
+            if (k * 32 + q * 8 < a.rank && channel < a.channels)
+                w[t][k] = load_once((const void *)(from + k * 32));
+        }
+    }
+}
+
+template <int TPW, int RK>
+__device__ __forceinline__ void delta_from(const mamba_args &a, const uint4 (&w)[TPW][RK],
+                                           const float *dt, int dt_pitch, int n_channels,
+                                           float *delta) {
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, q = lane & 3;
+    float c[TPW][4];
+#pragma unroll
+    for (int t = 0; t < TPW; t++)
+        c[t][0] = c[t][1] = c[t][2] = c[t][3] = 0;
+#pragma unroll
+    for (int k = 0; k < RK; k++) {
+        const int at = k * 32 + q * 8;
+        uint4 lo = make_uint4(0, 0, 0, 0), hi = lo;
+        if (at < a.rank) {
+            float v[8];
+            load<8>(dt + g * dt_pitch + at, v);
+            lo = make_uint4(pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]), pack_bf16(v[4], v[5]),
+                            pack_bf16(v[6], v[7]));
+            load<8>(dt + (g + 8) * dt_pitch + at, v);
+            hi = make_uint4(pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]), pack_bf16(v[4], v[5]),
+                            pack_bf16(v[6], v[7]));
+        }
+#pragma unroll
+        for (int t = 0; t < TPW; t++) {
+            mma(c[t], lo.x, hi.x, lo.y, hi.y, w[t][k].x, w[t][k].y);
+            mma(c[t], lo.z, hi.z, lo.w, hi.w, w[t][k].z, w[t][k].w);
+        }
+    }
+#pragma unroll
+    for (int t = 0; t < TPW; t++) {
+        float *to = delta + (t * (blockDim.x >> 5) + warp) * 8 + q * 2;
+        to[g * n_channels] = c[t][0], to[g * n_channels + 1] = c[t][1];
+        to[(g + 8) * n_channels] = c[t][2], to[(g + 8) * n_channels + 1] = c[t][3];
+    }
+}
+
 template <class T>
 __device__ __forceinline__ void delta_dots(const mamba_args &a, const float *dt, int dt_pitch,
                                            int first, int n_channels, int n, float *delta) {
@@ -143,14 +197,15 @@ static size_t tile_bytes(int rank, int states, int n_channels) {
 
 // ---- advance
 
-// V states a lane (16 bytes), a.states / V lanes a channel: a power of two up to 32.
-template <class T, class S>
+// V states a lane (16 bytes), a.states / V lanes a channel: a power of two up to 32. RK > 0: bf16,
+// 16 states, 64 channels a block, dt_proj's weights in registers before the wait.
+template <class T, class S, int RK>
 __global__ void __launch_bounds__(ADVANCE_THREADS)
     advance_kernel(mamba_args a, const row *rows, int n_rows, int rows_a_block) {
-    constexpr int V = 16 / sizeof(S), AHEAD = 4;
+    constexpr int V = 16 / sizeof(S), AHEAD = 4, TPW = sizeof(S) == 4 ? 1 : 2;
     extern __shared__ __align__(16) float shared[];
     dependents_start();
-    const int lanes = a.states / V, n_channels = ADVANCE_THREADS / lanes;
+    const int lanes = RK ? 16 / V : a.states / V, n_channels = blockDim.x / lanes;
     const int first = blockIdx.x * n_channels, first_row = blockIdx.y * rows_a_block;
     const int n = min(rows_a_block, n_rows - first_row);
     const int j = threadIdx.x / lanes, q = threadIdx.x - j * lanes, channel = first + j;
@@ -181,11 +236,19 @@ __global__ void __launch_bounds__(ADVANCE_THREADS)
         }
     };
     fetch(0);
+    uint4 dt_proj[TPW][RK ? RK : 1];
+    if constexpr (RK > 0)
+        fetch_dt_proj(a, first, dt_proj);
     dependency_wait();
     stage_xdb(
         a, n, [&](int r) { return rows[r].slot >= 0 ? rows[r].at : -1; }, s.dt, s.dt_pitch, s.bc);
     __syncthreads();
-    make_delta<T>(a, s.dt, s.dt_pitch, first, n_channels, n, s.delta);
+    if constexpr (RK > 0) {
+        delta_from(a, dt_proj, s.dt, s.dt_pitch, n_channels, s.delta);
+        __syncthreads();
+    } else {
+        make_delta<T>(a, s.dt, s.dt_pitch, first, n_channels, n, s.delta);
+    }
 
     for (int i = 0; i < n; i += AHEAD) {
         if (i > 0)
@@ -273,12 +336,22 @@ static mamba_args arguments(const device *d, int layer, int32_t n_splits) {
     return a;
 }
 
+template <class S> static auto advance_fast(int rank) {
+    return rank <= 64    ? advance_kernel<bf16, S, 2>
+           : rank <= 160 ? advance_kernel<bf16, S, 5>
+                         : advance_kernel<bf16, S, 8>;
+}
+
 cudaError_t mamba_advance(device *d, int layer, const batch &b, int32_t n_splits) {
     const ssm_geometry &g = d->g;
     const mamba_args a = arguments(d, layer, n_splits);
     const int v = 16 / (int)type_bytes(d->state_type), lanes = g.d_state / v;
     const bool fits = g.d_state % v == 0 && lanes >= 1 && lanes <= 32 && (lanes & (lanes - 1)) == 0;
-    const int n_channels = fits ? ADVANCE_THREADS / lanes : ADVANCE_THREADS;
+    // Registers for weights cost occupancy: worth it where a step is short.
+    const bool fast = b.n_rows <= 64 && d->weight_type == SSM_DTYPE_BF16 && g.d_state == 16 &&
+                      g.dt_rank % 8 == 0 && g.dt_rank <= 256;
+    const int threads = fast ? 64 * lanes : ADVANCE_THREADS;
+    const int n_channels = fits ? threads / lanes : threads;
     const unsigned blocks = (unsigned)ceil_div(g.d_inner, n_channels);
     int rows_a_block = TILE; // fewer where that would leave the card half empty
     while (rows_a_block > 4 && blocks * (unsigned)ceil_div(b.n_rows, rows_a_block) < 2u * d->n_sms)
@@ -289,8 +362,10 @@ cudaError_t mamba_advance(device *d, int layer, const batch &b, int32_t n_splits
         return with_state_type(d->state_type, [&](auto s) {
             typedef decltype(t) T;
             typedef decltype(s) S;
-            auto kernel = fits ? advance_kernel<T, S> : advance_any_kernel<T, S>;
-            return launch(d, kernel, grid, ADVANCE_THREADS, shared, b.decode, a, b.rows, b.n_rows,
+            auto kernel = fast   ? advance_fast<S>(g.dt_rank)
+                          : fits ? advance_kernel<T, S, 0>
+                                 : advance_any_kernel<T, S>;
+            return launch(d, kernel, grid, threads, shared, b.decode, a, b.rows, b.n_rows,
                           rows_a_block);
         });
     });
@@ -371,6 +446,193 @@ __global__ void __launch_bounds__(SCAN_THREADS)
     }
 }
 
+// ---- scan, bf16: dt_proj's weights of the block's channels in shared memory, the next tile's x, z
+// and x_proj sums under way while this one is worked on.
+
+struct scan_shared {
+    char *dt_proj; // [channels a block] rows of weight_pitch bytes
+    float *delta;  // [TILE][SCAN_THREADS]
+    float *xdb;    // [2][TILE][n_x]
+    bf16 *x, *z;   // [2][TILE][SCAN_THREADS]
+};
+
+// Odd multiples of 64 bytes: two rows' 64-byte reads never meet in a bank.
+__host__ __device__ static int weight_pitch(int rank) {
+    return ((rank * 2 + 63) / 64 | 1) * 64;
+}
+
+static size_t scan_bytes(int rank, int n_x) {
+    return (size_t)SCAN_THREADS * weight_pitch(rank) + TILE * SCAN_THREADS * sizeof(float) +
+           2 * TILE * (n_x * sizeof(float) + 2 * SCAN_THREADS * sizeof(bf16));
+}
+
+__device__ __forceinline__ scan_shared carve_scan(char *p, int rank, int n_x) {
+    scan_shared s;
+    s.dt_proj = p, p += SCAN_THREADS * weight_pitch(rank);
+    s.delta = (float *)p, p += TILE * SCAN_THREADS * sizeof(float);
+    s.xdb = (float *)p, p += 2 * TILE * n_x * sizeof(float);
+    s.x = (bf16 *)p, p += 2 * TILE * SCAN_THREADS * sizeof(bf16);
+    s.z = (bf16 *)p;
+    return s;
+}
+
+// 16 bytes, or zeros where `live` is not set.
+__device__ __forceinline__ void copy_async(void *to, const void *from, bool live) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)),
+                 "l"(from), "r"(live ? 16 : 0)
+                 : "memory");
+}
+
+template <bool Z>
+__device__ __forceinline__ void fetch_tile(const mamba_args &a, const scan_shared &s, int buffer,
+                                           int at, int n, int first) {
+    constexpr int VECTORS = SCAN_THREADS / 8;
+    for (int i = threadIdx.x; i < TILE * VECTORS; i += SCAN_THREADS) {
+        const int r = i / VECTORS, c = i % VECTORS * 8;
+        const bool live = r < n && first + c < a.channels;
+        const size_t row = live ? (size_t)at + r : 0, column = live ? first + c : 0;
+        copy_async(s.x + (buffer * TILE + r) * SCAN_THREADS + c,
+                   (const bf16 *)a.x + row * a.channels + column, live);
+        if (Z)
+            copy_async(s.z + (buffer * TILE + r) * SCAN_THREADS + c,
+                       (const bf16 *)a.xz + (row * 2 + 1) * a.channels + column, live);
+    }
+    const int vectors = a.n_x / 4;
+    for (int i = threadIdx.x; i < TILE * vectors; i += SCAN_THREADS) {
+        const int r = i / vectors;
+        copy_async(s.xdb + buffer * TILE * a.n_x + i * 4,
+                   a.xdb + (size_t)(r < n ? at : 0) * a.n_x + i * 4, r < n);
+    }
+    asm volatile("cp.async.commit_group;" ::: "memory");
+}
+
+__device__ __forceinline__ void stage_dt_proj(const mamba_args &a, char *to, int first) {
+    const int vectors = a.rank / 8, pitch = weight_pitch(a.rank);
+    for (int i = threadIdx.x; i < SCAN_THREADS * vectors; i += SCAN_THREADS) {
+        const int c = i / vectors, v = i - c * vectors;
+        uint4 w = make_uint4(0, 0, 0, 0);
+        if (first + c < a.channels)
+            w = *(const uint4 *)((const bf16 *)a.dt_proj + (size_t)(first + c) * a.rank + v * 8);
+        *(uint4 *)(to + c * pitch + v * 16) = w;
+    }
+}
+
+// A warp makes the delta of its own 32 channels, so that no barrier is needed after.
+__device__ __forceinline__ void delta_of_warp(const mamba_args &a, const scan_shared &s,
+                                              const float *dt) {
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, q = lane & 3;
+    const int pitch = weight_pitch(a.rank);
+    float c[4][4] = {};
+    for (int k = q * 8; k < a.rank + q * 8; k += 32) {
+        uint4 lo = make_uint4(0, 0, 0, 0), hi = lo;
+        const bool live = k < a.rank;
+        if (live) {
+            float v[8];
+            load<8>(dt + g * a.n_x + k, v);
+            lo = make_uint4(pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]), pack_bf16(v[4], v[5]),
+                            pack_bf16(v[6], v[7]));
+            load<8>(dt + (g + 8) * a.n_x + k, v);
+            hi = make_uint4(pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]), pack_bf16(v[4], v[5]),
+                            pack_bf16(v[6], v[7]));
+        }
+#pragma unroll
+        for (int t = 0; t < 4; t++) {
+            uint4 w = make_uint4(0, 0, 0, 0);
+            if (live)
+                w = *(const uint4 *)(s.dt_proj + (warp * 32 + t * 8 + g) * pitch + k * 2);
+            mma(c[t], lo.x, hi.x, lo.y, hi.y, w.x, w.y);
+            mma(c[t], lo.z, hi.z, lo.w, hi.w, w.z, w.w);
+        }
+    }
+    __syncwarp();
+#pragma unroll
+    for (int t = 0; t < 4; t++) {
+        float *to = s.delta + warp * 32 + t * 8 + 2 * q;
+        *(float2 *)(to + g * SCAN_THREADS) = make_float2(c[t][0], c[t][1]);
+        *(float2 *)(to + (g + 8) * SCAN_THREADS) = make_float2(c[t][2], c[t][3]);
+    }
+    __syncwarp();
+}
+
+template <class S, int N, int PASS>
+__global__ void __launch_bounds__(SCAN_THREADS)
+    scan_bf16_kernel(mamba_args a, const span *spans, const piece *pieces, float *carry) {
+    extern __shared__ __align__(16) char memory[];
+    const int first = blockIdx.x * SCAN_THREADS, channel = first + threadIdx.x;
+    const bool live = channel < a.channels;
+    const piece p = pieces[blockIdx.y];
+    const span sp = spans[p.span];
+    const scan_shared s = carve_scan(memory, a.rank, a.n_x);
+    float *mine = carry + ((size_t)p.index * a.channels + channel) * (N + 1);
+    S *state = (S *)a.state + ((size_t)sp.slot * a.channels + channel) * N;
+
+    fetch_tile<PASS != SCAN_LOCAL>(a, s, 0, p.first, min((int)TILE, p.count), first);
+    stage_dt_proj(a, s.dt_proj, first);
+    float decay[N], h[N], skip = 0, bias = 0, sum = 0;
+#pragma unroll
+    for (int i = 0; i < N; i++)
+        h[i] = 0, decay[i] = 0;
+    if (live) {
+        load<N>(a.decay + (size_t)channel * N, decay);
+        skip = a.skip[channel], bias = a.dt_bias[channel];
+        if (PASS == SCAN_WHOLE && !sp.fresh)
+            load<N>(state, h);
+        if (PASS == SCAN_FINAL) {
+#pragma unroll
+            for (int i = 0; i < N; i++)
+                h[i] = mine[i];
+        }
+    }
+    for (int t = 0, buffer = 0; t < p.count; t += TILE, buffer ^= 1) {
+        const int n = min((int)TILE, p.count - t), at = p.first + t;
+        asm volatile("cp.async.wait_group 0;" ::: "memory");
+        __syncthreads(); // this tile is there, and nobody reads the other buffer any more
+        if (t + TILE < p.count)
+            fetch_tile<PASS != SCAN_LOCAL>(a, s, buffer ^ 1, at + TILE,
+                                           min((int)TILE, p.count - t - TILE), first);
+        const float *xdb = s.xdb + buffer * TILE * a.n_x;
+        const bf16 *x_tile = s.x + buffer * TILE * SCAN_THREADS + threadIdx.x;
+        const bf16 *z_tile = s.z + buffer * TILE * SCAN_THREADS + threadIdx.x;
+        delta_of_warp(a, s, xdb);
+        bf16 *y_at = (bf16 *)a.y + (size_t)at * a.channels + channel;
+#pragma unroll 2
+        for (int r = 0; r < n; r++) {
+            const float x = to_float(x_tile[r * SCAN_THREADS]);
+            const float delta = softplus(s.delta[r * SCAN_THREADS + threadIdx.x] + bias);
+            const float *bc = xdb + r * a.n_x + a.rank;
+            const float input = delta * x;
+            float y[4] = {skip * x, 0, 0, 0}; // short chains
+            if (PASS == SCAN_LOCAL)
+                sum += delta;
+#pragma unroll
+            for (int i = 0; i < N; i += 4) {
+                float b[4], c[4];
+                load<4>(bc + i, b);
+                load<4>(bc + N + i, c);
+#pragma unroll
+                for (int k = 0; k < 4; k++) {
+                    h[i + k] = exp2_fast(delta * decay[i + k]) * h[i + k] + input * b[k];
+                    if (PASS != SCAN_LOCAL)
+                        y[k] += h[i + k] * c[k];
+                }
+            }
+            if (PASS != SCAN_LOCAL && live)
+                y_at[(size_t)r * a.channels] = from_float<bf16>(
+                    ((y[0] + y[1]) + (y[2] + y[3])) * silu(to_float(z_tile[r * SCAN_THREADS])));
+        }
+    }
+    if (!live)
+        return;
+    if (PASS == SCAN_LOCAL) {
+#pragma unroll
+        for (int i = 0; i < N; i++)
+            mine[i] = h[i];
+        mine[N] = sum;
+    } else if (PASS == SCAN_WHOLE || p.first + p.count == sp.first + sp.count) {
+        store<N>(state, h);
+    }
+}
+
 // Chains the pieces of each span: a piece's end state becomes the state that it begins with.
 template <class S, int N>
 __global__ void __launch_bounds__(SCAN_THREADS)
@@ -428,27 +690,42 @@ __global__ void __launch_bounds__(SCAN_THREADS) scan_any_kernel(mamba_args a, co
     }
 }
 
+template <class T, class S>
+static cudaError_t scan_pieces(device *d, const mamba_args &a, const batch &b, scan_pass pass) {
+    const dim3 grid((unsigned)ceil_div(a.channels, SCAN_THREADS), (unsigned)b.n_pieces);
+    if (__is_same(T, bf16) && a.rank % 8 == 0 && a.rank <= 256 && a.channels % 8 == 0) {
+        auto kernel = pass == SCAN_WHOLE   ? scan_bf16_kernel<S, 16, SCAN_WHOLE>
+                      : pass == SCAN_LOCAL ? scan_bf16_kernel<S, 16, SCAN_LOCAL>
+                                           : scan_bf16_kernel<S, 16, SCAN_FINAL>;
+        const size_t shared = scan_bytes(a.rank, a.n_x);
+        const cudaError_t rc =
+            cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared);
+        return rc ? rc
+                  : launch(d, kernel, grid, SCAN_THREADS, shared, false, a, b.spans, b.pieces,
+                           d->carry);
+    }
+    auto kernel = pass == SCAN_WHOLE   ? scan_kernel<T, S, 16, SCAN_WHOLE>
+                  : pass == SCAN_LOCAL ? scan_kernel<T, S, 16, SCAN_LOCAL>
+                                       : scan_kernel<T, S, 16, SCAN_FINAL>;
+    return launch(d, kernel, grid, SCAN_THREADS, tile_bytes(a.rank, a.states, SCAN_THREADS), false,
+                  a, b.spans, b.pieces, d->carry);
+}
+
 template <class T, class S> static cudaError_t scan_run(device *d, int layer, const batch &b) {
     const mamba_args a = arguments(d, layer, 1);
-    const unsigned blocks = (unsigned)ceil_div(a.channels, SCAN_THREADS);
-    const size_t shared = tile_bytes(a.rank, a.states, SCAN_THREADS);
-    const dim3 by_piece(blocks, (unsigned)b.n_pieces), by_span(blocks, (unsigned)b.n_spans);
     if (a.states != 16)
-        return launch(d, scan_any_kernel<T, S>, by_span, SCAN_THREADS, shared, false, a, b.spans);
+        return launch(d, scan_any_kernel<T, S>,
+                      dim3((unsigned)ceil_div(a.channels, SCAN_THREADS), (unsigned)b.n_spans),
+                      SCAN_THREADS, tile_bytes(a.rank, a.states, SCAN_THREADS), false, a, b.spans);
     if (!b.split)
-        return launch(d, scan_kernel<T, S, 16, SCAN_WHOLE>, by_piece, SCAN_THREADS, shared, false,
-                      a, b.spans, b.pieces, d->carry);
-    cudaError_t rc = launch(d, scan_kernel<T, S, 16, SCAN_LOCAL>, by_piece, SCAN_THREADS, shared,
-                            false, a, b.spans, b.pieces, d->carry);
+        return scan_pieces<T, S>(d, a, b, SCAN_WHOLE);
+    cudaError_t rc = scan_pieces<T, S>(d, a, b, SCAN_LOCAL);
     if (rc == cudaSuccess)
         rc = launch(
             d, carry_kernel<S, 16>,
             dim3((unsigned)ceil_div((int64_t)a.channels * 16, SCAN_THREADS), (unsigned)b.n_spans),
             SCAN_THREADS, 0, false, a, b.spans, d->carry);
-    if (rc == cudaSuccess)
-        rc = launch(d, scan_kernel<T, S, 16, SCAN_FINAL>, by_piece, SCAN_THREADS, shared, false, a,
-                    b.spans, b.pieces, d->carry);
-    return rc;
+    return rc ? rc : scan_pieces<T, S>(d, a, b, SCAN_FINAL);
 }
 
 cudaError_t mamba_scan(device *d, int layer, const batch &b) {

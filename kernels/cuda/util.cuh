@@ -187,6 +187,16 @@ template <int N> __device__ __forceinline__ void store(f16 *p, const float (&v)[
     }
 }
 
+// 16 bytes that are read once and must be asked for where this stands, before a wait.
+__device__ __forceinline__ uint4 load_once(const void *p) {
+    uint4 v;
+    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "l"(p)
+                 : "memory");
+    return v;
+}
+
 // ---- functions
 
 constexpr float LOG2E = 1.4426950408889634f;
