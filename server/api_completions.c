@@ -243,8 +243,8 @@ static void on_encoded(encode *e) {
         }
     }
     touch(c);
-    if (c->loop->stopping || !c->ex || c->error.code) {
-        completer_flush_touched(c->loop);
+    if (!c->in_handler) {
+        completer_flush_touched(c->loop); // from the pool: no one else does
     }
 }
 
@@ -259,14 +259,16 @@ static void start_encoding(completer *c) {
     if (!c->encode.items) {
         c->encode.n = 0;
         fail(c, SSM_ENOMEM, NULL, "out of memory");
+        touch(c);
         return;
     }
     for (size_t i = 0; i < r->n_prompts; i++) {
         c->encode.items[i].text = r->prompts[i].text;
         c->encode.items[i].len = r->prompts[i].text_len;
     }
-    c->encoding = true;
+    c->encoding = c->in_handler = true;
     encode_start(&c->encode, c->loop);
+    c->in_handler = false;
 }
 
 // ---- the handler
@@ -331,10 +333,7 @@ void api_completions(exchange *ex) {
     }
     http_wait(ex, &listener, c);
     start_encoding(c);
-    if (c->error.code) {
-        touch(c);
-    }
-    // The flush may answer and free it: an error found by now is an answer of this very call.
+    // An error found by now is an answer of this very call; the flush may free the completer.
     completer_flush_touched(ex->conn->loop);
 }
 

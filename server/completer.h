@@ -51,7 +51,7 @@ struct completer {
     completion request;
     const served_model *model;
     encode encode;
-    bool encoding;
+    bool encoding, in_handler;
     completion_run *runs;
     size_t n_runs, n_submitted, n_open;
     // the answer

@@ -3,7 +3,8 @@
 // but the ids themselves (their number is counted first).
 //
 // Members that nobody asked for go to jansson too, for their syntax, unless they would cost more
-// than CUT_BYTES there.
+// than CUT_BYTES there. What nests deeper than CUT_DEPTH is jansson's to refuse (its own limit is
+// 2,048, and it stops there).
 //
 // It is lax where jansson is strict: only strings and brackets are followed, everything kept is
 // parsed again. Where it gives up, the text is broken and jansson stops at the same place or
@@ -57,7 +58,7 @@ static bool skip_string(struct cursor *c) {
 // member).
 enum { LIST_BYTES = 160, OBJECT_BYTES = 320, MEMBER_BYTES = 160, ELEMENT_BYTES = 80 };
 
-enum { CUT_BYTES = 1 << 20 };
+enum { CUT_BYTES = 1 << 20, CUT_DEPTH = 1024 };
 
 static size_t price_of(char c) {
     switch (c) {
@@ -74,8 +75,8 @@ static size_t price_of(char c) {
     }
 }
 
-// Past one value of any kind; adds its price.
-static bool skip_value(struct cursor *c, size_t *price) {
+// Past one value of any kind; adds its price, and gives how deep it nests.
+static bool skip_value(struct cursor *c, size_t *price, size_t *deepest) {
     size_t depth = 0;
     skip_space(c);
     const char *start = c->at;
@@ -95,6 +96,7 @@ static bool skip_value(struct cursor *c, size_t *price) {
         }
         *price += price_of(now);
         depth += now == '[' || now == '{';
+        *deepest = depth > *deepest ? depth : *deepest;
         c->at++;
         if (now == ']' || now == '}') {
             depth--;
@@ -272,15 +274,15 @@ static int pass_value(json_skimmer *s, struct cursor *c, struct writer *w, const
     if (wanted) {
         json_ids_dispose(&s->ids); // the last member of a name counts
     }
-    size_t price = 0;
-    if (!skip_value(c, &price)) {
+    size_t price = 0, deepest = 0;
+    if (!skip_value(c, &price, &deepest)) {
         return 1;
     }
     if (*key && !s->is_known(key)) {
         if (s->on_unknown) {
             s->on_unknown(key);
         }
-        if (price > CUT_BYTES) {
+        if (price > CUT_BYTES && deepest < CUT_DEPTH) {
             keep(w, "0", "0" + 1); // no value is shorter
             return 0;
         }
@@ -311,8 +313,8 @@ int json_skim(json_skimmer *s, char *body, size_t *len, ssm_error *err) {
     s->ids = (json_ids){0};
     s->tree_bytes = OBJECT_BYTES;
     if (!skip_char(&c, '{')) {
-        size_t price = 0;
-        skip_value(&c, &price);
+        size_t price = 0, deepest = 0;
+        skip_value(&c, &price, &deepest);
         s->tree_bytes += price + 3 * *len;
         return 0;
     }

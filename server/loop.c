@@ -232,13 +232,14 @@ int loop_init(loop *l, server *s, int index, int listen_fd, ssm_error *err) {
     }
     uv_timer_init(&l->uv, &l->mhd_timer);
     uv_timer_init(&l->uv, &l->tick);
+    uv_timer_init(&l->uv, &l->drain_timer);
     uv_prepare_init(&l->uv, &l->prepare);
     uv_check_init(&l->uv, &l->check);
     if (uv_async_init(&l->uv, &l->engine_wake, on_engine_wake) != 0 ||
         uv_async_init(&l->uv, &l->control, on_control) != 0) {
         return ssm_error_set(err, SSM_EIO, NULL, "cannot make an event loop's wake-up");
     }
-    l->mhd_timer.data = l->tick.data = l->prepare.data = l->check.data = l;
+    l->drain_timer.data = l->mhd_timer.data = l->tick.data = l->prepare.data = l->check.data = l;
     l->engine_wake.data = l->control.data = l;
     uv_timer_start(&l->tick, on_tick, tick_ms(s->o), tick_ms(s->o));
     uv_prepare_start(&l->prepare, on_prepare);

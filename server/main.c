@@ -14,6 +14,7 @@ static const struct command {
     const char *help;
 } commands[] = {
     {"serve", cmd_serve, "answer OpenAI-style requests over HTTP"},
+    {"inspect", cmd_inspect, "what a model's folder holds, and whether it can be served"},
     {"health", cmd_health, "exit 0 if a server answers"},
 };
 

@@ -156,7 +156,7 @@ static void put_server(metrics *m, buf *out) {
     put_histogram(out, "time_per_output_token_seconds",
                   "Mean time between tokens, first token to end, a completion.",
                   &m->time_per_output_token);
-    put_histogram(out, "request_duration_seconds", "Request begun to answer sent.",
+    put_histogram(out, "request_duration_seconds", "Completions, request begun to answer sent.",
                   &m->request_duration);
     put_histogram(out, "queue_time_seconds", "Waiting for a slot.", &m->queue_time);
 }

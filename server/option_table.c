@@ -115,6 +115,11 @@ const option_row option_table[] = {
     {"timings", OPTION_BOOL, FIELD(timings), "false", 0, 0, NULL, NULL,
      "tokens and times on standard error at the end", OPTIONS_GENERATE, false},
 
+    {"json", OPTION_BOOL, FIELD(json), "false", 0, 0, NULL, NULL, "print JSON",
+     OPTIONS_INSPECT | OPTIONS_BENCH, false},
+    {"tensors", OPTION_BOOL, FIELD(tensors), "false", 0, 0, NULL, NULL, "list every tensor",
+     OPTIONS_INSPECT, false},
+
     {"timeout", OPTION_FLOAT, FIELD(timeout), "5", 0.01, 3600, NULL, "SECONDS",
      "how long to wait for an answer", OPTIONS_HEALTH, false},
 };

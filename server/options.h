@@ -57,6 +57,8 @@ typedef struct options {
         repetition_penalty;
     options_list stop;
     bool ignore_eos, echo, timings;
+    // inspect
+    bool json, tensors;
     // health
     double timeout;
     // all

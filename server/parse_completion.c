@@ -7,6 +7,7 @@
 // cache_prompt and cache_salt ask for speed alone and may be ignored; a `session` would be lost
 // silently and is refused.
 #include <float.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -272,11 +273,20 @@ static int parse_best_of(completion *c, const json_t *root, ssm_error *err) {
 static int parse_stream_options(completion *c, const json_t *root, ssm_error *err) {
     const json_t *value;
     int rc = json_get_object(root, "stream_options", &value, err);
-    if (rc == 0 && value) {
+    if (rc < 0) {
+        return rc;
+    }
+    if (value) {
         rc = json_get_bool(value, "include_usage", &c->include_usage, err);
     }
     if (rc == 0 && value) {
         rc = json_get_bool(value, "continuous_usage_stats", &c->continuous_usage, err);
+    }
+    if (rc < 0 && value) {
+        const ssm_error inner = *err; // the member's name, as clients see it: stream_options.NAME
+        char param[sizeof inner.param];
+        snprintf(param, sizeof param, "stream_options.%.40s", inner.param);
+        ssm_error_set(err, rc, param, "stream_options.%s", inner.message);
     }
     return rc;
 }

@@ -4,7 +4,8 @@
 // tokenizer.json files carry expressions that their authors ran through Oniguruma. Most read the
 // same in PCRE2; these do not, and each difference would give other tokens without a word:
 //
-//     \w \b      Oniguruma: Alphabetic, M, Nd, Pc. PCRE2 10.42 with UCP: L, N and '_'.
+//     \w \b      Oniguruma: Alphabetic, M, Nd, Pc and, as its Latin-1 table has it, the six
+//                superscripts and fractions there. PCRE2 10.42 with UCP: L, N and '_'.
 //     \s         Oniguruma: White_Space. PCRE2 adds U+180E.
 //     \h \v      a hex digit, VT; in PCRE2 the horizontal and vertical spaces.
 //     x{n,m}+    in Ruby the repeat of a repeat; in PCRE2 possessive.
@@ -23,7 +24,7 @@
 
 #include "engine/text/unicode.h"
 
-#define WORD_SET "\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}"
+#define WORD_SET "\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}\\x{b2}\\x{b3}\\x{b9}\\x{bc}-\\x{be}"
 #define SPACE_SET                                                                                  \
     "\\t-\\r\\x20\\x{85}\\x{a0}\\x{1680}\\x{2000}-\\x{200a}\\x{2028}\\x{2029}\\x{202f}\\x{205f}"   \
     "\\x{3000}"

@@ -18,8 +18,10 @@ enum { MAX_STEPS = 64, MAX_NESTING = 16 };
 
 #define GPT2_PATTERN                                                                               \
     "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+"
-// The Rust regex crate's \w, which the library uses here, has the two joiners besides.
-#define WORDS_PATTERN "[\\w\\x{200c}\\x{200d}]+|[^\\w\\x{200c}\\x{200d}\\s]+"
+// What the library calls a word here is the Rust regex crate's \w: other than Oniguruma's in the
+// superscripts and fractions of Latin-1, and in the two joiners.
+#define WORD_SET      "\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}\\x{200c}\\x{200d}"
+#define WORDS_PATTERN "[" WORD_SET "]+|[^" WORD_SET "\\s]+"
 
 typedef enum behavior {
     BEHAVIOR_REMOVED,

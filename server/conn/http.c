@@ -272,7 +272,9 @@ void http_on_completed(void *cls, struct MHD_Connection *mhd, void **state,
         ex->status = 499; // nothing was sent: the client left, or stalled and was closed
     }
     metrics_count_request(&s->metrics, ex->status);
-    metrics_observe(&s->metrics.request_duration, now - ex->started);
+    if (ex->timed) {
+        metrics_observe(&s->metrics.request_duration, now - ex->started);
+    }
     log_request(ex, why, now - ex->started);
     if (ex->resuming) {
         drop_resume(ex);

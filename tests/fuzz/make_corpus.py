@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Writes corpus/model: whole tiny models, so that mutations start from what is accepted.
+"""Writes corpus/model, corpus/config and corpus/safetensors: whole tiny models and their two files,
+so that mutations start from what is accepted.
 
     python3 tests/fuzz/make_corpus.py
 """
@@ -9,7 +10,7 @@ import json
 import pathlib
 import struct
 
-FOLDER = pathlib.Path(__file__).resolve().parent / "corpus" / "model"
+CORPUS = pathlib.Path(__file__).resolve().parent / "corpus"
 SIZES = {"F32": 4, "BF16": 2, "F16": 2}
 
 
@@ -73,7 +74,8 @@ MAMBA2 = {**COMMON, "model_type": "mamba2", "head_dim": 4, "num_heads": 2, "n_gr
 
 
 def main():
-    FOLDER.mkdir(parents=True, exist_ok=True)
+    for part in ("model", "config", "safetensors"):
+        (CORPUS / part).mkdir(parents=True, exist_ok=True)
     untied = {**mamba_shapes(), "lm_head.weight": [8, 4]}
     cases = {
         "mamba": (MAMBA, mamba_shapes(), "F32"),
@@ -83,7 +85,10 @@ def main():
         "mamba2": (MAMBA2, mamba2_shapes(), "F32"),
     }
     for name, (config, shapes, dtype) in cases.items():
-        (FOLDER / name).write_bytes(json.dumps(config).encode() + b"\0" + safetensors(shapes, dtype))
+        text, tensors = json.dumps(config).encode(), safetensors(shapes, dtype)
+        (CORPUS / "model" / name).write_bytes(text + b"\0" + tensors)
+        (CORPUS / "config" / name).write_bytes(text)
+        (CORPUS / "safetensors" / name).write_bytes(tensors)
 
 
 main()

@@ -26,7 +26,7 @@ const golden_model golden_odd[] = {
 };
 const int golden_n_odd = sizeof golden_odd / sizeof golden_odd[0];
 
-const char *golden_backends[] = {"reference"};
+const char *golden_backends[] = {"reference", "cpu"};
 int golden_n_backends = sizeof golden_backends / sizeof golden_backends[0];
 
 // SSM_GOLDEN_BACKEND=cuda runs the goldens on a backend that not every machine can open.

@@ -28,6 +28,8 @@ OTHER_SCRIPTS = [
     "x = f(a, b) + c[1];  // 12345 67890 2024-01-31 3.14",
     "    if (x < 10) {\n        return x;\n    }\n",
     "😀😃 👍🏽 👨‍👩‍👧 🇩🇪",
+    # Runs, so that one character over and over has merges to go through.
+    "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa", "😀" * 8, "x" + " " * 40 + "x", "-" * 24, "\n" * 8,
 ]
 
 GPT4_SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"

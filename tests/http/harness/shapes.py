@@ -7,6 +7,7 @@ import pathlib
 
 import jsonschema
 import referencing
+import referencing.jsonschema
 
 FOLDER = pathlib.Path(__file__).resolve().parents[1] / "shapes"
 
@@ -17,7 +18,7 @@ def _registry():
     for path in sorted(FOLDER.glob("*.json")):
         schema = json.loads(path.read_text())
         jsonschema.Draft202012Validator.check_schema(schema)
-        resource = referencing.Resource.from_contents(schema)
+        resource = referencing.jsonschema.DRAFT202012.create_resource(schema)
         pairs.append((path.name, resource))
     return referencing.Registry().with_resources(pairs)
 
