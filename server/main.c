@@ -15,6 +15,7 @@ static const struct command {
 } commands[] = {
     {"serve", cmd_serve, "answer OpenAI-style requests over HTTP"},
     {"inspect", cmd_inspect, "what a model's folder holds, and whether it can be served"},
+    {"generate", cmd_generate, "one completion on the terminal"},
     {"health", cmd_health, "exit 0 if a server answers"},
 };
 
