@@ -33,8 +33,10 @@ typedef struct json_skimmer {
     const char *u64_key;                 // this member may be up to 2^64 - 1
     bool (*is_known)(const char *key);   // others are reported, and cut out if large
     void (*on_unknown)(const char *key); // may be NULL
-    json_ids ids;                        // out
-    size_t tree_bytes;                   // out: an upper bound for jansson's tree
+    bool u64_found;                      // out: u64_key was 2^63 or more
+    uint64_t u64;
+    json_ids ids;      // out
+    size_t tree_bytes; // out: an upper bound for jansson's tree
 } json_skimmer;
 
 // Rewrites the body in place; *len shrinks. Returns 0, SSM_EINVAL (param = ids_key: what is wrong

@@ -12,7 +12,7 @@
 // out unseen by jansson; they are read by the grammar to the letter.
 //
 // Members are compacted to the front as they are passed: the write position never overtakes the
-// read position, because what replaces a value ("null", a wrapped integer) is never longer.
+// read position, because what replaces a value ("[]", "0") is never longer.
 #include <limits.h>
 #include <stdlib.h>
 #include <string.h>
@@ -56,7 +56,7 @@ static bool skip_string(struct cursor *c) {
 // What jansson 2.14 keeps beside the text itself, rounded up, per opening of a list or an object,
 // member and element (mallinfo2: 48 for a 1, 88 for a "", 144 for a [], 240 for a {}, 125 for a
 // member).
-enum { LIST_BYTES = 160, OBJECT_BYTES = 320, MEMBER_BYTES = 160, ELEMENT_BYTES = 80 };
+enum { LIST_BYTES = 160, OBJECT_BYTES = 320, MEMBER_BYTES = 160, ELEMENT_BYTES = 112 };
 
 enum { CUT_BYTES = 1 << 20, CUT_DEPTH = 1024 };
 
@@ -222,23 +222,28 @@ static int ids_error(const json_skimmer *s, enum ids_result rc, const char *at, 
 
 // ---- members
 
-// 18446744073709551615 -> -1, in place, padded with spaces: the same 64 bits.
-static void wrap_u64(char *at, size_t len) {
-    char digits[24];
-    if (len < 19 || len > 20 || memchr(at, '-', len) || memchr(at, '.', len)) {
-        return;
+// An integer in [2^63, 2^64): jansson has no place for it.
+static bool read_u64(const char *at, size_t len, uint64_t *out) {
+    uint64_t value = 0;
+    if (len < 19 || len > 20 || *at == '0') {
+        return false;
     }
-    memcpy(digits, at, len);
-    digits[len] = '\0';
-    if (strspn(digits, "0123456789") != len || digits[0] == '0' ||
-        (len == 20 && strcmp(digits, "18446744073709551615") > 0)) {
-        return; // jansson's to refuse
+    for (size_t i = 0; i < len; i++) {
+        if (at[i] < '0' || at[i] > '9' || __builtin_mul_overflow(value, 10, &value) ||
+            __builtin_add_overflow(value, (uint64_t)(at[i] - '0'), &value)) {
+            return false;
+        }
     }
-    const uint64_t value = strtoull(digits, NULL, 10);
-    const int n =
-        value > INT64_MAX ? snprintf(digits, sizeof digits, "%lld", (long long)value) : (int)len;
-    memset(at, ' ', len);
-    memcpy(at, digits, (size_t)n);
+    *out = value;
+    return value > INT64_MAX;
+}
+
+// A number runs until the comma: without the space before it.
+static size_t trimmed(const char *from, const char *to) {
+    while (to > from && (to[-1] == ' ' || to[-1] == '\n' || to[-1] == '\r' || to[-1] == '\t')) {
+        to--;
+    }
+    return (size_t)(to - from);
 }
 
 static bool key_is(const char *key, const char *want) {
@@ -288,7 +293,11 @@ static int pass_value(json_skimmer *s, struct cursor *c, struct writer *w, const
         }
     }
     if (key_is(key, s->u64_key)) {
-        wrap_u64((char *)start, (size_t)(c->at - start));
+        s->u64_found = read_u64(start, trimmed(start, c->at), &s->u64);
+        if (s->u64_found) {
+            keep(w, "0", "0" + 1);
+            return 0;
+        }
     }
     s->tree_bytes += price;
     keep(w, start, c->at);
@@ -311,6 +320,7 @@ int json_skim(json_skimmer *s, char *body, size_t *len, ssm_error *err) {
     const char *kept = body; // everything before it has been written
     int rc = 0;
     s->ids = (json_ids){0};
+    s->u64_found = false;
     s->tree_bytes = OBJECT_BYTES;
     if (!skip_char(&c, '{')) {
         size_t price = 0, deepest = 0;

@@ -291,12 +291,12 @@ static int parse_stream_options(completion *c, const json_t *root, ssm_error *er
     return rc;
 }
 
-static int parse_seed(completion *c, const json_t *root, ssm_error *err) {
+static int parse_seed(completion *c, const json_t *root, const json_skimmer *skim, ssm_error *err) {
     int64_t seed = 0;
     const json_t *value = json_object_get(root, "seed");
     const int rc = json_get_int(root, "seed", INT64_MIN, INT64_MAX, &seed, err);
     c->has_seed = value && !json_is_null(value);
-    c->seed = (uint64_t)seed;
+    c->seed = skim->u64_found ? skim->u64 : (uint64_t)seed;
     return rc;
 }
 
@@ -361,15 +361,15 @@ static int parse_ignored(const completion_limits *limits, const json_t *root, ss
 }
 
 static int parse_tree(completion *c, const completion_limits *limits, const json_t *root,
-                      json_ids *ids, ssm_error *err) {
+                      json_skimmer *skim, ssm_error *err) {
     int rc = 0;
     for (size_t i = 0; rc == 0 && i < sizeof fields / sizeof *fields; i++) {
         rc = parse_field(c, &fields[i], root, err);
     }
     if (rc < 0 || (rc = parse_model(c, root, err)) < 0 ||
-        (rc = parse_prompt(c, limits, root, ids, err)) < 0 ||
+        (rc = parse_prompt(c, limits, root, &skim->ids, err)) < 0 ||
         (rc = parse_best_of(c, root, err)) < 0 || (rc = parse_stream_options(c, root, err)) < 0 ||
-        (rc = parse_seed(c, root, err)) < 0 || (rc = parse_logit_bias(c, root, err)) < 0 ||
+        (rc = parse_seed(c, root, skim, err)) < 0 || (rc = parse_logit_bias(c, root, err)) < 0 ||
         (rc = parse_ignored(limits, root, err)) < 0 ||
         (rc = parse_strings(c, root, "stop", MAX_STOPS, true, &c->stops, &c->n_stops, err)) < 0 ||
         (rc = parse_strings(c, root, "bad_words", MAX_LIST, false, &c->bad_words, &c->n_bad_words,
@@ -416,7 +416,7 @@ int completion_parse(completion *c, const completion_limits *limits,
                              "too much request memory is in use, try again later");
     }
     root = json_parse_object(body->data, body->len, err);
-    rc = root ? parse_tree(c, limits, root, &skim.ids, err) : SSM_EINVAL;
+    rc = root ? parse_tree(c, limits, root, &skim, err) : SSM_EINVAL;
     json_decref(root);
     json_ids_dispose(&skim.ids);
     memory->give(memory->ctx, price);

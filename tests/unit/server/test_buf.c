@@ -21,7 +21,7 @@ START_TEST(strings_are_always_json) {
     WRITES("\"plain\"", json_put_text(&b, "plain"));
     WRITES("null", json_put_text(&b, NULL));
     WRITES("\"q\\\" b\\\\ n\\n r\\r t\\t \\u0001 \\u0000\"",
-           json_put_string(&b, "q\" b\\ n\n r\r t\t \x01 \0", 19));
+           json_put_string(&b, "q\" b\\ n\n r\r t\t \x01 \0", 18));
     WRITES("\"\xc3\xa9\xf0\x9f\x98\x80\"", json_put_text(&b, "\xc3\xa9\xf0\x9f\x98\x80"));
     WRITES("\"a\xef\xbf\xbd\"", json_put_text(&b, "a\xff"));
     WRITES("\"\xef\xbf\xbd\xef\xbf\xbdx\"", json_put_text(&b, "\xe4\xb8x"));

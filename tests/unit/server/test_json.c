@@ -131,12 +131,27 @@ START_TEST(broken_text_is_left_to_jansson) {
 }
 END_TEST
 
+static void seed(const char *text, bool found, uint64_t want) {
+    json_skimmer s;
+    ssm_error err;
+    char *body;
+    size_t len;
+    ck_assert_int_eq(skim(text, &s, &body, &len, &err), 0);
+    ck_assert_msg(s.u64_found == found && (!found || s.u64 == want), "%s", text);
+    free(body);
+}
+
 START_TEST(seeds_of_64_bits) {
-    leaves("{\"seed\":18446744073709551615}", "{\"seed\":-1                  }", 0, 0);
-    leaves("{\"seed\":9223372036854775808}", "{\"seed\":9223372036854775808}", 0, 0);
+    leaves("{\"seed\":18446744073709551615}", "{\"seed\":0}", 0, 0);
     leaves("{\"seed\":9223372036854775807}", "{\"seed\":9223372036854775807}", 0, 0);
     leaves("{\"seed\":18446744073709551616}", "{\"seed\":18446744073709551616}", 0, 0);
     leaves("{\"n\":18446744073709551615}", "{\"n\":18446744073709551615}", 0, 0);
+    seed("{\"seed\":18446744073709551615}", true, UINT64_MAX);
+    seed("{\"seed\": 9223372036854775808 ,\"n\":1}", true, (uint64_t)1 << 63);
+    seed("{\"seed\":18446744073709551615,\"seed\":5}", false, 0);
+    seed("{\"seed\":-9223372036854775808}", false, 0);
+    seed("{\"seed\":99999999999999999999}", false, 0);
+    seed("{\"seed\":1844674407370955161.5}", false, 0);
 }
 END_TEST
 
