@@ -169,11 +169,26 @@ static int next_regex(const pattern *p, matcher *m, const char *s, size_t len, c
     return 0;
 }
 
+// Short strings, a space or a metaspace, come often: from first byte to first byte. For long ones
+// that would be quadratic at worst; memmem is not.
+static const char *find_literal(const pattern *p, const char *s, size_t len) {
+    if (p->len > 8)
+        return memmem(s, len, p->literal, p->len);
+    while (len >= p->len) {
+        const char *hit = memchr(s, p->literal[0], len - p->len + 1);
+        if (!hit || memcmp(hit, p->literal, p->len) == 0)
+            return hit;
+        len -= (size_t)(hit + 1 - s);
+        s = hit + 1;
+    }
+    return NULL;
+}
+
 int pattern_next(const pattern *p, matcher *m, const char *s, size_t len, cursor *c, size_t *start,
                  size_t *end, ssm_error *err) {
     if (!p->literal)
         return next_regex(p, m, s, len, c, start, end, err);
-    const char *hit = memmem(s + c->at, len - c->at, p->literal, p->len);
+    const char *hit = find_literal(p, s + c->at, len - c->at);
     if (!hit)
         return 0;
     *start = (size_t)(hit - s);

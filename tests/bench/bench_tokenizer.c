@@ -104,9 +104,10 @@ static void row(const char *path, const ssm_text *texts) {
 int main(int argc, char **argv) {
     ssm_text texts[] = {english(), repeat("a", 1, MB), repeat(" ", 1, MB),
                         repeat("\xf0\x9f\x98\x80", 4, MB)};
-    printf("%-18s %7s %7s %7s %8s %7s %7s %7s\n", "", "open", "encode", "2 KB", "decode", "a", "space",
-           "emoji");
-    printf("%-18s %7s %7s %7s %8s %7s %7s %7s\n", "", "ms", "MB/s", "MB/s", "MB/s", "ms", "ms", "ms");
+    printf("%-18s %7s %7s %7s %8s %7s %7s %7s\n", "", "open", "encode", "2 KB", "decode", "a",
+           "space", "emoji");
+    printf("%-18s %7s %7s %7s %8s %7s %7s %7s\n", "", "ms", "MB/s", "MB/s", "MB/s", "ms", "ms",
+           "ms");
     for (int i = 1; i < argc; i++)
         row(argv[i], texts);
     for (int i = 0; i < 4; i++)
