@@ -94,6 +94,13 @@ typedef struct ssm_device_info {
     bool run_ahead; // step and sample return early: plan the next before collecting
 } ssm_device_info;
 
+// The device's ceilings, measured: a pure read of memory, and multiply-adds counted as two
+// operations in the arithmetic of this device's projections.
+typedef struct ssm_ceilings {
+    double read_bytes_per_second;
+    double product_flops_per_second;
+} ssm_ceilings;
+
 typedef struct ssm_backend ssm_backend;
 
 // The first member of every backend's own device struct.
@@ -131,6 +138,9 @@ struct ssm_backend {
     // One row of logits, [vocab_size] fp32.
     int (*logits_read)(ssm_device *device, int32_t row, float *out, ssm_error *err);
     int (*logits_write)(ssm_device *device, int32_t row, const float *logits, ssm_error *err);
+
+    // For benchmarks; NULL: this backend measures none. May allocate, takes about a second.
+    int (*ceilings)(ssm_device *device, ssm_ceilings *out, ssm_error *err);
 };
 
 extern const ssm_backend ssm_backend_reference; // plain C, one thread, the oracle

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "ceilings.h"
 #include "kernels/backend.h"
 #include "kernels/sampling/draws.h"
 #include "kernels/sampling/sampler.h"
@@ -16,7 +17,7 @@ typedef struct cpu_device {
     cpu_model model;
     cpu_work work;
     cpu_step step;
-    int32_t n_slots;
+    int32_t n_slots, max_tokens;
     ssm_dtype weight_dtype;
     size_t slots_bytes;
     int32_t *drawn;        // [n_slots]
@@ -37,6 +38,7 @@ static void close_device(ssm_device *device) {
     ssm_draws_dispose(&d->draws);
     cpu_unmap(d->step.slots, d->slots_bytes);
     free(d->step.wanted);
+    free(d->step.cut);
     free(d->drawn);
     free(d);
 }
@@ -49,7 +51,8 @@ static int open_slots(cpu_device *d, ssm_error *err) {
     s->slots = cpu_map(d->slots_bytes);
     d->drawn = calloc((size_t)d->n_slots, sizeof *d->drawn);
     s->drawn = d->drawn;
-    if (s->slots && d->drawn)
+    s->cut = calloc((size_t)d->n_slots, sizeof *s->cut);
+    if (s->slots && d->drawn && s->cut)
         return 0;
     return ssm_error_set(err, SSM_ENOMEM, "max_sessions",
                          "no memory for %d sessions of %zu bytes each", d->n_slots,
@@ -83,6 +86,8 @@ static int open_all(cpu_device *d, const ssm_weights *weights, const ssm_device_
     d->n_slots = o->n_slots > 0 ? o->n_slots : 64;
     d->weight_dtype =
         o->weight_dtype != SSM_DTYPE_AUTO ? o->weight_dtype : weights->layers[0].in_proj.dtype;
+    d->max_tokens = o->max_tokens > 0 ? o->max_tokens : 512;
+    const int32_t window = d->max_tokens < CPU_WINDOW ? d->max_tokens : CPU_WINDOW;
     const int32_t max_rows = o->max_rows > 0 ? o->max_rows : d->n_slots + 128;
     d->pool = cpu_pool_create(threads, o->pin_threads);
     if (!d->pool)
@@ -92,9 +97,7 @@ static int open_all(cpu_device *d, const ssm_weights *weights, const ssm_device_
         return rc;
     d->step.wanted = calloc((size_t)max_rows, sizeof *d->step.wanted);
     if (!d->step.wanted || cpu_model_load(&d->model, d->pool) != 0 ||
-        cpu_work_init(&d->work, &d->model, o->max_tokens > 0 ? o->max_tokens : 512, max_rows) !=
-            0 ||
-        open_sampling(d, o) != 0)
+        cpu_work_init(&d->work, &d->model, window, max_rows) != 0 || open_sampling(d, o) != 0)
         return ssm_error_set(err, SSM_ENOMEM, NULL, "no memory for the packed model");
     d->step.model = &d->model;
     d->step.pool = d->pool;
@@ -122,7 +125,7 @@ static void get_info(const ssm_device *device, ssm_device_info *out) {
     const int threads = cpu_pool_threads(d->pool);
     *out = (ssm_device_info){
         .n_slots = d->n_slots,
-        .max_tokens = d->work.max_tokens,
+        .max_tokens = d->max_tokens,
         .max_rows = d->work.max_rows,
         .slot_bytes = d->step.slot_floats * sizeof(float),
         .weight_bytes = cpu_model_bytes(&d->model),
@@ -144,9 +147,7 @@ static float *row_of(cpu_device *d, int32_t row) {
 
 static int step(ssm_device *device, const ssm_plan *plan, ssm_error *err) {
     cpu_device *d = (cpu_device *)device;
-    assert(plan->n_tokens <= d->work.max_tokens && plan->n_segments <= d->n_slots);
-    if (plan->n_tokens == 0)
-        return 0;
+    assert(plan->n_tokens <= d->max_tokens && plan->n_segments <= d->n_slots);
     d->step.plan = plan;
     cpu_step_run(&d->step);
     return 0;
@@ -266,6 +267,13 @@ static int logits_write(ssm_device *device, int32_t row, const float *logits, ss
     return 0;
 }
 
+static int ceilings(ssm_device *device, ssm_ceilings *out, ssm_error *err) {
+    cpu_device *d = (cpu_device *)device;
+    if (cpu_ceilings(d->model.kernels, d->pool, d->model.format, out) == 0)
+        return 0;
+    return ssm_error_set(err, SSM_ENOMEM, NULL, "no memory to measure reading");
+}
+
 const ssm_backend ssm_backend_cpu = {
     .name = "cpu",
     .open = open_device,
@@ -279,4 +287,5 @@ const ssm_backend ssm_backend_cpu = {
     .slot_write = slot_write,
     .logits_read = logits_read,
     .logits_write = logits_write,
+    .ceilings = ceilings,
 };

@@ -7,6 +7,8 @@
 
 #include "template_product.h"
 
+#include "template_ceiling.h"
+
 #include "template_math.h"
 
 #include "template_rows.h"
@@ -23,4 +25,6 @@ const cpu_kernels cpu_kernels_avx2 = {
     .norm = norm,
     .softplus = softplus,
     .convert = convert,
+    .read_stream = read_stream,
+    .product_rounds = product_rounds,
 };

@@ -8,6 +8,8 @@
 
 #include "template_product.h"
 
+#include "template_ceiling.h"
+
 #include "template_math.h"
 
 #include "template_rows.h"
@@ -24,4 +26,6 @@ const cpu_kernels cpu_kernels_avx512bf16 = {
     .norm = norm,
     .softplus = softplus,
     .convert = convert,
+    .read_stream = read_stream,
+    .product_rounds = product_rounds,
 };

@@ -16,9 +16,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { CPU_LANES = 16, CPU_PANEL_BLOCKS = 4, CPU_GROUP = 32 };
+enum { CPU_LANES = 16, CPU_PANEL_BLOCKS = 3, CPU_GROUP = 32 };
 
-// How a matrix is packed: panels of up to 4 blocks of 16 rows; a panel is one stream over its
+// How a matrix is packed: panels of up to 3 blocks of 16 rows; a panel is one stream over its
 // inputs in order, each vector holding some inputs of 16 rows, the blocks' vectors in turn.
 typedef enum cpu_format {
     CPU_W_F32,      // 64-byte vectors: 1 input
@@ -116,6 +116,11 @@ typedef struct cpu_kernels {
     // Tokens [first, first + count) of [blocks][tokens][16] fp32 to another form.
     void (*convert)(cpu_form form, const float *x, int32_t blocks, int32_t tokens, int32_t first,
                     int32_t count, void *out, float *scale, int32_t *sum);
+
+    // The machine's ceilings (template_ceiling.h): reads `bytes`, a multiple of 256; runs products
+    // in registers and returns the multiply-adds done.
+    float (*read_stream)(const void *data, size_t bytes);
+    double (*product_rounds)(cpu_format format, int64_t rounds, float *sink);
 } cpu_kernels;
 
 // The best table for this machine no better than `limit` (a table's name; NULL: no limit). The

@@ -7,7 +7,7 @@
 #include <stdint.h>
 
 #define SIMD_TILE_TOKENS    6 // 16 registers: 12 accumulators
-#define SIMD_TILE_BLOCKS(t) ((t) == 1 ? 4 : (t) <= 3 ? 2 : 1)
+#define SIMD_TILE_BLOCKS(t) ((t) == 1 ? 3 : (t) <= 3 ? 2 : 1)
 #define SIMD_SCAN_STATES    4
 
 typedef struct vf {

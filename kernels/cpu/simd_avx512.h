@@ -7,8 +7,8 @@
 #include <immintrin.h>
 #include <stdint.h>
 
-#define SIMD_TILE_TOKENS    6 // widest tile: 4 blocks of rows x 6 tokens = 24 accumulators of 32
-#define SIMD_TILE_BLOCKS(t) 4
+#define SIMD_TILE_TOKENS    8 // widest tile: 3 blocks of rows x 8 tokens = 24 accumulators of 32
+#define SIMD_TILE_BLOCKS(t) 3
 #define SIMD_SCAN_STATES    16 // states in registers across time
 
 typedef __m512 vf;

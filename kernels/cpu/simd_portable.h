@@ -13,7 +13,7 @@
 
 #define SIMD_TILE_TOKENS 4
 #ifdef __aarch64__
-#define SIMD_TILE_BLOCKS(t) ((t) == 1 ? 4 : 1) // 32 registers: 16 accumulators
+#define SIMD_TILE_BLOCKS(t) ((t) == 1 ? 3 : 1) // 32 registers: 16 accumulators
 #else
 #define SIMD_TILE_BLOCKS(t) 1
 #endif

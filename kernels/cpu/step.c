@@ -31,7 +31,7 @@ static void meet(const worker *k) {
 }
 
 static int32_t token_at(const cpu_step *s, const ssm_segment *segment, int32_t i) {
-    const int32_t id = s->plan->tokens[segment->first + i];
+    const int32_t id = s->tokens[segment->first + i];
     return id == SSM_TOKEN_SAMPLED ? s->drawn[segment->slot] : id;
 }
 
@@ -39,8 +39,8 @@ static int32_t token_at(const cpu_step *s, const ssm_segment *segment, int32_t i
 static void embed(const worker *k) {
     const ssm_tensor *embedding = &k->m->weights->embedding;
     const int32_t dm = k->m->g.d_model;
-    for (int32_t i = 0; i < k->step->plan->n_segments; i++) {
-        const ssm_segment *segment = &k->step->plan->segments[i];
+    for (int32_t i = 0; i < k->step->n_segments; i++) {
+        const ssm_segment *segment = &k->step->cut[i];
         for (int32_t j = 0; j < segment->count; j++) {
             const size_t row = (size_t)token_at(k->step, segment, j) * (size_t)dm;
             const size_t t = (size_t)(segment->first + j);
@@ -146,8 +146,8 @@ static void convolve(const worker *k, int32_t layer, float *data, int32_t block,
     const int32_t width = k->m->g.d_conv;
     const size_t tail = (size_t)(width - 1) * CPU_LANES;
     for (int32_t i = 0; i < count; i++) {
-        for (int32_t j = 0; j < k->step->plan->n_segments; j++) {
-            const ssm_segment *segment = &k->step->plan->segments[j];
+        for (int32_t j = 0; j < k->step->n_segments; j++) {
+            const ssm_segment *segment = &k->step->cut[j];
             float *x = block_of(k, data, block + i, segment->first);
             const cpu_conv args = {.weight = weight + (size_t)i * (size_t)width * CPU_LANES,
                                    .bias = bias + (size_t)i * CPU_LANES,
@@ -176,17 +176,17 @@ static void recur(const worker *k, int32_t layer) {
     const cpu_part *part = &k->t->parts[layer];
     const bool per_state = m->g.kind == SSM_BLOCK_MAMBA;
     const size_t n = (size_t)m->g.d_state, rates = per_state ? n : 1;
-    for (int32_t i = k->t->inner.first; i < k->t->inner.end; i++) {
-        const size_t own = (size_t)(i - k->t->inner.first);
-        cpu_scan args = {.a = part->a + own * rates * CPU_LANES,
-                         .d = part->d + own * CPU_LANES,
-                         .stride = (size_t)k->tokens * CPU_LANES,
-                         .mixed = is_mixed(m->lane_group[i]),
-                         .n = m->g.d_state,
-                         .per_state = per_state};
-        memcpy(args.first, m->lane_group[i], sizeof args.first);
-        for (int32_t j = 0; j < k->step->plan->n_segments; j++) {
-            const ssm_segment *segment = &k->step->plan->segments[j];
+    for (int32_t j = 0; j < k->step->n_segments; j++) {
+        const ssm_segment *segment = &k->step->cut[j];
+        for (int32_t i = k->t->inner.first; i < k->t->inner.end; i++) {
+            const size_t own = (size_t)(i - k->t->inner.first);
+            cpu_scan args = {.a = part->a + own * rates * CPU_LANES,
+                             .d = part->d + own * CPU_LANES,
+                             .stride = (size_t)k->tokens * CPU_LANES,
+                             .mixed = is_mixed(m->lane_group[i]),
+                             .n = m->g.d_state,
+                             .per_state = per_state};
+            memcpy(args.first, m->lane_group[i], sizeof args.first);
             args.delta = block_of(k, k->w->delta, i, segment->first);
             args.x = args.y = block_of(k, k->w->x, i, segment->first);
             args.z = block_of(k, k->w->z, i, segment->first);
@@ -331,9 +331,10 @@ static void run_head(const worker *k) {
                       .rows = k->step->wanted,
                       .n_out = k->step->n_wanted};
     const cpu_input x = prepare(k, &u);
-    const cpu_output out = {.data = k->w->logits,
+    const size_t row = (size_t)m->vocab_blocks * CPU_LANES;
+    const cpu_output out = {.data = k->w->logits + (size_t)k->step->first_row * row,
                             .block_stride = CPU_LANES,
-                            .token_stride = (size_t)m->vocab_blocks * CPU_LANES};
+                            .token_stride = row};
     m->kernels->product(&k->t->head, &x, &out);
 }
 
@@ -345,7 +346,7 @@ static void run_thread(void *arg, int id) {
                       .w = s->work,
                       .id = id,
                       .n = s->model->n_threads,
-                      .tokens = s->plan->n_tokens};
+                      .tokens = s->n_tokens};
     embed(&k);
     meet(&k);
     for (int32_t i = 0; i < s->model->g.n_layers; i++)
@@ -353,23 +354,50 @@ static void run_thread(void *arg, int id) {
     run_head(&k);
 }
 
+// The part of the plan's segments in tokens [first, end), as segments of the window.
+static void cut_segments(cpu_step *s, int32_t first, int32_t end) {
+    s->tokens = s->plan->tokens + first;
+    s->n_tokens = end - first;
+    s->n_segments = 0;
+    for (int32_t i = 0; i < s->plan->n_segments; i++) {
+        ssm_segment segment = s->plan->segments[i];
+        const int32_t begin = segment.first > first ? segment.first : first;
+        const int32_t past = segment.first + segment.count;
+        const int32_t stop = past < end ? past : end;
+        if (stop <= begin)
+            continue;
+        segment.fresh = segment.fresh && begin == segment.first;
+        if (segment.want == SSM_WANT_LAST && stop < past)
+            segment.want = SSM_WANT_NONE;
+        segment.count = stop - begin;
+        segment.first = begin - first;
+        s->cut[s->n_segments++] = segment;
+    }
+}
+
 static void list_wanted(cpu_step *s) {
     s->n_wanted = 0;
-    for (int32_t i = 0; i < s->plan->n_segments; i++) {
-        const ssm_segment *segment = &s->plan->segments[i];
+    for (int32_t i = 0; i < s->n_segments; i++) {
+        const ssm_segment *segment = &s->cut[i];
         int32_t t = segment->first + segment->count; // past the last token
         if (segment->want == SSM_WANT_LAST)
             t--;
         if (segment->want == SSM_WANT_ALL)
             t = segment->first;
         for (; t < segment->first + segment->count; t++) {
-            assert(s->n_wanted < s->work->max_rows);
+            assert(s->first_row + s->n_wanted < s->work->max_rows);
             s->wanted[s->n_wanted++] = t;
         }
     }
 }
 
 void cpu_step_run(cpu_step *s) {
-    list_wanted(s);
-    cpu_pool_run(s->pool, run_thread, s);
+    s->first_row = 0;
+    for (int32_t first = 0; first < s->plan->n_tokens; first += CPU_WINDOW) {
+        const int32_t left = s->plan->n_tokens - first;
+        cut_segments(s, first, first + (left < CPU_WINDOW ? left : CPU_WINDOW));
+        list_wanted(s);
+        cpu_pool_run(s->pool, run_thread, s);
+        s->first_row += s->n_wanted;
+    }
 }

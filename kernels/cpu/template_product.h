@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // Products of packed weights and blocked activations; included once by each isa_*.c.
 //
-// A tile holds BLOCKS x 16 rows by TOKENS tokens in registers for all inputs: every weight vector
-// is loaded once a tile and multiplied by broadcast activations, no sum crosses lanes. One token
-// makes the tile a matrix-vector product that reads one linear stream per panel; a step's tokens
-// beyond a tile take further tiles from the panel while it lies in the second-level cache, so that
-// memory is read once a step whatever the batch.
+// A tile holds some blocks of 16 rows by some tokens in registers for all inputs: every weight
+// vector is loaded once a tile and multiplied by broadcast activations, no sum crosses lanes. One
+// token makes the tile a matrix-vector product that reads one linear stream per panel; a step's
+// tokens beyond a tile take further tiles from the panel while it lies in the second-level cache,
+// so that memory is read once a step whatever the batch.
 #include <assert.h>
 
 #define TEMPLATE    static inline __attribute__((always_inline))
@@ -72,6 +72,7 @@ TEMPLATE void tile_bf16(const tile *p, vf acc[MAX_BLOCKS][MAX_TOKENS], const int
     const char *w = p->w, *x = p->x;
     for (int32_t i = 0; i < p->k_blocks; i++, x += p->x_step) {
         for (int k = 0; k < CPU_LANES; k += 2, w += p->w_step) {
+            __builtin_prefetch(x + p->x_step + 32 * k);
             vf wk[MAX_BLOCKS];
             UNROLL for (int b = 0; b < blocks; b++) {
                 PREFETCH(w + 64 * b);
@@ -91,6 +92,7 @@ TEMPLATE void tile_bf16_dot(const tile *p, vf acc[MAX_BLOCKS][MAX_TOKENS], const
     const char *w = p->w, *x = p->x;
     for (int32_t i = 0; i < p->k_blocks; i++, x += p->x_step) {
         for (int k = 0; k < CPU_LANES / 2; k++, w += p->w_step) {
+            __builtin_prefetch(x + p->x_step + 32 * k);
             vi wk[MAX_BLOCKS];
             UNROLL for (int b = 0; b < blocks; b++) {
                 PREFETCH(w + 64 * b);
@@ -249,15 +251,14 @@ TEMPLATE void run_tile(const cpu_slice *s, const cpu_input *x, const cpu_output 
 #define TILE_FUNCTIONS_OF(name, format, T)                                                         \
     TILE_FUNCTION(name, format, 1, T)                                                              \
     TILE_FUNCTION(name, format, 2, T)                                                              \
-    TILE_FUNCTION(name, format, 3, T)                                                              \
-    TILE_FUNCTION(name, format, 4, T)
+    TILE_FUNCTION(name, format, 3, T)
 #define TILE_ROW(name, T)                                                                          \
-    { name##_1x##T, name##_2x##T, name##_3x##T, name##_4x##T }
+    { name##_1x##T, name##_2x##T, name##_3x##T }
 
 typedef void tile_function(const cpu_slice *, const cpu_input *, const cpu_output *, const tile *,
                            int32_t, int32_t);
 
-#if SIMD_TILE_TOKENS == 6
+#if SIMD_TILE_TOKENS == 8
 #define TILE_TABLE(name, format)                                                                   \
     TILE_FUNCTIONS_OF(name, format, 1)                                                             \
     TILE_FUNCTIONS_OF(name, format, 2)                                                             \
@@ -265,24 +266,42 @@ typedef void tile_function(const cpu_slice *, const cpu_input *, const cpu_outpu
     TILE_FUNCTIONS_OF(name, format, 4)                                                             \
     TILE_FUNCTIONS_OF(name, format, 5)                                                             \
     TILE_FUNCTIONS_OF(name, format, 6)                                                             \
-    static tile_function *const name[6][4] = {TILE_ROW(name, 1), TILE_ROW(name, 2),                \
-                                              TILE_ROW(name, 3), TILE_ROW(name, 4),                \
-                                              TILE_ROW(name, 5), TILE_ROW(name, 6)};
+    TILE_FUNCTIONS_OF(name, format, 7)                                                             \
+    TILE_FUNCTIONS_OF(name, format, 8)                                                             \
+    static tile_function *const name[8][CPU_PANEL_BLOCKS] = {                                      \
+        TILE_ROW(name, 1), TILE_ROW(name, 2), TILE_ROW(name, 3), TILE_ROW(name, 4),                \
+        TILE_ROW(name, 5), TILE_ROW(name, 6), TILE_ROW(name, 7), TILE_ROW(name, 8)};
+#elif SIMD_TILE_TOKENS == 6
+#define TILE_TABLE(name, format)                                                                   \
+    TILE_FUNCTIONS_OF(name, format, 1)                                                             \
+    TILE_FUNCTIONS_OF(name, format, 2)                                                             \
+    TILE_FUNCTIONS_OF(name, format, 3)                                                             \
+    TILE_FUNCTIONS_OF(name, format, 4)                                                             \
+    TILE_FUNCTIONS_OF(name, format, 5)                                                             \
+    TILE_FUNCTIONS_OF(name, format, 6)                                                             \
+    static tile_function *const name[6][CPU_PANEL_BLOCKS] = {                                      \
+        TILE_ROW(name, 1), TILE_ROW(name, 2), TILE_ROW(name, 3),                                   \
+        TILE_ROW(name, 4), TILE_ROW(name, 5), TILE_ROW(name, 6)};
 #else
 #define TILE_TABLE(name, format)                                                                   \
     TILE_FUNCTIONS_OF(name, format, 1)                                                             \
     TILE_FUNCTIONS_OF(name, format, 2)                                                             \
     TILE_FUNCTIONS_OF(name, format, 3)                                                             \
     TILE_FUNCTIONS_OF(name, format, 4)                                                             \
-    static tile_function *const name[4][4] = {TILE_ROW(name, 1), TILE_ROW(name, 2),                \
-                                              TILE_ROW(name, 3), TILE_ROW(name, 4)};
+    static tile_function *const name[4][CPU_PANEL_BLOCKS] = {                                      \
+        TILE_ROW(name, 1), TILE_ROW(name, 2), TILE_ROW(name, 3), TILE_ROW(name, 4)};
 #endif
-#define TILE_TABLE_SMALL(name, format)                                                             \
+#define TILE_TABLE_INT8(name, format)                                                              \
     TILE_FUNCTIONS_OF(name, format, 1)                                                             \
     TILE_FUNCTIONS_OF(name, format, 2)                                                             \
     TILE_FUNCTIONS_OF(name, format, 3)                                                             \
-    static tile_function *const name[3][4] = {TILE_ROW(name, 1), TILE_ROW(name, 2),                \
-                                              TILE_ROW(name, 3)};
+    TILE_FUNCTIONS_OF(name, format, 4)                                                             \
+    static tile_function *const name[4][CPU_PANEL_BLOCKS] = {                                      \
+        TILE_ROW(name, 1), TILE_ROW(name, 2), TILE_ROW(name, 3), TILE_ROW(name, 4)};
+#define TILE_TABLE_INT4(name, format)                                                              \
+    TILE_FUNCTIONS_OF(name, format, 1)                                                             \
+    TILE_FUNCTIONS_OF(name, format, 2)                                                             \
+    static tile_function *const name[2][CPU_PANEL_BLOCKS] = {TILE_ROW(name, 1), TILE_ROW(name, 2)};
 
 TILE_TABLE(tiles_f32, CPU_W_F32)
 TILE_TABLE(tiles_f16, CPU_W_F16)
@@ -292,11 +311,11 @@ TILE_TABLE(tiles_bf16_dot, CPU_W_BF16_DOT)
 #else
 #define tiles_bf16_dot tiles_bf16
 #endif
-TILE_TABLE_SMALL(tiles_int8, CPU_W_INT8)
-TILE_TABLE_SMALL(tiles_int4, CPU_W_INT4)
+TILE_TABLE_INT8(tiles_int8, CPU_W_INT8)
+TILE_TABLE_INT4(tiles_int4, CPU_W_INT4)
 
 typedef struct product_form {
-    tile_function *const (*tiles)[4]; // [tokens - 1][blocks - 1]
+    tile_function *const (*tiles)[CPU_PANEL_BLOCKS]; // [tokens - 1][blocks - 1]
     int max_tokens;
     size_t vector, inputs; // bytes of a vector, inputs that it holds
     size_t token;          // bytes of one token in a block of activations
@@ -307,7 +326,7 @@ static const product_form product_forms[] = {
     [CPU_W_F16] = {tiles_f16, SIMD_TILE_TOKENS, 32, 1, 64},
     [CPU_W_BF16] = {tiles_bf16, SIMD_TILE_TOKENS, 64, 2, 64},
     [CPU_W_BF16_DOT] = {tiles_bf16_dot, SIMD_TILE_TOKENS, 64, 2, 32},
-    [CPU_W_INT8] = {tiles_int8, 3, 64, 4, 32},
+    [CPU_W_INT8] = {tiles_int8, 4, 64, 4, 32},
     [CPU_W_INT4] = {tiles_int4, 2, 64, 8, 32},
 };
 

@@ -22,8 +22,7 @@ static void take_all(cpu_work *w, const cpu_model *m) {
     w->z = blocks_of(w, m->inner_blocks, w->max_tokens);
     w->bc = blocks_of(w, m->bc_blocks, w->max_tokens);
     w->delta = blocks_of(w, m->inner_blocks, w->max_tokens);
-    // The head takes its rows through the shared stage too.
-    take_stage(w, m, w->max_tokens > w->max_rows ? w->max_tokens : w->max_rows, &w->shared);
+    take_stage(w, m, w->max_tokens, &w->shared);
     for (int i = 0; i < m->n_threads; i++)
         take_stage(w, m, CPU_FEW_TOKENS, &w->own[i]);
     w->logits = blocks_of(w, m->vocab_blocks, w->max_rows);

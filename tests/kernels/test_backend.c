@@ -29,7 +29,7 @@ static const random_shape shapes[] = {
     {"mamba2 g3 n20", SSM_BLOCK_MAMBA2, 2, 32, 96, 20, 5, 0, 16, 3, 64, true, true, false,
      SSM_DTYPE_BF16, 0.1f},
 };
-enum { N_SHAPES = sizeof shapes / sizeof shapes[0], LENGTH = 150, SLOTS = 8 };
+enum { N_SHAPES = sizeof shapes / sizeof shapes[0], LENGTH = 210, SLOTS = 8 };
 
 static const char *const isas[] = {"portable", "avx2", "avx512", "avx512bf16"};
 enum { N_ISAS = 4 };
