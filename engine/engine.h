@@ -86,7 +86,8 @@ struct ssm_engine {
 
 // ---- engine.c
 uint64_t engine_now_ns(void);
-// ssm_engine_create on a given backend (tests: one that fails on purpose); NULL: as the options say.
+// ssm_engine_create on a given backend (tests: one that fails on purpose); NULL: as the options
+// say.
 int engine_create_on(const ssm_backend *backend, const ssm_model *model,
                      const ssm_engine_options *options, ssm_engine **out, ssm_error *err);
 bool engine_add_port(ssm_engine *engine, ssm_port *port); // any thread
