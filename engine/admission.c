@@ -54,7 +54,7 @@ job *admission_best(ssm_engine *engine) {
     const uint64_t now = engine_now_ns();
     job *best = NULL;
     for (job *j = engine->waiting.first; j; j = j->next) {
-        if (!j->is_paused && (!best || is_before(j, best, now)))
+        if (!j->is_paused && !j->leader && (!best || is_before(j, best, now)))
             best = j;
     }
     for (job *j = engine->running.first; j; j = j->next) {
@@ -88,19 +88,27 @@ static void start_job(ssm_engine *engine, job *j) {
     job_post(engine, j, &(ssm_event){.kind = SSM_EVENT_STARTED, .token = -1});
     if (j->n_prompt == 0 && !start_empty(engine, j))
         job_end(engine, j, SSM_FINISH_ERROR, SSM_ENOMEM, "no memory for an empty state");
+    else
+        reuse_begin(engine, j);
 }
 
-void admission_run(ssm_engine *engine) {
-    while (engine->slots.n_free > 0) {
+int admission_run(ssm_engine *engine, ssm_error *err) {
+    int rc = 0;
+    reuse_release_followers(engine);
+    while (rc == 0 && engine->slots.n_free > 0) {
         job *j = admission_best(engine);
         if (!j)
-            return;
-        if (!j->is_running)
+            break;
+        if (!j->is_running) {
+            if (reuse_follow(engine, j))
+                continue;
             start_job(engine, j);
+        }
         choice *c = job_pending_choice(j);
         if (!c)
             continue; // it ended while it started
         admission_give_slot(engine, c, slots_take(&engine->slots));
-        c->state = j->snapshot ? CHOICE_RESTORE : CHOICE_PREFILL;
+        rc = reuse_enter(engine, c, err);
     }
+    return rc;
 }

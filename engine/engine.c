@@ -17,11 +17,12 @@ uint64_t engine_now_ns(void) {
 }
 
 void ssm_engine_options_init(ssm_engine_options *options) {
-    *options = (ssm_engine_options){.device = "auto", .max_queue = 1024};
+    *options = (ssm_engine_options){
+        .device = "auto", .max_queue = 1024, .cache_bytes = -1, .checkpoint_tokens = 256};
 }
 
 void ssm_request_init(ssm_request *request) {
-    *request = (ssm_request){.n = 1, .max_tokens = 16, .logprobs = -1};
+    *request = (ssm_request){.n = 1, .max_tokens = 16, .logprobs = -1, .cache_prompt = true};
 }
 
 // ---- create and free
@@ -31,9 +32,13 @@ static int check_options(const ssm_engine_options *o, ssm_error *err) {
         const char *name;
         int32_t value, min;
     } ranges[] = {
-        {"threads", o->threads, 0},           {"max_sessions", o->max_sessions, 0},
-        {"max_queue", o->max_queue, 1},       {"step_tokens", o->step_tokens, 0},
-        {"chunk_tokens", o->chunk_tokens, 0}, {"vocab_limit", o->vocab_limit, 0},
+        {"threads", o->threads, 0},
+        {"max_sessions", o->max_sessions, 0},
+        {"max_queue", o->max_queue, 1},
+        {"step_tokens", o->step_tokens, 0},
+        {"chunk_tokens", o->chunk_tokens, 0},
+        {"vocab_limit", o->vocab_limit, 0},
+        {"checkpoint_tokens", o->checkpoint_tokens, 0},
     };
     for (size_t i = 0; i < sizeof ranges / sizeof ranges[0]; i++) {
         if (ranges[i].value < ranges[i].min)
@@ -65,10 +70,45 @@ static int parse_device(const char *name, const ssm_backend **backend, int32_t *
                          ssm_engine_backends());
 }
 
+// The device's rows are the scheduler's slots first, then the cache's. A GPU that was not told how
+// many sessions to hold is asked for what fits and shared out afterwards.
+enum { CPU_SESSIONS = 64, LEAST_CACHE_ROWS = 4, MOST_CACHE_ROWS = 1 << 20 };
+
+static int32_t cache_rows(const ssm_engine *engine, bool is_gpu, int32_t sessions) {
+    const int64_t bytes = engine->options.cache_bytes;
+    const int64_t row = (int64_t)engine->info.state_bytes;
+    int64_t rows = bytes / row;
+    if (bytes < 0) {
+        rows = is_gpu ? sessions / 4 : (256 << 20) / row;
+        rows = rows > LEAST_CACHE_ROWS ? rows : LEAST_CACHE_ROWS;
+    }
+    return rows < MOST_CACHE_ROWS ? (int32_t)rows : MOST_CACHE_ROWS;
+}
+
+static int open_backend(ssm_engine *engine, ssm_device_options *d, ssm_error *err) {
+    const ssm_engine_options *o = &engine->options;
+    const bool is_gpu = strcmp(engine->backend->name, "cuda") == 0;
+    int32_t sessions = o->max_sessions > 0 ? o->max_sessions : is_gpu ? 0 : CPU_SESSIONS;
+    int32_t rows = cache_rows(engine, is_gpu, sessions);
+    d->n_slots = sessions > 0 ? sessions + rows : 0;
+    d->max_rows = sessions > 0 ? sessions + 128 : 0;
+    const int rc = engine->backend->open(ssm_model_weights(engine->model), d, &engine->device, err);
+    if (rc != 0)
+        return rc;
+    engine->backend->info(engine->device, &engine->device_info);
+    const int32_t n = engine->device_info.n_slots;
+    if (sessions == 0) {
+        rows = cache_rows(engine, is_gpu, n);
+        sessions = rows < n / 2 ? n - rows : n - n / 2;
+    }
+    assert(sessions > 0 && sessions <= n);
+    engine->n_sessions = sessions;
+    return 0;
+}
+
 static int open_device(ssm_engine *engine, ssm_error *err) {
     const ssm_engine_options *o = &engine->options;
-    ssm_device_options d = {.n_slots = o->max_sessions,
-                            .threads = o->threads,
+    ssm_device_options d = {.threads = o->threads,
                             .pin_threads = o->pin_threads,
                             .vocab_limit = o->vocab_limit,
                             .weight_dtype = o->weight_dtype,
@@ -76,50 +116,61 @@ static int open_device(ssm_engine *engine, ssm_error *err) {
                             .activation_dtype = o->activation_dtype};
     if (o->step_tokens > 0 && o->max_sessions > 0)
         d.max_tokens = o->step_tokens + o->max_sessions;
-    const ssm_weights *weights = ssm_model_weights(engine->model);
     if (engine->backend) // a test's own
-        return engine->backend->open(weights, &d, &engine->device, err);
+        return open_backend(engine, &d, err);
     if (o->device && strcmp(o->device, "auto") != 0) {
         const int rc = parse_device(o->device, &engine->backend, &d.index, err);
-        return rc != 0 ? rc : engine->backend->open(weights, &d, &engine->device, err);
+        return rc != 0 ? rc : open_backend(engine, &d, err);
     }
     engine->backend = ssm_backend_find("cuda"); // a GPU if there is one
-    if (engine->backend && engine->backend->open(weights, &d, &engine->device, NULL) == 0)
+    if (engine->backend && open_backend(engine, &d, NULL) == 0)
         return 0;
     engine->backend = ssm_backend_find("cpu");
-    return engine->backend->open(weights, &d, &engine->device, err);
+    return open_backend(engine, &d, err);
 }
 
 static void describe(ssm_engine *engine) {
     const ssm_device_info *d = &engine->device_info;
-    snprintf(engine->text, sizeof engine->text, "%s; %d sessions of %.2f MiB", d->text, d->n_slots,
-             (double)d->slot_bytes / 1048576);
+    snprintf(engine->text, sizeof engine->text, "%s; %d sessions of %.2f MiB, %d saved states",
+             d->text, engine->n_sessions, (double)d->slot_bytes / 1048576,
+             d->n_slots - engine->n_sessions);
 }
 
 static int allocate(ssm_engine *engine, ssm_error *err) {
     const ssm_device_info *d = &engine->device_info;
     const ssm_geometry *g = &ssm_model_weights(engine->model)->geometry;
-    assert(d->max_rows >= d->n_slots);
-    if (d->max_tokens <= d->n_slots)
+    assert(d->max_rows >= engine->n_sessions);
+    if (d->max_tokens <= engine->n_sessions)
         return ssm_error_set(err, SSM_EINVAL, "max_sessions",
                              "a step of %d tokens cannot hold a row for each of %d sessions",
-                             d->max_tokens, d->n_slots);
+                             d->max_tokens, engine->n_sessions);
     engine->state_floats = ssm_state_conv_floats(g) + ssm_state_ssm_floats(g);
-    const size_t n = (size_t)d->n_slots;
+    const size_t n = (size_t)engine->n_sessions;
     engine->active = calloc(n, sizeof(choice *));
     engine->prompts = calloc(n, sizeof(choice *));
     engine->scratch = malloc((engine->state_floats + 1) * sizeof *engine->scratch);
-    int rc = slots_init(&engine->slots, d->n_slots);
+    const cache_options c = {.backend = engine->backend,
+                             .device = engine->device,
+                             .first_slot = engine->n_sessions,
+                             .n_slots = d->n_slots - engine->n_sessions,
+                             .host_bytes = engine->options.cache_host_bytes,
+                             .state_floats = engine->state_floats,
+                             .vocab = (size_t)engine->info.vocab_size,
+                             .poison = engine->options.poison_slots};
+    int rc = slots_init(&engine->slots, engine->n_sessions);
+    if (rc == 0)
+        rc = cache_init(&engine->cache, &c);
     for (int i = 0; rc == 0 && i < 2; i++)
-        rc = flight_init(&engine->flights[i], d->max_tokens, d->n_slots, d->max_rows);
+        rc = flight_init(&engine->flights[i], d->max_tokens, engine->n_sessions, d->max_rows);
     if (rc != 0 || !engine->active || !engine->prompts || !engine->scratch)
         return ssm_error_set(err, SSM_ENOMEM, "max_sessions", "no memory for %d sessions",
-                             d->n_slots);
-    engine->n_free_slots = d->n_slots;
+                             engine->n_sessions);
+    engine->n_free_slots = engine->n_sessions;
     return 0;
 }
 
 static void dispose(ssm_engine *engine) {
+    cache_dispose(&engine->cache);
     if (engine->device)
         engine->backend->close(engine->device);
     for (int i = 0; i < 2; i++)
@@ -157,7 +208,6 @@ int engine_create_on(const ssm_backend *backend, const ssm_model *model,
     pthread_cond_init(&engine->wake, NULL);
     if ((rc = open_device(engine, err)) != 0)
         goto fail;
-    engine->backend->info(engine->device, &engine->device_info);
     if ((rc = allocate(engine, err)) != 0)
         goto fail;
     describe(engine);
@@ -188,6 +238,7 @@ void ssm_engine_free(ssm_engine *engine) {
     pthread_join(engine->thread, NULL);
     assert(!engine->running.first && !engine->waiting.first && !engine->ended.first);
     assert(engine->slots.n_free == engine->slots.total);
+    cache_check(&engine->cache);
     for (size_t i = 0; i < engine->ports.n; i++) {
         port_detach(engine->ports.items[i]);
         port_unref(engine->ports.items[i]);

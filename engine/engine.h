@@ -8,10 +8,11 @@
 // Lock order: a port's lock, then the engine's. The engine thread never holds its own lock while it
 // takes a port's.
 //
-// A turn of the thread (thread.c): take the inbox; apply cancels and pauses; admit (admission.c);
-// plan (plan.c); launch the step and its draws (step.c); collect the oldest flight; hand out events
-// (outcome.c); flush the ports. A backend that returns early (run_ahead) has two flights: the next
-// step is planned and launched before the last one's tokens are known to the host.
+// A turn of the thread (thread.c): take the inbox; apply cancels and pauses; admit (admission.c),
+// from saved states where there are any (reuse.c); plan (plan.c); launch the step and its draws
+// (step.c); collect the oldest flight; hand out events (outcome.c); flush the ports. A backend that
+// returns early (run_ahead) has two flights: the next step is planned and launched before the last
+// one's tokens are known to the host.
 #ifndef SSM_ENGINE_ENGINE_H
 #define SSM_ENGINE_ENGINE_H
 
@@ -26,7 +27,10 @@
 #include "port.h"
 #include "state/slots.h"
 
-enum { MAX_PORTS = 256 };
+enum {
+    MAX_PORTS = 256,
+    GRANULE = 64, // tokens: prompts are cut at multiples of it from their beginnings
+};
 
 typedef struct job_list {
     job *first, *last;
@@ -52,6 +56,7 @@ struct ssm_engine {
     const ssm_backend *backend;
     ssm_device *device;
     ssm_device_info device_info;
+    int32_t n_sessions;  // slots of the scheduler; the device's rows behind them are the cache's
     size_t state_floats; // of one slot in canonical form
     char text[320];
     pthread_t thread;
@@ -74,6 +79,7 @@ struct ssm_engine {
     job_list waiting, running,
         ended; // ended: DONE not yet posted, or a step in flight refers to it
     slots slots;
+    cache cache;
     choice **active; // [n_slots], by slot
     clients clients;
     flight flights[2];
@@ -102,8 +108,24 @@ void list_remove(job_list *list, job *j);
 // The job whose choice should get the next free slot, or NULL.
 job *admission_best(ssm_engine *engine);
 // Gives free slots to waiting jobs and to choices that wait for one.
-void admission_run(ssm_engine *engine);
+int admission_run(ssm_engine *engine, ssm_error *err);
 void admission_give_slot(ssm_engine *engine, choice *c, int32_t slot);
+
+// ---- reuse.c
+// A job starts: looks for its longest saved beginning and says where it will save its own.
+void reuse_begin(ssm_engine *engine, job *j);
+// A choice got its slot: from where it goes on.
+int reuse_enter(ssm_engine *engine, choice *c, ssm_error *err);
+// The prompt's next place to stop: a checkpoint or its end.
+size_t reuse_next_cut(const job *j);
+int reuse_save_checkpoints(ssm_engine *engine, const flight *f, ssm_error *err);
+void reuse_save_answer(ssm_engine *engine, choice *c);
+// Holds the saved end of a prompt for choices that wait for slots; false: it is not saved.
+bool reuse_hold_end(ssm_engine *engine, job *j);
+void reuse_forget(ssm_engine *engine, job *j);
+// Whether a waiting job had better wait for one that runs what both begin with.
+bool reuse_follow(ssm_engine *engine, job *j);
+void reuse_release_followers(ssm_engine *engine);
 
 // ---- plan.c
 // Fills the flight with the next step's rows; false if there is nothing to run.
@@ -122,6 +144,7 @@ void job_post(ssm_engine *engine, job *j, const ssm_event *event);
 void jobs_sweep(ssm_engine *engine);
 
 // ---- stats.c
+void stats_cache(ssm_engine *engine); // the lock is held
 void stats_step(ssm_engine *engine, const flight *f, double seconds);
 void histogram_add(ssm_histogram *h, const double *bounds, double value);
 

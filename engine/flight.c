@@ -16,12 +16,13 @@ int flight_init(flight *f, int32_t max_tokens, int32_t max_segments, int32_t max
     f->segments = malloc((size_t)max_segments * sizeof *f->segments);
     f->segment_choices = malloc((size_t)max_segments * sizeof(choice *));
     f->restores = malloc((size_t)max_segments * sizeof(choice *));
+    f->saves = malloc((size_t)max_segments * sizeof *f->saves);
     f->samples = malloc(n_samples * sizeof *f->samples);
     f->sampled = malloc(n_samples * sizeof *f->sampled);
     f->ban_offsets = malloc(n_samples * sizeof *f->ban_offsets);
     f->entries = malloc((n_samples + (size_t)max_segments) * sizeof *f->entries);
-    if (f->tokens && f->segments && f->segment_choices && f->restores && f->samples && f->sampled &&
-        f->ban_offsets && f->entries)
+    if (f->tokens && f->segments && f->segment_choices && f->restores && f->saves && f->samples &&
+        f->sampled && f->ban_offsets && f->entries)
         return 0;
     flight_dispose(f);
     return SSM_ENOMEM;
@@ -32,6 +33,7 @@ void flight_dispose(flight *f) {
     free(f->segments);
     free(f->segment_choices);
     free(f->restores);
+    free(f->saves);
     free(f->samples);
     free(f->sampled);
     free(f->ban_offsets);
@@ -42,7 +44,7 @@ void flight_dispose(flight *f) {
 
 void flight_clear(flight *f) {
     f->n_tokens = f->n_segments = f->n_rows = 0;
-    f->n_samples = f->n_entries = f->n_restores = 0;
+    f->n_samples = f->n_entries = f->n_restores = f->n_saves = 0;
     f->n_prompt_tokens = 0;
     f->n_bans = 0;
 }

@@ -23,6 +23,13 @@ typedef struct entry {
     int64_t position; // SCORE: of the token in the prompt
 } entry;
 
+// A state that is to be saved as soon as the step has made it.
+typedef struct checkpoint_save {
+    choice *choice;
+    size_t position; // of the prompt
+    int32_t row;     // of the logits, or -1
+} checkpoint_save;
+
 typedef struct flight {
     int32_t max_tokens, max_segments,
         max_samples; // capacities; entries: max_samples + max_segments
@@ -41,6 +48,8 @@ typedef struct flight {
     size_t n_bans, cap_bans;
     choice **restores; // choices whose state and logits are written from the host before the draw
     int32_t n_restores;
+    checkpoint_save *saves; // [n_segments] at most
+    int32_t n_saves;
     int32_t n_prompt_tokens;
     uint64_t launched_ns;
 } flight;

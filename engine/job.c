@@ -68,6 +68,8 @@ job *job_create(const ssm_request *request, const int32_t *eos, int32_t n_eos) {
     j->prompt_logprobs = request->prompt_logprobs;
     j->client_key = request->client;
     j->priority = request->priority;
+    j->uses_cache = request->cache_prompt && !request->prompt_logprobs && request->n_prompt > 0;
+    memcpy(j->tenant, request->cache_salt, sizeof j->tenant);
     j->n_choices = j->n_open = request->n;
     for (int32_t i = 0; i < j->n_choices; i++)
         j->choices[i] = (choice){.job = j, .index = i, .slot = -1, .last_token = -1};
@@ -84,8 +86,11 @@ void job_free(job *j) {
     if (!j)
         return;
     assert(j->refs == 0);
-    for (int32_t i = 0; i < j->n_choices; i++)
+    assert(!j->hit);
+    for (int32_t i = 0; i < j->n_choices; i++) {
         history_free(j->choices[i].history);
+        free(j->choices[i].tokens);
+    }
     free((void *)j->sampling.bias);
     free((void *)j->sampling.allowed);
     free((void *)j->sampling.bad_words);
@@ -108,6 +113,23 @@ bool job_needs_history(const job *j) {
     const ssm_sampling *s = &j->sampling;
     return s->presence_penalty != 0 || s->frequency_penalty != 0 || s->repetition_penalty != 1 ||
            s->n_bad > 0;
+}
+
+bool job_has_end(const job *j) {
+    return j->snapshot || (j->hit && j->hit->position == j->n_prompt);
+}
+
+bool choice_remember(choice *c, int32_t id) {
+    if (c->generated == c->cap_tokens) {
+        const int64_t cap = c->cap_tokens ? 2 * c->cap_tokens : 64;
+        int32_t *tokens = realloc(c->tokens, (size_t)cap * sizeof *tokens);
+        if (!tokens)
+            return false;
+        c->tokens = tokens;
+        c->cap_tokens = cap;
+    }
+    c->tokens[c->generated] = id;
+    return true;
 }
 
 choice *job_pending_choice(job *j) {

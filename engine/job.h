@@ -11,6 +11,9 @@
 //              PENDING ------------> DECODE -> ENDED         (the others: a copy on the device)
 //              PENDING -> RESTORE -> DECODE -> ENDED         (the others: from the snapshot)
 //
+// A job that is known whole from the cache has all its choices take the last way; one of which only
+// a beginning is known starts its PREFILL there (reuse.c).
+//
 // A prompt of no tokens is a snapshot of zeros that no step had to make.
 //
 // choice_end is the one way into ENDED. A job is freed when all its choices have ended and no step
@@ -26,6 +29,7 @@
 
 #include "clients.h"
 #include "kernels/backend.h"
+#include "state/cache.h"
 
 typedef enum choice_state {
     CHOICE_PENDING, // has no slot yet
@@ -46,8 +50,13 @@ typedef struct choice {
     int32_t in_flight;  // draws launched and not collected: 0 to 2
     int32_t last_token; // valid once generated > 0 and nothing is in flight
     int64_t generated;  // collected
-    history *history;   // NULL unless a penalty or a bad word needs it
+    int64_t fed;        // of the tokens generated, those that launched steps have run
+    int32_t *tokens;    // [generated] if the job keeps them
+    int64_t cap_tokens;
+    history *history; // NULL unless a penalty or a bad word needs it
 } choice;
+
+enum { JOB_MARKS = 8 };
 
 struct job {
     job *next, *prev; // in the waiting or the running list
@@ -73,6 +82,17 @@ struct job {
     int error;
     char message[128];
     float *snapshot; // state, then logits, at the prompt's end, for choices that wait for slots
+    bool uses_cache;
+    bool keeps_tokens;       // of its choices, as a key for their ends
+    int32_t tenant[4];       // cache_salt
+    snapshot *hit;           // pinned: where choices without a slot begin
+    size_t cached;           // tokens of the prompt that did not run
+    size_t grid;             // checkpoints at multiples of so many tokens; 0: none
+    size_t marks[JOB_MARKS]; // and at these
+    int32_t n_marks;
+    uint64_t leader; // waiting for this job to run the beginning that both have; 0: none
+    size_t awaited;  // up to this token
+    int32_t n_follows;
     uint64_t submitted_ns, started_ns, first_token_ns;
     uint64_t completion_tokens;
     int32_t n_choices, n_open; // choices not ENDED
@@ -91,6 +111,12 @@ bool job_needs_history(const job *j);
 
 // 0, or SSM_EINVAL and the field at fault (request.c). Any thread.
 int request_check(const ssm_request *request, const ssm_model_info *info, ssm_error *err);
+
+// Whether the state and logits of the prompt's end are saved for choices that have no slot yet.
+bool job_has_end(const job *j);
+
+// Remembers a generated token, c->generated not yet counting it; false: no memory.
+bool choice_remember(choice *c, int32_t id);
 
 // First choice without a slot, or NULL.
 choice *job_pending_choice(job *j);

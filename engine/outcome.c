@@ -55,6 +55,8 @@ void choice_end(ssm_engine *engine, choice *c, ssm_finish reason, int32_t stop_i
     if (c->state == CHOICE_ENDED)
         return;
     const choice_state was = c->state;
+    if (reason != SSM_FINISH_ERROR)
+        reuse_save_answer(engine, c);
     if (!hand_over_prompt(engine, c))
         release_slot(engine, c);
     c->state = CHOICE_ENDED;
@@ -64,6 +66,7 @@ void choice_end(ssm_engine *engine, choice *c, ssm_finish reason, int32_t stop_i
                  .kind = SSM_EVENT_FINISH, .choice = c->index, .token = stop_id, .finish = reason});
     if (--j->n_open > 0)
         return;
+    reuse_forget(engine, j);
     list_remove(j->is_running ? &engine->running : &engine->waiting, j);
     list_append(&engine->ended, j);
 }
@@ -84,6 +87,8 @@ static void on_token(ssm_engine *engine, choice *c, const ssm_sampled *s) {
                 "no token could be drawn: the logits are not finite or every token is banned");
         return;
     }
+    if (j->keeps_tokens && !choice_remember(c, s->token))
+        j->uses_cache = j->keeps_tokens = false;
     const int64_t position = c->generated++;
     c->last_token = s->token;
     j->completion_tokens++;
@@ -158,6 +163,7 @@ static bool post_done(ssm_engine *engine, job *j) {
     const uint64_t started = j->started_ns ? j->started_ns : now;
     const uint64_t first = j->first_token_ns ? j->first_token_ns : now;
     const ssm_usage usage = {.prompt_tokens = j->n_prompt,
+                             .cached_tokens = j->cached,
                              .completion_tokens = j->completion_tokens,
                              .queue_ns = started - j->submitted_ns,
                              .prefill_ns = first - started,

@@ -20,7 +20,6 @@
 #include <assert.h>
 #include <stdlib.h>
 
-enum { GRANULE = 64 };
 #define MIXED_SECONDS 0.05
 
 typedef struct budget {
@@ -44,6 +43,7 @@ static void plan_decode(flight *f, choice *c, budget *b) {
     f->tokens[f->n_tokens] = c->in_flight ? SSM_TOKEN_SAMPLED : c->last_token;
     add_segment(f, c, 1, false, SSM_WANT_LAST);
     flight_add_draw(f, c, f->n_rows - 1);
+    c->fed++;
     b->tokens--;
 }
 
@@ -62,8 +62,9 @@ static void plan_restores(ssm_engine *engine, flight *f) {
     }
 }
 
-static int32_t aligned_count(const ssm_engine *engine, const job *j, int32_t count) {
-    if (engine->options.chunk_tokens > 0 || j->prefilled + (size_t)count == j->n_prompt)
+// A prompt is cut at the granule unless it gets to where it is to stop.
+static int32_t aligned_count(const ssm_engine *engine, const job *j, int32_t count, size_t stop) {
+    if (engine->options.chunk_tokens > 0 || j->prefilled + (size_t)count == stop)
         return count;
     const int32_t over = (int32_t)((j->prefilled + (size_t)count) % GRANULE);
     return count > over ? count - over : 0;
@@ -81,18 +82,18 @@ static void plan_scores(flight *f, choice *c, int32_t count, int32_t first_row) 
 // Adds up to `most` tokens of a prompt; returns how many.
 static int32_t plan_prompt(ssm_engine *engine, flight *f, choice *c, int32_t most, budget *b) {
     job *j = c->job;
-    const size_t rest = j->n_prompt - j->prefilled;
+    const size_t stop = reuse_next_cut(j), rest = stop - j->prefilled;
     int32_t count = most < b->tokens ? most : b->tokens;
     if (engine->options.chunk_tokens > 0 && count > engine->options.chunk_tokens)
         count = engine->options.chunk_tokens;
     if (rest < (size_t)count)
         count = (int32_t)rest;
-    const int32_t cut = aligned_count(engine, j, count);
+    const int32_t cut = aligned_count(engine, j, count, stop);
     if (cut > 0 || f->n_tokens > 0)
         count = cut; // an unaligned cut is only taken where nothing else would move
     if (j->prompt_logprobs && count > b->score_rows)
         count = b->score_rows;
-    const bool is_last = (size_t)count == rest;
+    const bool is_last = j->prefilled + (size_t)count == j->n_prompt;
     if (count <= 0)
         return 0;
     const int32_t first_row = f->n_rows;
@@ -108,6 +109,8 @@ static int32_t plan_prompt(ssm_engine *engine, flight *f, choice *c, int32_t mos
         plan_scores(f, c, count, first_row);
     }
     j->prefilled += (size_t)count;
+    if (j->uses_cache && j->prefilled == stop)
+        f->saves[f->n_saves++] = (checkpoint_save){c, stop, is_last ? f->n_rows - 1 : -1};
     f->n_prompt_tokens += count;
     if (is_last) {
         c->state = CHOICE_DECODE;

@@ -30,12 +30,26 @@ void stats_step(ssm_engine *engine, const flight *f, double seconds) {
     pthread_mutex_unlock(&engine->lock);
 }
 
+void stats_cache(ssm_engine *engine) {
+    const cache *c = &engine->cache;
+    ssm_stats *s = &engine->stats;
+    s->cached_tokens = c->counts.cached_tokens;
+    s->cache_slots_total = c->o.n_slots;
+    s->cache_slots_used = c->o.n_slots - c->n_free;
+    s->cache_host_bytes = cache_host_bytes(c);
+    s->cache_hits = c->counts.hits;
+    s->cache_misses = c->counts.misses;
+    s->cache_saves = c->counts.saves;
+    s->cache_evictions = c->counts.evictions;
+    s->cache_demotions = c->counts.demotions;
+}
+
 void ssm_engine_get_stats(const ssm_engine *const_engine, ssm_stats *out) {
     ssm_engine *engine = (ssm_engine *)const_engine; // the lock is no part of what const promises
     pthread_mutex_lock(&engine->lock);
     *out = engine->stats;
-    out->slots_total = engine->device_info.n_slots;
-    out->slots_used = engine->device_info.n_slots - engine->n_free_slots;
+    out->slots_total = engine->slots.total;
+    out->slots_used = engine->slots.total - engine->n_free_slots;
     out->requests_waiting = engine->n_waiting + engine->n_inbox_jobs;
     out->requests_running = engine->n_running;
     out->state_bytes = engine->device_info.slot_bytes * (uint64_t)engine->device_info.n_slots;

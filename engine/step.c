@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // Launching a planned step and its draws, and waiting for them.
 //
-// Device calls go in this order: the step; states and logits written from snapshots; copies of the
+// Device calls go in this order: the step; states that it brought to checkpoints saved; states and
+// logits written from snapshots; copies of the
 // states of prompts that have just ended to the slots of their other choices; the draws. A prompt
-// whose choices do not all get slots now is read back once, state and logits, into the job's
-// snapshot.
+// whose choices do not all get slots now is held in the cache, or read back once, state and logits,
+// into the job's snapshot.
 #include "engine.h"
 
 #include <assert.h>
@@ -14,11 +15,14 @@
 static int write_restores(ssm_engine *engine, flight *f, ssm_error *err) {
     for (int32_t i = 0; i < f->n_restores; i++) {
         const choice *c = f->restores[i];
-        const float *state = c->job->snapshot;
-        int rc = engine->backend->slot_write(engine->device, c->slot, state, err);
+        const job *j = c->job;
+        assert(job_has_end(j));
+        const float *logits = j->snapshot ? j->snapshot + engine->state_floats : j->hit->logits;
+        int rc = j->snapshot
+                     ? engine->backend->slot_write(engine->device, c->slot, j->snapshot, err)
+                     : cache_restore(&engine->cache, j->hit, c->slot, err);
         if (rc == 0)
-            rc = engine->backend->logits_write(engine->device, f->n_rows + i,
-                                               state + engine->state_floats, err);
+            rc = engine->backend->logits_write(engine->device, f->n_rows + i, logits, err);
         if (rc != 0)
             return rc;
     }
@@ -51,7 +55,9 @@ static int fork_siblings(ssm_engine *engine, flight *f, choice *first, int32_t r
         c->state = CHOICE_DECODE;
         flight_add_draw(f, c, row);
     }
-    return job_pending_choice(j) ? take_snapshot(engine, j, first->slot, row, err) : 0;
+    if (!job_pending_choice(j) || reuse_hold_end(engine, j))
+        return 0;
+    return take_snapshot(engine, j, first->slot, row, err);
 }
 
 static int fork_prompts(ssm_engine *engine, flight *f, ssm_error *err) {
@@ -62,7 +68,7 @@ static int fork_prompts(ssm_engine *engine, flight *f, ssm_error *err) {
         row += s->want == SSM_WANT_ALL ? s->count : s->want == SSM_WANT_LAST;
         const bool just_ended = c->state == CHOICE_DECODE && c->generated == 0 &&
                                 c->job->prefilled == c->job->n_prompt &&
-                                job_pending_choice(c->job) && !c->job->snapshot;
+                                job_pending_choice(c->job) && !job_has_end(c->job);
         int rc = 0;
         if (just_ended && c->job->max_tokens > 0)
             rc = fork_siblings(engine, f, c, row - 1, err);
@@ -73,17 +79,18 @@ static int fork_prompts(ssm_engine *engine, flight *f, ssm_error *err) {
 }
 
 // A snapshot goes when no choice waits for it any more.
-static void drop_snapshots(flight *f) {
+static void drop_snapshots(ssm_engine *engine, flight *f) {
     for (int32_t i = 0; i < f->n_restores; i++) {
         job *j = f->restores[i]->job;
         bool is_wanted = false;
         for (int32_t k = 0; k < j->n_choices; k++)
             is_wanted |=
                 j->choices[k].state == CHOICE_PENDING || j->choices[k].state == CHOICE_RESTORE;
-        if (!is_wanted && j->snapshot) {
-            free(j->snapshot);
-            j->snapshot = NULL;
-        }
+        if (is_wanted)
+            continue;
+        free(j->snapshot);
+        j->snapshot = NULL;
+        reuse_forget(engine, j);
     }
 }
 
@@ -97,10 +104,12 @@ int step_launch(ssm_engine *engine, flight *f, ssm_error *err) {
     if (f->n_segments > 0)
         rc = engine->backend->step(engine->device, &plan, err);
     if (rc == 0)
+        rc = reuse_save_checkpoints(engine, f, err);
+    if (rc == 0)
         rc = write_restores(engine, f, err);
     if (rc == 0)
         rc = fork_prompts(engine, f, err);
-    drop_snapshots(f);
+    drop_snapshots(engine, f);
     flight_seal(f);
     if (rc == 0 && f->n_samples > 0)
         rc = engine->backend->sample(engine->device, f->samples, f->n_samples, err);

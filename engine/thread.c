@@ -164,6 +164,7 @@ static void publish(ssm_engine *engine) {
     engine->n_running = engine->running.n;
     engine->n_free_slots = engine->slots.n_free;
     engine->has_work = engine->waiting.n + engine->running.n > 0;
+    stats_cache(engine);
     if (!had_work && engine->has_work)
         engine->last_step_ns = engine_now_ns();
     pthread_mutex_unlock(&engine->lock);
@@ -204,8 +205,11 @@ void *engine_thread(void *arg) {
             end_all(engine, SSM_FINISH_ERROR, SSM_EDEVICE, "the device has failed");
         is_idle = true;
         if (goes_on && !engine->is_failed) {
-            admission_run(engine);
-            is_idle = !advance(engine);
+            ssm_error err;
+            if (admission_run(engine, &err) != 0)
+                fail(engine, &err);
+            else
+                is_idle = !advance(engine);
         }
         jobs_sweep(engine);
         publish(engine); // slots are seen free before the answers that freed them are

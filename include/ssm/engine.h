@@ -39,10 +39,16 @@ typedef struct ssm_engine_options {
     int32_t chunk_tokens; // longest prefill segment of one sequence in a step; 0: step_tokens
     int32_t vocab_limit;  // ids from here on are never drawn (padding rows); 0: the model's rows
     ssm_dtype weight_dtype, state_dtype, activation_dtype; // SSM_DTYPE_AUTO: as stored, f32, f32
-    bool poison_slots; // tests: fill a freed slot with NaN, so that a stale read shows
+    int64_t cache_bytes; // device memory for saved states (prefixes, sessions); -1: the default,
+                         // 256 MiB or at least four states on a CPU, a quarter of the slots that
+                         // fit on a GPU; 0: none
+    uint64_t cache_host_bytes; // host memory for those that fall off the device; 0: none
+    int32_t checkpoint_tokens; // a prompt's state is saved every so many tokens, a multiple of it
+                               // in a long one, and at its end; 0: only there
+    bool poison_slots;         // tests: fill a freed slot with NaN, so that a stale read shows
 } ssm_engine_options;
 
-// Defaults: device "auto", max_queue 1024, the rest 0.
+// Defaults: device "auto", max_queue 1024, cache_bytes -1, checkpoint_tokens 256, the rest 0.
 void ssm_engine_options_init(ssm_engine_options *options);
 
 // Loads the model onto the device (blocks) and starts the engine thread. The model is borrowed and
@@ -134,12 +140,15 @@ typedef struct ssm_request {
     bool prompt_logprobs;         // PROMPT events too, with the same number of entries
     const int32_t *stop_ids;      // copied; besides the model's end-of-text ids
     size_t n_stop_ids;
-    bool ignore_eos;  // the model's end-of-text ids do not stop (stop_ids do)
-    uint64_t client;  // fairness is between these: a hash of the API key or address
-    int32_t priority; // lower goes first among waiting requests
+    bool ignore_eos;        // the model's end-of-text ids do not stop (stop_ids do)
+    uint64_t client;        // fairness is between these: a hash of the API key or address
+    int32_t priority;       // lower goes first among waiting requests
+    bool cache_prompt;      // start from saved states and save new ones; not with prompt_logprobs
+    uint64_t cache_salt[2]; // states are shared between requests of one salt only: a hash of all
+                            // that tells tenants apart
 } ssm_request;
 
-// n 1, max_tokens 16, logprobs -1, the rest 0.
+// n 1, max_tokens 16, logprobs -1, cache_prompt, the rest 0.
 void ssm_request_init(ssm_request *request);
 
 // Queues a request. *id (may be NULL) is unique in the engine's life. SSM_EINVAL names the field,
@@ -171,6 +180,10 @@ typedef struct ssm_stats {
     uint64_t state_bytes; // of all slots, resident
     uint64_t steps, prompt_tokens, cached_tokens, generated_tokens;
     ssm_histogram step_seconds, batch_rows;
+    int32_t cache_slots_total, cache_slots_used; // device rows for saved states
+    uint64_t cache_host_bytes;                   // of states that have left the device
+    uint64_t cache_hits, cache_misses;           // requests that looked for a beginning
+    uint64_t cache_saves, cache_evictions, cache_demotions;
     double idle_seconds; // since the last step, 0 when there is no work: a stuck engine shows here
     bool draining, failed;
 } ssm_stats;

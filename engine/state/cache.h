@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: Apache-2.0
+// Saved states: what a recurrent model has instead of a cache that grows with every token.
+//
+// A snapshot is the state after some tokens; it never changes. Two kinds of owners: the prefix tree
+// (a beginning of text that some request may share) and sessions, which keep theirs by count, so
+// that a fork of a session is one more owner of the same bytes. Two places:
+//
+//     device   rows of the device's own state array behind the scheduler's slots, in its native
+//              layout: saving, restoring and forking are backend->slots_copy, on a GPU a kernel in
+//              the order of its stream, without a wait
+//     host     canonical fp32 (kernels/weights.h), written and read through slot_read, slot_write
+//
+// A snapshot is in one of them. Each place has a list by last use. When a row is needed the oldest
+// goes: to the host if it may (host_bytes) or must (a session has no other copy of it), else away.
+// One that is pinned - a restore from it is planned - is passed over. What falls off the host's end
+// is forgotten.
+//
+// At prompt ends a snapshot holds the next token's logits: an exact repeat then draws at once and
+// neither runs a token nor advances the state twice. A snapshot without them is of use only to a
+// longer text.
+//
+// Failures here cost speed, never an answer: no memory, no room: nothing is saved. The only errors
+// returned are the device's own. Engine thread only.
+#ifndef SSM_ENGINE_CACHE_H
+#define SSM_ENGINE_CACHE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "kernels/backend.h"
+#include "prefix.h"
+
+typedef struct snapshot {
+    struct snapshot *newer, *older; // in its place's list
+    prefix_node *node;              // NULL: no beginning of text
+    uint64_t position;              // tokens that it covers
+    int32_t slot;                   // the device's row, or -1
+    float *host;                    // [state_floats] canonical, if not on the device
+    float *logits;                  // [vocab] of the next token, or NULL
+    int32_t pins;                   // restores that are planned
+    int32_t keeps;                  // sessions that own it
+} snapshot;
+
+typedef struct snapshot_list {
+    snapshot *newest, *oldest;
+    size_t n;
+} snapshot_list;
+
+typedef struct cache_options {
+    const ssm_backend *backend;
+    ssm_device *device;
+    int32_t first_slot, n_slots; // rows that are the cache's
+    uint64_t host_bytes;         // for what falls off the device; sessions beyond it all the same
+    size_t state_floats, vocab;
+    bool poison; // tests: a row that is given up is filled with NaN
+} cache_options;
+
+typedef struct cache_counts {
+    uint64_t hits, misses; // requests at admission: the engine's to count
+    uint64_t cached_tokens;
+    uint64_t saves, evictions, demotions;
+} cache_counts;
+
+typedef struct cache {
+    cache_options o;
+    prefix_tree tree;
+    snapshot_list on_device, on_host;
+    int32_t *free; // [n_slots] rows not in use, the first n_free
+    int32_t n_free;
+    float *nan; // [state_floats], with poison
+    cache_counts counts;
+} cache;
+
+int cache_init(cache *c, const cache_options *options); // 0 or SSM_ENOMEM
+void cache_dispose(cache *c);                           // no snapshot may be pinned or kept
+
+// The longest saved beginning of tenant + tokens that a prompt can start from; NULL: none. `known`
+// is how many of the tokens the tree has: where this text parts from others. Changes nothing.
+snapshot *cache_find(const cache *c, const int32_t tenant[4], const int32_t *tokens, size_t n,
+                     size_t *known);
+
+// Saves a slot's state as what tenant + prompt + answer come to, with the logits of a row if row >=
+// 0. eager: an older snapshot may go for it; else only a free row is used. rc is the device's.
+typedef struct cache_text {
+    const int32_t *tenant; // [4]
+    const int32_t *prompt, *answer;
+    size_t n_prompt, n_answer;
+} cache_text;
+int cache_save(cache *c, const cache_text *text, int32_t slot, int32_t row, bool eager,
+               ssm_error *err);
+
+// A snapshot that a session keeps (keeps is 1). *out stays NULL if memory is short.
+int cache_keep(cache *c, uint64_t position, int32_t slot, int32_t row, snapshot **out,
+               ssm_error *err);
+
+// A kept snapshot from a canonical state and logits (NULL: none), both taken over, from malloc.
+snapshot *cache_adopt(cache *c, uint64_t position, float *state, float *logits);
+void cache_release(cache *c, snapshot *s); // one session less keeps it
+
+// A pinned snapshot stays; pinning makes it the last used.
+void cache_pin(cache *c, snapshot *s);
+void cache_unpin(cache *c, snapshot *s);
+
+// The snapshot's state into a slot; it may move to the device on the way.
+int cache_restore(cache *c, snapshot *s, int32_t slot, ssm_error *err);
+
+// The snapshot's state in canonical form.
+int cache_read(cache *c, const snapshot *s, float *out, ssm_error *err);
+
+uint64_t cache_host_bytes(const cache *c);
+
+// Aborts unless every row is in one place: tests.
+void cache_check(const cache *c);
+
+#endif
