@@ -149,11 +149,12 @@ static bool advance(ssm_engine *engine) {
         engine->n_flights++;
         rc = step_launch(engine, next, &err);
     }
-    if (rc == 0 && engine->n_flights > 0 && (engine->n_flights == depth || !is_planned))
+    const bool is_due = engine->n_flights > 0 && (engine->n_flights == depth || !is_planned);
+    if (rc == 0 && is_due)
         rc = collect_oldest(engine, &err);
     if (rc != 0)
         fail(engine, &err);
-    return is_planned || engine->n_flights > 0;
+    return is_planned || is_due; // what was collected may have freed slots that others wait for
 }
 
 // What other threads may see of this turn.
