@@ -54,7 +54,7 @@ job *admission_best(ssm_engine *engine) {
     const uint64_t now = engine_now_ns();
     job *best = NULL;
     for (job *j = engine->waiting.first; j; j = j->next) {
-        if (!j->is_paused && !j->leader && (!best || is_before(j, best, now)))
+        if (!j->is_paused && !j->leader && turn_is_due(j) && (!best || is_before(j, best, now)))
             best = j;
     }
     for (job *j = engine->running.first; j; j = j->next) {
@@ -86,10 +86,16 @@ static void start_job(ssm_engine *engine, job *j) {
     j->is_running = true;
     j->started_ns = engine_now_ns();
     job_post(engine, j, &(ssm_event){.kind = SSM_EVENT_STARTED, .token = -1});
-    if (j->n_prompt == 0 && !start_empty(engine, j))
+    if (j->session)
+        turn_begin(engine, j);
+    if (j->n_open == 0) // another conversation
+        return;
+    if (j->base + j->n_prompt == 0 && !start_empty(engine, j))
         job_end(engine, j, SSM_FINISH_ERROR, SSM_ENOMEM, "no memory for an empty state");
-    else
+    else if (j->base == 0)
         reuse_begin(engine, j);
+    if (j->session)
+        turn_keep_hit(j);
 }
 
 int admission_run(ssm_engine *engine, ssm_error *err) {

@@ -170,6 +170,7 @@ static int allocate(ssm_engine *engine, ssm_error *err) {
 }
 
 static void dispose(ssm_engine *engine) {
+    sessions_dispose(&engine->sessions, &engine->cache);
     cache_dispose(&engine->cache);
     if (engine->device)
         engine->backend->close(engine->device);
@@ -317,22 +318,29 @@ int ssm_engine_submit(ssm_engine *engine, const ssm_request *request, uint64_t *
     return rc;
 }
 
-static void send_command(ssm_engine *engine, const command *template) {
+bool engine_send(ssm_engine *engine, const command *template) {
     command *c = malloc(sizeof *c);
     if (!c)
-        return; // the request then runs to its own end
+        return false; // a request then runs to its own end
     *c = *template;
     pthread_mutex_lock(&engine->lock);
     push_command(engine, c);
     pthread_mutex_unlock(&engine->lock);
+    return true;
 }
 
 void ssm_engine_cancel(ssm_engine *engine, uint64_t id, int32_t index) {
-    send_command(engine, &(command){.kind = COMMAND_CANCEL, .id = id, .choice = index});
+    engine_send(engine, &(command){.kind = COMMAND_CANCEL, .id = id, .choice = index});
+}
+
+void ssm_engine_finish(ssm_engine *engine, uint64_t id, int32_t index, int64_t n_tokens) {
+    engine_send(
+        engine,
+        &(command){.kind = COMMAND_FINISH, .id = id, .choice = index, .n_tokens = n_tokens});
 }
 
 void ssm_engine_pause(ssm_engine *engine, uint64_t id, bool paused) {
-    send_command(engine, &(command){.kind = COMMAND_PAUSE, .id = id, .paused = paused});
+    engine_send(engine, &(command){.kind = COMMAND_PAUSE, .id = id, .paused = paused});
 }
 
 const char *ssm_engine_describe(const ssm_engine *engine) {

@@ -37,12 +37,22 @@ typedef struct job_list {
     int32_t n;
 } job_list;
 
-typedef enum command_kind { COMMAND_SUBMIT, COMMAND_CANCEL, COMMAND_PAUSE } command_kind;
+typedef enum command_kind {
+    COMMAND_SUBMIT,
+    COMMAND_CANCEL,
+    COMMAND_FINISH,
+    COMMAND_PAUSE,
+    COMMAND_SESSION,
+} command_kind;
+
+typedef struct session_call session_call; // sessions.c
 
 typedef struct command {
     struct command *next;
     command_kind kind;
-    job *job; // SUBMIT: owned
+    job *job;           // SUBMIT: owned
+    session_call *call; // SESSION: its caller waits for it
+    int64_t n_tokens;   // FINISH
     uint64_t id;
     int32_t choice;
     bool paused;
@@ -80,10 +90,12 @@ struct ssm_engine {
         ended; // ended: DONE not yet posted, or a step in flight refers to it
     slots slots;
     cache cache;
+    session_table sessions;
     choice **active; // [n_slots], by slot
     clients clients;
     flight flights[2];
     int32_t first_flight, n_flights;
+    uint64_t n_launched;      // steps
     choice **prompts;         // [n_slots] scratch of plan_build
     double seconds_per_token; // of recent steps, smoothed
     uint64_t landed_ns;       // when the last flight was collected
@@ -98,6 +110,9 @@ int engine_create_on(const ssm_backend *backend, const ssm_model *model,
                      const ssm_engine_options *options, ssm_engine **out, ssm_error *err);
 bool engine_add_port(ssm_engine *engine, ssm_port *port); // any thread
 void engine_notice_close(ssm_engine *engine);             // any thread; a port's lock is held
+
+// Queues a copy of a command; false: no memory.
+bool engine_send(ssm_engine *engine, const command *template); // any thread
 
 // ---- thread.c
 void *engine_thread(void *engine);
@@ -126,6 +141,25 @@ void reuse_forget(ssm_engine *engine, job *j);
 // Whether a waiting job had better wait for one that runs what both begin with.
 bool reuse_follow(ssm_engine *engine, job *j);
 void reuse_release_followers(ssm_engine *engine);
+
+// ---- turn.c: a job with a session
+// Finds its session; the job may end here.
+void turn_submit(ssm_engine *engine, job *j);
+bool turn_is_due(const job *j);
+// The turn begins: the prompt becomes what is to run after the session's state. Ends the job if its
+// session is another conversation's.
+void turn_begin(ssm_engine *engine, job *j);
+// The prompt has just run and left its logits in a row.
+int turn_keep(ssm_engine *engine, choice *c, int32_t row, ssm_error *err);
+// The prompt's end was known before: the state from which it can begin again.
+void turn_keep_hit(job *j);
+// The choice ends: its session gets the new state or stays as it was.
+void turn_end(ssm_engine *engine, choice *c, ssm_finish reason);
+// The job ends.
+void turn_leave(ssm_engine *engine, job *j);
+
+// ---- sessions.c
+void session_answer(ssm_engine *engine, session_call *call);
 
 // ---- plan.c
 // Fills the flight with the next step's rows; false if there is nothing to run.

@@ -51,6 +51,7 @@ typedef struct flight {
     checkpoint_save *saves; // [n_segments] at most
     int32_t n_saves;
     int32_t n_prompt_tokens;
+    uint64_t serial; // of the step, from 1
     uint64_t launched_ns;
 } flight;
 

@@ -70,9 +70,14 @@ job *job_create(const ssm_request *request, const int32_t *eos, int32_t n_eos) {
     j->priority = request->priority;
     j->uses_cache = request->cache_prompt && !request->prompt_logprobs && request->n_prompt > 0;
     memcpy(j->tenant, request->cache_salt, sizeof j->tenant);
+    if (request->session)
+        strcpy(j->session_name, request->session); // checked
+    memcpy(j->owner, request->session_owner, sizeof j->owner);
+    j->is_whole = request->session_whole;
+    j->waits_not = request->session_no_wait;
     j->n_choices = j->n_open = request->n;
     for (int32_t i = 0; i < j->n_choices; i++)
-        j->choices[i] = (choice){.job = j, .index = i, .slot = -1, .last_token = -1};
+        j->choices[i] = (choice){.job = j, .index = i, .slot = -1, .last_token = -1, .cut = -1};
     if (!copy_sampling(&j->sampling, request->sampling) ||
         !copy_array(&j->prompt, request->prompt, request->n_prompt, sizeof *j->prompt) ||
         !copy_stops(j, request, eos, n_eos) || !create_histories(j)) {
@@ -86,7 +91,7 @@ void job_free(job *j) {
     if (!j)
         return;
     assert(j->refs == 0);
-    assert(!j->hit);
+    assert(!j->hit && !j->session && !j->kept);
     for (int32_t i = 0; i < j->n_choices; i++) {
         history_free(j->choices[i].history);
         free(j->choices[i].tokens);
@@ -116,7 +121,7 @@ bool job_needs_history(const job *j) {
 }
 
 bool job_has_end(const job *j) {
-    return j->snapshot || (j->hit && j->hit->position == j->n_prompt);
+    return j->snapshot || (j->hit && j->hit->position == j->base + j->n_prompt);
 }
 
 bool choice_remember(choice *c, int32_t id) {

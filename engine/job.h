@@ -30,6 +30,7 @@
 #include "clients.h"
 #include "kernels/backend.h"
 #include "state/cache.h"
+#include "state/session.h"
 
 typedef enum choice_state {
     CHOICE_PENDING, // has no slot yet
@@ -53,6 +54,9 @@ typedef struct choice {
     int64_t fed;        // of the tokens generated, those that launched steps have run
     int32_t *tokens;    // [generated] if the job keeps them
     int64_t cap_tokens;
+    int32_t row;      // of its logits in the step `serial`
+    uint64_t serial;  // the last step that it was in
+    int64_t cut;      // tokens that its consumer wants; -1: all
     history *history; // NULL unless a penalty or a bad word needs it
 } choice;
 
@@ -90,6 +94,13 @@ struct job {
     size_t grid;             // checkpoints at multiples of so many tokens; 0: none
     size_t marks[JOB_MARKS]; // and at these
     int32_t n_marks;
+    char session_name[SSM_SESSION_NAME + 1]; // "": none
+    uint64_t owner[2];
+    bool is_whole, waits_not;
+    session *session;
+    size_t base;     // tokens of the session before the prompt, which then begins with
+    size_t n_old;    // tokens that were pending
+    snapshot *kept;  // the state at the prompt's end
     uint64_t leader; // waiting for this job to run the beginning that both have; 0: none
     size_t awaited;  // up to this token
     int32_t n_follows;

@@ -55,7 +55,9 @@ void choice_end(ssm_engine *engine, choice *c, ssm_finish reason, int32_t stop_i
     if (c->state == CHOICE_ENDED)
         return;
     const choice_state was = c->state;
-    if (reason != SSM_FINISH_ERROR)
+    if (j->session)
+        turn_end(engine, c, reason);
+    else if (reason != SSM_FINISH_ERROR)
         reuse_save_answer(engine, c);
     if (!hand_over_prompt(engine, c))
         release_slot(engine, c);
@@ -67,6 +69,7 @@ void choice_end(ssm_engine *engine, choice *c, ssm_finish reason, int32_t stop_i
     if (--j->n_open > 0)
         return;
     reuse_forget(engine, j);
+    turn_leave(engine, j);
     list_remove(j->is_running ? &engine->running : &engine->waiting, j);
     list_append(&engine->ended, j);
 }
@@ -162,7 +165,7 @@ static bool post_done(ssm_engine *engine, job *j) {
     const uint64_t now = engine_now_ns();
     const uint64_t started = j->started_ns ? j->started_ns : now;
     const uint64_t first = j->first_token_ns ? j->first_token_ns : now;
-    const ssm_usage usage = {.prompt_tokens = j->n_prompt,
+    const ssm_usage usage = {.prompt_tokens = j->base + j->n_prompt,
                              .cached_tokens = j->cached,
                              .completion_tokens = j->completion_tokens,
                              .queue_ns = started - j->submitted_ns,

@@ -44,6 +44,8 @@ static void plan_decode(flight *f, choice *c, budget *b) {
     add_segment(f, c, 1, false, SSM_WANT_LAST);
     flight_add_draw(f, c, f->n_rows - 1);
     c->fed++;
+    c->row = f->n_rows - 1;
+    c->serial = f->serial;
     b->tokens--;
 }
 
@@ -99,7 +101,7 @@ static int32_t plan_prompt(ssm_engine *engine, flight *f, choice *c, int32_t mos
     const int32_t first_row = f->n_rows;
     for (int32_t i = 0; i < count; i++)
         f->tokens[f->n_tokens + i] = j->prompt[j->prefilled + (size_t)i];
-    add_segment(f, c, count, j->prefilled == 0,
+    add_segment(f, c, count, j->base + j->prefilled == 0,
                 j->prompt_logprobs ? SSM_WANT_ALL
                 : is_last          ? SSM_WANT_LAST
                                    : SSM_WANT_NONE);
@@ -109,7 +111,7 @@ static int32_t plan_prompt(ssm_engine *engine, flight *f, choice *c, int32_t mos
         plan_scores(f, c, count, first_row);
     }
     j->prefilled += (size_t)count;
-    if (j->uses_cache && j->prefilled == stop)
+    if ((j->uses_cache && j->prefilled == stop) || (j->session && is_last))
         f->saves[f->n_saves++] = (checkpoint_save){c, stop, is_last ? f->n_rows - 1 : -1};
     f->n_prompt_tokens += count;
     if (is_last) {
@@ -169,6 +171,7 @@ static void plan_prompts(ssm_engine *engine, flight *f, budget *b) {
 
 bool plan_build(ssm_engine *engine, flight *f) {
     flight_clear(f);
+    f->serial = engine->n_launched + 1;
     budget b = {.tokens = f->max_tokens,
                 .score_rows = engine->device_info.max_rows - engine->slots.total};
     for (int32_t slot = 0; slot < engine->slots.total; slot++) {

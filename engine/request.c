@@ -76,6 +76,10 @@ int request_check(const ssm_request *r, const ssm_model_info *info, ssm_error *e
         return bad(err, "prompt", "is missing");
     if (!are_ids(r->prompt, r->n_prompt, info))
         return bad(err, "prompt", "holds an unknown id");
+    if (r->session && !session_name_is_valid(r->session))
+        return bad(err, "session", "must be 1 to 128 characters of A-Z a-z 0-9 . _ -");
+    if (r->session && (r->n != 1 || r->prompt_logprobs))
+        return bad(err, "session", "goes with one choice and without the prompt's logprobs");
     if (r->n_stop_ids > 65536)
         return bad(err, "stop_token_ids", "are too many");
     return check_sampling(r->sampling, info, err);

@@ -77,6 +77,10 @@ int reuse_save_checkpoints(ssm_engine *engine, const flight *f, ssm_error *err) 
     for (int32_t i = 0; i < f->n_saves && rc == 0; i++) {
         const checkpoint_save *s = &f->saves[i];
         const job *j = s->choice->job;
+        if (j->session && s->position == j->n_prompt)
+            rc = turn_keep(engine, s->choice, s->row, err);
+        if (rc != 0 || !j->uses_cache)
+            continue;
         const cache_text text = {.tenant = j->tenant, .prompt = j->prompt, .n_prompt = s->position};
         rc = cache_save(&engine->cache, &text, s->choice->slot, s->row, true, err);
     }
@@ -171,7 +175,9 @@ static size_t shared_with(const job *a, const job *j) {
 }
 
 bool reuse_follow(ssm_engine *engine, job *j) {
-    if (!j->uses_cache || engine->cache.o.n_slots == 0 || j->n_follows >= MAX_FOLLOWS)
+    const bool is_later_turn = j->session && j->session->state;
+    if (!j->uses_cache || is_later_turn || engine->cache.o.n_slots == 0 ||
+        j->n_follows >= MAX_FOLLOWS)
         return false;
     size_t known, best = 0;
     job *leader = NULL;

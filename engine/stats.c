@@ -37,6 +37,7 @@ void stats_cache(ssm_engine *engine) {
     s->cache_slots_total = c->o.n_slots;
     s->cache_slots_used = c->o.n_slots - c->n_free;
     s->cache_host_bytes = cache_host_bytes(c);
+    s->sessions = engine->sessions.n_alive;
     s->cache_hits = c->counts.hits;
     s->cache_misses = c->counts.misses;
     s->cache_saves = c->counts.saves;

@@ -96,6 +96,7 @@ static void drop_snapshots(ssm_engine *engine, flight *f) {
 
 int step_launch(ssm_engine *engine, flight *f, ssm_error *err) {
     f->launched_ns = engine_now_ns();
+    engine->n_launched = f->serial;
     const ssm_plan plan = {.tokens = f->tokens,
                            .n_tokens = f->n_tokens,
                            .segments = f->segments,

@@ -17,6 +17,8 @@ static void submit(ssm_engine *engine, job *j) {
     list_append(&engine->waiting, j);
     if (!j->client)
         job_end(engine, j, SSM_FINISH_ERROR, SSM_ENOMEM, "no memory for the request");
+    else if (j->session_name[0])
+        turn_submit(engine, j);
 }
 
 static void cancel(ssm_engine *engine, job *j, int32_t index) {
@@ -27,6 +29,14 @@ static void cancel(ssm_engine *engine, job *j, int32_t index) {
     }
 }
 
+static void finish(ssm_engine *engine, job *j, int32_t index, int64_t n_tokens) {
+    if (index < 0 || index >= j->n_choices)
+        return;
+    choice *c = &j->choices[index];
+    c->cut = n_tokens < c->generated ? n_tokens : c->generated;
+    choice_end(engine, c, SSM_FINISH_STOP, -1);
+}
+
 static void apply(ssm_engine *engine, command *commands) {
     while (commands) {
         command *c = commands;
@@ -34,10 +44,14 @@ static void apply(ssm_engine *engine, command *commands) {
         job *j = c->job;
         if (c->kind == COMMAND_SUBMIT)
             submit(engine, j);
+        else if (c->kind == COMMAND_SESSION)
+            session_answer(engine, c->call);
         else if (!(j = find_in(&engine->running, c->id)))
             j = find_in(&engine->waiting, c->id);
         if (j && c->kind == COMMAND_CANCEL)
             cancel(engine, j, c->choice);
+        if (j && c->kind == COMMAND_FINISH)
+            finish(engine, j, c->choice, c->n_tokens);
         if (j && c->kind == COMMAND_PAUSE)
             j->is_paused = c->paused;
         free(c);

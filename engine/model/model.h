@@ -3,6 +3,8 @@
 #ifndef SSM_MODEL_MODEL_H
 #define SSM_MODEL_MODEL_H
 
+#include <pthread.h>
+
 #include <ssm/model.h>
 
 #include "architecture.h"
@@ -24,6 +26,10 @@ struct ssm_model {
     void *memory;
     size_t memory_bytes;
     char *names; // of a random model's tensors, back to back
+
+    pthread_mutex_t hash_lock; // all zeros is unlocked
+    uint64_t hash[2];          // state/model_hash.c
+    bool has_hash;
 };
 
 // Borrowed from the model.

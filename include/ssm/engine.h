@@ -146,6 +146,13 @@ typedef struct ssm_request {
     bool cache_prompt;      // start from saved states and save new ones; not with prompt_logprobs
     uint64_t cache_salt[2]; // states are shared between requests of one salt only: a hash of all
                             // that tells tenants apart
+    const char *session; // copied; NULL: none. Goes on from this session (ssm/session.h) and keeps
+                         // its new state; n must be 1, prompt_logprobs off. The prompt is what
+                         // comes after all of the session's tokens
+    uint64_t session_owner[2];
+    bool session_whole;   // the prompt is the whole conversation: SSM_EMISMATCH unless it begins
+                          // with the session's tokens
+    bool session_no_wait; // SSM_ESESSIONBUSY if another request is at the session; else it waits
 } ssm_request;
 
 // n 1, max_tokens 16, logprobs -1, cache_prompt, the rest 0.
@@ -160,6 +167,11 @@ int ssm_engine_submit(ssm_engine *engine, const ssm_request *request, uint64_t *
 // is free within a step. Unknown or finished ids are ignored (they race with their own end). FINISH
 // (SSM_FINISH_CANCELLED) and, if nothing is left, DONE follow.
 void ssm_engine_cancel(ssm_engine *engine, uint64_t id, int32_t choice);
+
+// Ends a choice of which the consumer has all it wants, its first n_tokens tokens (a stop string is
+// complete, say): as a cancel, but FINISH says SSM_FINISH_STOP, and a session keeps the turn with
+// exactly these tokens. (A choice that has ended by itself in the meantime keeps what it had.)
+void ssm_engine_finish(ssm_engine *engine, uint64_t id, int32_t choice, int64_t n_tokens);
 
 // A paused request keeps its slots but is left out of steps: the consumer cannot take more for now.
 void ssm_engine_pause(ssm_engine *engine, uint64_t id, bool paused);
@@ -184,6 +196,7 @@ typedef struct ssm_stats {
     uint64_t cache_host_bytes;                   // of states that have left the device
     uint64_t cache_hits, cache_misses;           // requests that looked for a beginning
     uint64_t cache_saves, cache_evictions, cache_demotions;
+    uint64_t sessions;   // with a state
     double idle_seconds; // since the last step, 0 when there is no work: a stuck engine shows here
     bool draining, failed;
 } ssm_stats;

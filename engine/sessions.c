@@ -1,0 +1,240 @@
+// SPDX-License-Identifier: Apache-2.0
+// The calls of ssm/session.h: a caller's thread leaves a session_call in the inbox and sleeps until
+// the engine's thread has answered it. States cross in canonical form, in buffers that one side
+// allocates and the other frees; files are read and written on the caller's side.
+#include "engine.h"
+
+#include <assert.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "state/snapshot_file.h"
+
+typedef enum session_op {
+    SESSION_LIST,
+    SESSION_GET,
+    SESSION_DELETE,
+    SESSION_FORK,
+    SESSION_READ,
+    SESSION_WRITE,
+} session_op;
+
+struct session_call {
+    session_op op;
+    const uint64_t *owner;
+    const char *name, *target;
+    ssm_session_info *infos; // LIST: malloc'd; else where to put one, or NULL
+    size_t n_infos;
+    snapshot_image image; // READ: filled; WRITE: its buffers are taken over on success
+    int rc;
+    ssm_error error;
+    bool is_done; // guarded by the engine's lock, as is
+    pthread_cond_t done;
+};
+
+// ---- on the engine's thread
+
+static void describe(const ssm_engine *engine, const session *s, ssm_session_info *out) {
+    if (!out)
+        return;
+    memset(out, 0, sizeof *out);
+    memcpy(out->name, s->name, sizeof out->name);
+    out->tokens = s->text.n_tokens;
+    out->bytes = engine->state_floats * sizeof(float);
+    out->created = s->created;
+    out->last_used = s->last_used;
+}
+
+static int by_name(const void *a, const void *b) {
+    return strcmp(((const ssm_session_info *)a)->name, ((const ssm_session_info *)b)->name);
+}
+
+static int list(ssm_engine *engine, session_call *call) {
+    const session_table *t = &engine->sessions;
+    call->infos = calloc(t->n + 1, sizeof *call->infos);
+    if (!call->infos)
+        return ssm_error_set(&call->error, SSM_ENOMEM, NULL, "no memory for the list of sessions");
+    for (size_t i = 0; i < SESSION_BUCKETS; i++) {
+        for (const session *s = t->buckets[i]; s; s = s->next) {
+            if (s->state && memcmp(s->owner, call->owner, sizeof s->owner) == 0)
+                describe(engine, s, &call->infos[call->n_infos++]);
+        }
+    }
+    qsort(call->infos, call->n_infos, sizeof *call->infos, by_name);
+    return 0;
+}
+
+static int fork_session(ssm_engine *engine, session_call *call, const session *from) {
+    session_table *t = &engine->sessions;
+    if (sessions_find(t, call->owner, call->target))
+        return ssm_error_set(&call->error, SSM_EINVAL, "id", "session %s exists already",
+                             call->target);
+    session_text text;
+    if (!session_text_copy(&text, &from->text))
+        return ssm_error_set(&call->error, SSM_ENOMEM, NULL, "no memory for a session");
+    session *to = sessions_ref(t, call->owner, call->target);
+    if (!to) {
+        session_text_dispose(&text);
+        return ssm_error_set(&call->error, SSM_ENOMEM, NULL, "no memory for a session");
+    }
+    from->state->keeps++;
+    session_set(to, &engine->cache, from->state, &text);
+    describe(engine, to, call->infos);
+    t->n_alive++;
+    sessions_unref(t, &engine->cache, to);
+    return 0;
+}
+
+static int read_session(ssm_engine *engine, session_call *call, const session *s) {
+    snapshot_image *image = &call->image;
+    const size_t vocab = (size_t)engine->info.vocab_size;
+    const bool has_logits = s->text.n_pending == 0;
+    image->state = malloc(engine->state_floats * sizeof(float));
+    image->logits = has_logits ? malloc(vocab * sizeof(float)) : NULL;
+    if (!image->state || (has_logits && !image->logits) ||
+        !session_text_copy(&image->text, &s->text))
+        return ssm_error_set(&call->error, SSM_ENOMEM, NULL, "no memory for a session's state");
+    if (has_logits)
+        memcpy(image->logits, s->state->logits, vocab * sizeof(float));
+    return cache_read(&engine->cache, s->state, image->state, &call->error);
+}
+
+static int write_session(ssm_engine *engine, session_call *call) {
+    session_table *t = &engine->sessions;
+    snapshot_image *image = &call->image;
+    session *s = sessions_ref(t, call->owner, call->name);
+    int rc = 0;
+    if (!s)
+        return ssm_error_set(&call->error, SSM_ENOMEM, NULL, "no memory for a session");
+    const uint64_t position = image->text.n_tokens - image->text.n_pending;
+    snapshot *state = NULL;
+    if (s->holder)
+        rc = ssm_error_set(&call->error, SSM_ESESSIONBUSY, NULL, "a request is at session %s",
+                           call->name);
+    else if (!(state = cache_adopt(&engine->cache, position, image->state, image->logits)))
+        rc = ssm_error_set(&call->error, SSM_ENOMEM, NULL, "no memory for a session");
+    if (rc == 0) {
+        image->state = image->logits = NULL;
+        t->n_alive += s->state == NULL;
+        session_set(s, &engine->cache, state, &image->text);
+        describe(engine, s, call->infos);
+    }
+    sessions_unref(t, &engine->cache, s);
+    return rc;
+}
+
+static int answer(ssm_engine *engine, session_call *call) {
+    session_table *t = &engine->sessions;
+    if (engine->is_failed)
+        return ssm_error_set(&call->error, SSM_EDEVICE, NULL, "the device has failed");
+    if (call->op == SESSION_LIST)
+        return list(engine, call);
+    if (call->op == SESSION_WRITE)
+        return write_session(engine, call);
+    session *s = sessions_find(t, call->owner, call->name);
+    if (!s || !s->state)
+        return ssm_error_set(&call->error, SSM_ENOTFOUND, NULL, "there is no session %s",
+                             call->name);
+    if (call->op == SESSION_FORK)
+        return fork_session(engine, call, s);
+    if (call->op == SESSION_READ)
+        return read_session(engine, call, s);
+    describe(engine, s, call->infos);
+    if (call->op == SESSION_DELETE) {
+        t->n_alive--;
+        sessions_delete(t, &engine->cache, s);
+    }
+    return 0;
+}
+
+void session_answer(ssm_engine *engine, session_call *call) {
+    call->rc = answer(engine, call);
+    pthread_mutex_lock(&engine->lock);
+    call->is_done = true;
+    pthread_cond_signal(&call->done);
+    pthread_mutex_unlock(&engine->lock);
+}
+
+// ---- on the caller's
+
+static int check_name(const char *name, const char *param, ssm_error *err) {
+    if (session_name_is_valid(name))
+        return 0;
+    return ssm_error_set(err, SSM_EINVAL, param,
+                         "a session's name is 1 to 128 characters of A-Z a-z 0-9 . _ -");
+}
+
+static int run_call(ssm_engine *engine, session_call *call, ssm_error *err) {
+    int rc = call->name ? check_name(call->name, "session", err) : 0;
+    if (rc == 0 && call->target)
+        rc = check_name(call->target, "id", err);
+    if (rc != 0)
+        return rc;
+    pthread_cond_init(&call->done, NULL);
+    if (engine_send(engine, &(command){.kind = COMMAND_SESSION, .call = call})) {
+        pthread_mutex_lock(&engine->lock);
+        while (!call->is_done)
+            pthread_cond_wait(&call->done, &engine->lock);
+        pthread_mutex_unlock(&engine->lock);
+    } else {
+        call->rc = ssm_error_set(&call->error, SSM_ENOMEM, NULL, "no memory for a command");
+    }
+    pthread_cond_destroy(&call->done);
+    if (call->rc != 0 && err)
+        *err = call->error;
+    return call->rc;
+}
+
+int ssm_session_list(ssm_engine *engine, const uint64_t owner[2], ssm_session_info **out, size_t *n,
+                     ssm_error *err) {
+    session_call call = {.op = SESSION_LIST, .owner = owner};
+    const int rc = run_call(engine, &call, err);
+    *out = call.infos;
+    *n = call.n_infos;
+    return rc;
+}
+
+int ssm_session_get(ssm_engine *engine, const uint64_t owner[2], const char *name,
+                    ssm_session_info *out, ssm_error *err) {
+    session_call call = {.op = SESSION_GET, .owner = owner, .name = name, .infos = out};
+    return run_call(engine, &call, err);
+}
+
+int ssm_session_delete(ssm_engine *engine, const uint64_t owner[2], const char *name,
+                       ssm_error *err) {
+    session_call call = {.op = SESSION_DELETE, .owner = owner, .name = name};
+    return run_call(engine, &call, err);
+}
+
+int ssm_session_fork(ssm_engine *engine, const uint64_t owner[2], const char *name,
+                     const char *target, ssm_session_info *out, ssm_error *err) {
+    session_call call = {
+        .op = SESSION_FORK, .owner = owner, .name = name, .target = target, .infos = out};
+    return run_call(engine, &call, err);
+}
+
+int ssm_session_export(ssm_engine *engine, const uint64_t owner[2], const char *name,
+                       const char *path, ssm_error *err) {
+    session_call call = {.op = SESSION_READ, .owner = owner, .name = name};
+    int rc = run_call(engine, &call, err);
+    if (rc == 0)
+        rc = snapshot_file_write(engine->model, &call.image, path, err);
+    snapshot_image_dispose(&call.image);
+    return rc;
+}
+
+int ssm_session_import(ssm_engine *engine, const uint64_t owner[2], const char *name,
+                       const char *path, ssm_session_info *out, ssm_error *err) {
+    session_call call = {.op = SESSION_WRITE, .owner = owner, .name = name, .infos = out};
+    int rc = check_name(name, "session", err);
+    if (rc == 0)
+        rc = snapshot_file_read(engine->model, path, &call.image, NULL, NULL, err);
+    if (rc == 0)
+        rc = run_call(engine, &call, err);
+    snapshot_image_dispose(&call.image);
+    return rc;
+}
+
+uint64_t ssm_session_max_file(const ssm_engine *engine) {
+    return snapshot_file_max(engine->model);
+}

@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: Apache-2.0
+// A session's state as a file: safetensors, so that any tool of the field can look inside.
+//
+//     conv     F32 [n_layers][conv_dim][d_conv - 1]       the canonical state of kernels/weights.h
+//     ssm      F32 [n_layers][d_inner][d_state]           Mamba-2:
+//     [n_layers][n_heads][head_dim][d_state] logits   F32 [vocab_size]                           of
+//     the next token; or, if the state does pending  I32 [n]                                    not
+//     cover them all, the tokens behind it
+//
+// The metadata names the format, the architecture, the model's hash, how many tokens there are, how
+// many of them the state covers, the last few, the chain over all (session.h), and a checksum over
+// header and data with the checksum's own digits read as zeros. No times and no names: the same
+// state gives the same bytes. A label, if there is one, adds a session's name, owner and times for
+// a store that must find it again.
+//
+// Hash and checksum are XXH3-128: they guard against accidents, at the speed of memory, where a
+// cryptographic hash would take longer than all the rest of a save. They cannot guard against
+// someone who makes a file on purpose, and neither could SHA-256 without a key. So nothing in a
+// file is believed: the header is parsed by the reader of checkpoints, every size and shape must be
+// this model's, every number finite, every id in the vocabulary. What a hostile file can do is be a
+// session with strange things in its state, which its owner could have had anyway.
+#ifndef SSM_ENGINE_SNAPSHOT_FILE_H
+#define SSM_ENGINE_SNAPSHOT_FILE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include <ssm/model.h>
+#include <ssm/session.h>
+
+#include "session.h"
+
+typedef struct snapshot_image {
+    float *state;  // canonical
+    float *logits; // [vocab], if text.n_pending is 0
+    session_text text;
+} snapshot_image;
+
+void snapshot_image_dispose(snapshot_image *image);
+
+typedef struct snapshot_label {
+    char name[SSM_SESSION_NAME + 1];
+    uint64_t owner[2];
+    int64_t created, last_used;
+} snapshot_label;
+
+// The file's bytes in one buffer from malloc; label may be NULL.
+int snapshot_file_encode(const ssm_model *model, const snapshot_image *image,
+                         const snapshot_label *label, uint8_t **out, size_t *size, ssm_error *err);
+
+// The image of a file's bytes. SSM_EINVAL says what is wrong with them; SSM_ENOMEM. label (may be
+// NULL) stays as it is if the file has none; *has_label (may be NULL) says so.
+int snapshot_file_decode(const ssm_model *model, const uint8_t *bytes, size_t size,
+                         snapshot_image *image, snapshot_label *label, bool *has_label,
+                         ssm_error *err);
+
+int snapshot_file_write(const ssm_model *model, const snapshot_image *image, const char *path,
+                        ssm_error *err);
+int snapshot_file_read(const ssm_model *model, const char *path, snapshot_image *image,
+                       snapshot_label *label, bool *has_label, ssm_error *err);
+
+// Bytes of the largest file of this model.
+uint64_t snapshot_file_max(const ssm_model *model);
+
+// Writes a whole file beside path and renames it; with sync it is on the disk when this returns.
+int file_replace(const char *path, const uint8_t *bytes, size_t size, bool sync, ssm_error *err);
+
+// XXH3-128 over geometry and weights; computed once a model, at the speed at which its file can be
+// read. Any thread.
+void model_hash(const ssm_model *model, uint64_t out[2]);
+
+#endif
