@@ -80,6 +80,27 @@ static bool checksum(const uint8_t *bytes, size_t size, size_t digits, char out[
     return true;
 }
 
+// Where a file's header, whose length the parser has checked, keeps the digits; 0: nowhere.
+static size_t find_checksum(const uint8_t *bytes) {
+    uint64_t length;
+    memcpy(&length, bytes, sizeof length);
+    const uint8_t *key =
+        memmem(bytes + LENGTH_BYTES, (size_t)length, CHECKSUM_KEY, strlen(CHECKSUM_KEY));
+    if (!key)
+        return 0;
+    const size_t at = (size_t)(key - bytes) + strlen(CHECKSUM_KEY);
+    return at + CHECKSUM_DIGITS <= LENGTH_BYTES + length ? at : 0;
+}
+
+bool snapshot_file_seal(uint8_t *bytes, size_t size) {
+    char digits[33];
+    const size_t at = find_checksum(bytes);
+    if (at == 0 || !checksum(bytes, size, at, digits))
+        return false;
+    memcpy(bytes + at, digits, CHECKSUM_DIGITS);
+    return true;
+}
+
 // ---- writing
 
 static void put_label(FILE *f, const snapshot_label *l) {
@@ -157,15 +178,11 @@ int snapshot_file_encode(const ssm_model *model, const snapshot_image *image,
     memcpy(data + state_bytes,
            image->text.n_pending > 0 ? (const void *)image->text.pending : image->logits,
            parts[REST].bytes);
-    char digits[33];
-    const char *key = strstr((const char *)bytes + LENGTH_BYTES, CHECKSUM_KEY);
-    const size_t at = (size_t)((const uint8_t *)key - bytes) + strlen(CHECKSUM_KEY);
-    if (!checksum(bytes, *size, at, digits)) {
+    if (!snapshot_file_seal(bytes, *size)) {
         free(bytes);
         *out = NULL;
         return ssm_error_set(err, SSM_ENOMEM, NULL, "no memory for a session's file");
     }
-    memcpy(bytes + at, digits, CHECKSUM_DIGITS);
     return 0;
 }
 
@@ -212,18 +229,15 @@ static bool read_pair(const reader *r, const char *key, uint64_t out[2]) {
 }
 
 static int check_checksum(const reader *r) {
-    uint64_t length;
     char digits[33];
-    memcpy(&length, r->bytes, sizeof length); // the parser has checked it
-    const char *header = (const char *)r->bytes + LENGTH_BYTES;
-    const char *key = memmem(header, (size_t)length, CHECKSUM_KEY, strlen(CHECKSUM_KEY));
-    const char *end = header + length;
-    if (!key || (size_t)(end - key) < strlen(CHECKSUM_KEY) + CHECKSUM_DIGITS)
+    const size_t at = find_checksum(r->bytes);
+    if (at == 0)
         return bad(r, "it has no checksum");
-    const char *at = key + strlen(CHECKSUM_KEY);
-    if (!checksum(r->bytes, r->size, (size_t)((const uint8_t *)at - r->bytes), digits))
+    if (!checksum(r->bytes, r->size, at, digits))
         return ssm_error_set(r->err, SSM_ENOMEM, NULL, "no memory for a checksum");
-    return memcmp(at, digits, CHECKSUM_DIGITS) == 0 ? 0 : bad(r, "its checksum does not fit");
+    return memcmp(r->bytes + at, digits, CHECKSUM_DIGITS) == 0
+               ? 0
+               : bad(r, "its checksum does not fit");
 }
 
 static int check_model(const reader *r) {

@@ -22,6 +22,7 @@
 #ifndef SSM_ENGINE_SNAPSHOT_FILE_H
 #define SSM_ENGINE_SNAPSHOT_FILE_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -58,6 +59,10 @@ int snapshot_file_write(const ssm_model *model, const snapshot_image *image, con
                         ssm_error *err);
 int snapshot_file_read(const ssm_model *model, const char *path, snapshot_image *image,
                        snapshot_label *label, bool *has_label, ssm_error *err);
+
+// Puts the checksum into a file's header, whose length must be within the file; false: there is no
+// place for it, or no memory.
+bool snapshot_file_seal(uint8_t *bytes, size_t size);
 
 // Bytes of the largest file of this model.
 uint64_t snapshot_file_max(const ssm_model *model);
