@@ -190,7 +190,7 @@ START_TEST(answers_are_those_without_a_cache) {
     open_model();
     seed = 20 + (uint32_t)_i;
     for (size_t i = 0; i < sizeof setups / sizeof setups[0]; i++)
-        random_traffic(backend_at(_i), &setups[i], _i == 2 ? 20 : 200); // the last one is slow
+        random_traffic(backend_at(_i), &setups[i], _i == 2 ? 10 : 110); // the last one is slow
     ssm_model_free(model);
 }
 END_TEST

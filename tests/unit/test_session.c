@@ -220,7 +220,7 @@ START_TEST(turns_are_those_of_one_long_prompt) {
         memset(talks, 0, sizeof talks);
         for (int i = 0; i < NAMES; i++)
             snprintf(talks[i].name, sizeof talks[i].name, "talk-%d", i);
-        for (int i = 0; i < (_i == 2 ? 20 : 150); i++) {
+        for (int i = 0; i < (_i == 2 ? 12 : 120); i++) {
             talk *t = &talks[draw(NAMES)];
             const uint32_t what = draw(20);
             if (what == 0)
