@@ -16,6 +16,8 @@ static const struct command {
     {"serve", cmd_serve, "answer OpenAI-style requests over HTTP"},
     {"inspect", cmd_inspect, "what a model's folder holds, and whether it can be served"},
     {"generate", cmd_generate, "one completion on the terminal"},
+    {"bench", cmd_bench,
+     "prefill and decode tables by batch, with shares of the machine's ceilings"},
     {"health", cmd_health, "exit 0 if a server answers"},
 };
 

@@ -120,6 +120,19 @@ const option_row option_table[] = {
     {"tensors", OPTION_BOOL, FIELD(tensors), "false", 0, 0, NULL, NULL, "list every tensor",
      OPTIONS_INSPECT, false},
 
+    {"geometry", OPTION_STRING, FIELD(geometry), "mamba-130m", 0, 0, NULL, "NAME",
+     "without --model: a published geometry with random weights", OPTIONS_BENCH, false},
+    {"batches", OPTION_STRING, FIELD(batches), "1,2,4,8,16,32,64", 0, 0, NULL, "N,N,...",
+     "sessions of each decode row; 0: none", OPTIONS_BENCH, false},
+    {"prompts", OPTION_STRING, FIELD(prompts), "128,512,2048", 0, 0, NULL, "N,N,...",
+     "tokens of each prefill row; 0: none", OPTIONS_BENCH, false},
+    {"seconds", OPTION_FLOAT, FIELD(seconds), "1", 0.01, 3600, NULL, "SECONDS",
+     "how long to measure each row", OPTIONS_BENCH, false},
+    {"compare", OPTION_STRING, FIELD(compare), NULL, 0, 0, NULL, "FILE",
+     "compare best times with an earlier --json; exit 1 if a row is slower", OPTIONS_BENCH, false},
+    {"tolerance", OPTION_FLOAT, FIELD(tolerance), "3", 0, 1000, NULL, "PERCENT",
+     "how much slower --compare lets a row be", OPTIONS_BENCH, false},
+
     {"timeout", OPTION_FLOAT, FIELD(timeout), "5", 0.01, 3600, NULL, "SECONDS",
      "how long to wait for an answer", OPTIONS_HEALTH, false},
 };

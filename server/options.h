@@ -59,6 +59,9 @@ typedef struct options {
     bool ignore_eos, echo, timings;
     // inspect
     bool json, tensors;
+    // bench
+    char *geometry, *batches, *prompts, *compare;
+    double seconds, tolerance;
     // health
     double timeout;
     // all
