@@ -72,10 +72,8 @@ END_TEST
 START_TEST(arguments_are_what_is_no_flag) {
     options o;
     ssm_error err;
-    ck_assert_int_eq(load(&o, OPTIONS_GENERATE,
-                          ARGS("--max-tokens", "3", "one", "--echo", "two", "--", "--three", "-"),
-                          &err),
-                     0);
+    char **argv = ARGS("--max-tokens", "3", "one", "--echo", "two", "--", "--three", "-");
+    ck_assert_int_eq(load(&o, OPTIONS_GENERATE, argv, &err), 0);
     ck_assert_int_eq(o.n_args, 4);
     ck_assert_str_eq(o.args[0], "one");
     ck_assert_str_eq(o.args[1], "two");
