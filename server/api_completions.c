@@ -416,7 +416,8 @@ static void log_fields(completer *c) {
     for (size_t i = 0; i < c->n_runs; i++) {
         sum.prompt_tokens += c->runs[i].prompt->n_ids;
         sum.cached_tokens += c->runs[i].usage.cached_tokens;
-        sum.completion_tokens += c->runs[i].usage.completion_tokens;
+        sum.completion_tokens += c->runs[i].state == RUN_DONE ? c->runs[i].usage.completion_tokens
+                                                              : (uint64_t)c->runs[i].drawn;
         if (c->runs[i].usage.queue_ns > sum.queue_ns) {
             sum.queue_ns = c->runs[i].usage.queue_ns;
         }
