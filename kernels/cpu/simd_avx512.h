@@ -131,7 +131,9 @@ static inline vi vi_shift_right(vi a, int n) { // arithmetic
 // acc + sum of four products of an unsigned and a signed byte
 static inline vi vi_dot(vi acc, vi u8, vi s8) {
 #ifdef SSM_AVX512_DOT
-    return _mm512_dpbusd_epi32(acc, u8, s8);
+    // By hand: given the intrinsic, GCC 12 moves every accumulator of a full tile twice a product.
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(u8), "v"(s8));
+    return acc;
 #else
     const __m512i even = _mm512_madd_epi16(_mm512_and_si512(u8, _mm512_set1_epi16(255)),
                                            _mm512_srai_epi16(_mm512_slli_epi16(s8, 8), 8));
