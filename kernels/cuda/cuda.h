@@ -109,7 +109,7 @@ struct device {
     float *xdb;       // [split][token row][n_x] sums of x_proj
     void *y;          // T [d_inner]
     float *squares;   // MAMBA2 [token row][H] partial sums of squares
-    float *carry;     // MAMBA [piece][d_inner][N + 1]: scans' end states and sums of delta
+    float *carry;     // MAMBA [piece][N + 1][d_inner]: scans' end states and sums of delta
     float *logits;    // [max_rows][vocab]
     float *canonical; // one slot's state in canonical form
 

@@ -21,7 +21,7 @@
 
 namespace ssm {
 
-enum { TILE = 16, ADVANCE_THREADS = 256 };
+enum { TILE = 16, ADVANCE_THREADS = 256, MAX_SPLITS = 8 };
 
 struct mamba_args {
     const float *decay, *skip, *dt_bias; // [channels][N], [channels], [channels]
@@ -35,29 +35,55 @@ struct mamba_args {
     size_t split_pitch; // floats from one partial sum of xdb to the next
 };
 
-// Sum of xdb's partial sums, in a fixed order.
-__device__ __forceinline__ float xdb_at(const mamba_args &a, size_t at, int column) {
-    const float *p = a.xdb + at * a.n_x + column;
-    float v = *p;
-    for (int s = 1; s < a.n_splits; s++)
-        v += p[s * a.split_pitch];
-    return v;
+// The n rows' dt to dt [TILE][dt_pitch] and B, C to bc [TILE][2 N], fp32: x_proj's partial sums
+// added up in a fixed order, everything asked for at once (a row after the other would cost a trip
+// to L2 each: 16 us a tile, measured). Rows from n on are left as they are: what a product makes of
+// them is not used. U: numbers a load.
+template <int U, int AT_ONCE, int SPLITS, class F>
+__device__ __forceinline__ void stage_xdb_by(const mamba_args &a, int n, F token_row, float *dt,
+                                             int dt_pitch, float *bc) {
+    const int a_row = a.n_x / U;
+    for (int i = threadIdx.x; i < n * a_row; i += AT_ONCE * blockDim.x) {
+        float v[AT_ONCE][SPLITS][U];
+#pragma unroll
+        for (int j = 0; j < AT_ONCE; j++) {
+            const int at = i + j * blockDim.x, r = at / a_row, c = (at - r * a_row) * U;
+            const int row = at < n * a_row ? token_row(r) : -1;
+#pragma unroll
+            for (int s = 0; s < SPLITS; s++) {
+#pragma unroll
+                for (int u = 0; u < U; u++)
+                    v[j][s][u] = 0;
+                if (row >= 0 && s < a.n_splits)
+                    load<U>(a.xdb + s * a.split_pitch + (size_t)row * a.n_x + c, v[j][s]);
+            }
+        }
+#pragma unroll
+        for (int j = 0; j < AT_ONCE; j++) {
+            const int at = i + j * blockDim.x, r = at / a_row, c = (at - r * a_row) * U;
+            if (at >= n * a_row)
+                break;
+#pragma unroll
+            for (int s = 1; s < SPLITS; s++) {
+#pragma unroll
+                for (int u = 0; u < U; u++)
+                    v[j][0][u] += v[j][s][u];
+            }
+            float *to = c < a.rank ? dt + r * dt_pitch + c : bc + r * 2 * a.states + c - a.rank;
+            store<U>(to, v[j][0]);
+        }
+    }
 }
 
-// dt [TILE][rank pitch] to shared memory, T as the products take it.
-// bc [TILE][2 N] fp32.
 template <class F>
 __device__ __forceinline__ void stage_xdb(const mamba_args &a, int n, F token_row, float *dt,
                                           int dt_pitch, float *bc) {
-    for (int i = threadIdx.x; i < TILE * a.n_x; i += blockDim.x) {
-        const int r = i / a.n_x, c = i - r * a.n_x;
-        const int at = r < n ? token_row(r) : -1;
-        const float v = at >= 0 ? xdb_at(a, (size_t)at, c) : 0.f;
-        if (c < a.rank)
-            dt[r * dt_pitch + c] = v;
-        else
-            bc[r * 2 * a.states + c - a.rank] = v;
-    }
+    if (a.rank % 4 != 0 || a.states % 2 != 0)
+        stage_xdb_by<1, 1, MAX_SPLITS>(a, n, token_row, dt, dt_pitch, bc);
+    else if (a.n_splits == 1)
+        stage_xdb_by<4, 4, 1>(a, n, token_row, dt, dt_pitch, bc);
+    else
+        stage_xdb_by<4, 1, MAX_SPLITS>(a, n, token_row, dt, dt_pitch, bc);
 }
 
 // delta [TILE][channels a tile] from staged dt: a warp takes 8 channels at a time.
@@ -200,7 +226,7 @@ static size_t tile_bytes(int rank, int states, int n_channels) {
 // V states a lane (16 bytes), a.states / V lanes a channel: a power of two up to 32. RK > 0: bf16,
 // 16 states, 64 channels a block, dt_proj's weights in registers before the wait.
 template <class T, class S, int RK>
-__global__ void __launch_bounds__(ADVANCE_THREADS)
+__global__ void __launch_bounds__(ADVANCE_THREADS, RK ? 1 : 3)
     advance_kernel(mamba_args a, const row *rows, int n_rows, int rows_a_block) {
     constexpr int V = 16 / sizeof(S), AHEAD = 4, TPW = sizeof(S) == 4 ? 1 : 2;
     extern __shared__ __align__(16) float shared[];
@@ -221,18 +247,19 @@ __global__ void __launch_bounds__(ADVANCE_THREADS)
     // States were written a step ago, long before this graph began: they need not wait.
     S *states = (S *)a.state + (size_t)channel * a.states + q * V;
     const size_t slot_pitch = (size_t)a.channels * a.states;
+    row r[AHEAD];
     float h[AHEAD][V];
     auto fetch = [&](int i) {
 #pragma unroll
         for (int k = 0; k < AHEAD; k++) {
+            r[k].slot = -1;
+            if (i + k < n && live)
+                r[k] = rows[i + k];
 #pragma unroll
             for (int v = 0; v < V; v++)
                 h[k][v] = 0;
-            if (i + k < n && live) {
-                const row r = rows[i + k];
-                if (r.slot >= 0 && !r.fresh)
-                    load<V>(states + (size_t)r.slot * slot_pitch, h[k]);
-            }
+            if (r[k].slot >= 0 && !r[k].fresh)
+                load<V>(states + (size_t)r[k].slot * slot_pitch, h[k]);
         }
     };
     fetch(0);
@@ -241,7 +268,7 @@ __global__ void __launch_bounds__(ADVANCE_THREADS)
         fetch_dt_proj(a, first, dt_proj);
     dependency_wait();
     stage_xdb(
-        a, n, [&](int r) { return rows[r].slot >= 0 ? rows[r].at : -1; }, s.dt, s.dt_pitch, s.bc);
+        a, n, [&](int i) { return rows[i].slot >= 0 ? rows[i].at : -1; }, s.dt, s.dt_pitch, s.bc);
     __syncthreads();
     if constexpr (RK > 0) {
         delta_from(a, dt_proj, s.dt, s.dt_pitch, n_channels, s.delta);
@@ -253,32 +280,35 @@ __global__ void __launch_bounds__(ADVANCE_THREADS)
     for (int i = 0; i < n; i += AHEAD) {
         if (i > 0)
             fetch(i);
+        float x[AHEAD], z[AHEAD];
 #pragma unroll
         for (int k = 0; k < AHEAD; k++) {
-            if (i + k >= n)
-                break;
-            const row r = rows[i + k];
-            const bool mine = live && r.slot >= 0;
-            const T *x_row = (const T *)a.x + (size_t)r.at * a.channels;
-            const float x = mine ? to_float(x_row[channel]) : 0.f;
-            const float delta = softplus(s.delta[(i + k) * n_channels + j] + bias);
-            const float *bc = s.bc + (i + k) * 2 * a.states + q * V;
+            x[k] = z[k] = 0;
+            if (r[k].slot >= 0) {
+                x[k] = to_float(((const T *)a.x)[(size_t)r[k].at * a.channels + channel]);
+                z[k] =
+                    to_float(((const T *)a.xz)[((size_t)r[k].at * 2 + 1) * a.channels + channel]);
+            }
+        }
+#pragma unroll
+        for (int k = 0; k < AHEAD; k++) {
+            const float delta = softplus(s.delta[min(i + k, n - 1) * n_channels + j] + bias);
+            const float *bc = s.bc + min(i + k, n - 1) * 2 * a.states + q * V;
+            const float input = delta * x[k];
             float y = 0;
 #pragma unroll
             for (int v = 0; v < V; v++) {
-                h[k][v] = exp2_fast(delta * decay[v]) * h[k][v] + delta * x * bc[v];
+                h[k][v] = exp2_fast(delta * decay[v]) * h[k][v] + input * bc[v];
                 y += h[k][v] * bc[a.states + v];
             }
             for (int o = lanes >> 1; o; o >>= 1)
                 y += __shfl_xor_sync(~0u, y, o);
-            if (!mine)
+            if (r[k].slot < 0)
                 continue;
-            store<V>(states + (size_t)r.slot * slot_pitch, h[k]);
-            if (q == 0) {
-                const T *z_row = (const T *)a.xz + (size_t)r.at * 2 * a.channels + a.channels;
-                ((T *)a.y)[(size_t)r.at * a.channels + channel] =
-                    from_float<T>((y + skip * x) * silu(to_float(z_row[channel])));
-            }
+            store<V>(states + (size_t)r[k].slot * slot_pitch, h[k]);
+            if (q == 0)
+                ((T *)a.y)[(size_t)r[k].at * a.channels + channel] =
+                    from_float<T>((y + skip * x[k]) * silu(z[k]));
         }
     }
 }
@@ -373,10 +403,10 @@ cudaError_t mamba_advance(device *d, int layer, const batch &b, int32_t n_splits
 
 // ---- scan
 
-enum { SCAN_THREADS = 128 };
+enum { SCAN_THREADS = 128, SCAN_LANES = 2, SCAN_BLOCK = SCAN_THREADS * SCAN_LANES };
 enum scan_pass { SCAN_WHOLE, SCAN_LOCAL, SCAN_FINAL };
 
-// carry [piece][channels][N + 1]: end state of a local scan (then: the state that the piece begins
+// carry [piece][N + 1][channels]: end state of a local scan (then: the state that the piece begins
 // with) and the sum of delta.
 template <class T, class S, int N, int PASS>
 __global__ void __launch_bounds__(SCAN_THREADS)
@@ -387,7 +417,7 @@ __global__ void __launch_bounds__(SCAN_THREADS)
     const piece p = pieces[blockIdx.y];
     const span sp = spans[p.span];
     const shared_tile s = carve(shared, a.rank, N);
-    float *mine = carry + ((size_t)p.index * a.channels + channel) * (N + 1);
+    float *mine = carry + (size_t)p.index * (N + 1) * a.channels + channel;
     S *state = (S *)a.state + ((size_t)sp.slot * a.channels + channel) * N;
 
     float decay[N], h[N], skip = 0, bias = 0, sum = 0;
@@ -401,7 +431,7 @@ __global__ void __launch_bounds__(SCAN_THREADS)
             load<N>(state, h);
         if (PASS == SCAN_FINAL) {
             for (int i = 0; i < N; i++)
-                h[i] = mine[i];
+                h[i] = mine[(size_t)i * a.channels];
         }
     }
     for (int t = 0; t < p.count; t += TILE) {
@@ -439,8 +469,8 @@ __global__ void __launch_bounds__(SCAN_THREADS)
         return;
     if (PASS == SCAN_LOCAL) {
         for (int i = 0; i < N; i++)
-            mine[i] = h[i];
-        mine[N] = sum;
+            mine[(size_t)i * a.channels] = h[i];
+        mine[(size_t)N * a.channels] = sum;
     } else if (PASS == SCAN_WHOLE || p.first + p.count == sp.first + sp.count) {
         store<N>(state, h);
     }
@@ -452,7 +482,7 @@ __global__ void __launch_bounds__(SCAN_THREADS)
 struct scan_shared {
     char *dt_proj; // [channels a block] rows of weight_pitch bytes
     float *delta;  // [TILE][SCAN_THREADS]
-    float *xdb;    // [2][TILE][n_x]
+    float *xdb;    // [2][TILE][xdb_pitch]
     bf16 *x, *z;   // [2][TILE][SCAN_THREADS]
 };
 
@@ -461,16 +491,21 @@ __host__ __device__ static int weight_pitch(int rank) {
     return ((rank * 2 + 63) / 64 | 1) * 64;
 }
 
+// Rows four floats apart in banks: eight rows' 16-byte reads do not meet (with 192 all would).
+__host__ __device__ static int xdb_pitch(int n_x) {
+    return (n_x + 31) / 32 * 32 + 4;
+}
+
 static size_t scan_bytes(int rank, int n_x) {
     return (size_t)SCAN_THREADS * weight_pitch(rank) + TILE * SCAN_THREADS * sizeof(float) +
-           2 * TILE * (n_x * sizeof(float) + 2 * SCAN_THREADS * sizeof(bf16));
+           2 * TILE * (xdb_pitch(n_x) * sizeof(float) + 2 * SCAN_THREADS * sizeof(bf16));
 }
 
 __device__ __forceinline__ scan_shared carve_scan(char *p, int rank, int n_x) {
     scan_shared s;
     s.dt_proj = p, p += SCAN_THREADS * weight_pitch(rank);
     s.delta = (float *)p, p += TILE * SCAN_THREADS * sizeof(float);
-    s.xdb = (float *)p, p += 2 * TILE * n_x * sizeof(float);
+    s.xdb = (float *)p, p += 2 * TILE * xdb_pitch(n_x) * sizeof(float);
     s.x = (bf16 *)p, p += 2 * TILE * SCAN_THREADS * sizeof(bf16);
     s.z = (bf16 *)p;
     return s;
@@ -487,7 +522,7 @@ template <bool Z>
 __device__ __forceinline__ void fetch_tile(const mamba_args &a, const scan_shared &s, int buffer,
                                            int at, int n, int first) {
     constexpr int VECTORS = SCAN_THREADS / 8;
-    for (int i = threadIdx.x; i < TILE * VECTORS; i += SCAN_THREADS) {
+    for (int i = threadIdx.x; i < TILE * VECTORS; i += SCAN_BLOCK) {
         const int r = i / VECTORS, c = i % VECTORS * 8;
         const bool live = r < n && first + c < a.channels;
         const size_t row = live ? (size_t)at + r : 0, column = live ? first + c : 0;
@@ -497,18 +532,18 @@ __device__ __forceinline__ void fetch_tile(const mamba_args &a, const scan_share
             copy_async(s.z + (buffer * TILE + r) * SCAN_THREADS + c,
                        (const bf16 *)a.xz + (row * 2 + 1) * a.channels + column, live);
     }
-    const int vectors = a.n_x / 4;
-    for (int i = threadIdx.x; i < TILE * vectors; i += SCAN_THREADS) {
-        const int r = i / vectors;
-        copy_async(s.xdb + buffer * TILE * a.n_x + i * 4,
-                   a.xdb + (size_t)(r < n ? at : 0) * a.n_x + i * 4, r < n);
+    const int vectors = a.n_x / 4, pitch = xdb_pitch(a.n_x);
+    for (int i = threadIdx.x; i < TILE * vectors; i += SCAN_BLOCK) {
+        const int r = i / vectors, v = i - r * vectors;
+        copy_async(s.xdb + (buffer * TILE + r) * pitch + v * 4,
+                   a.xdb + (size_t)(r < n ? at + r : 0) * a.n_x + v * 4, r < n);
     }
     asm volatile("cp.async.commit_group;" ::: "memory");
 }
 
 __device__ __forceinline__ void stage_dt_proj(const mamba_args &a, char *to, int first) {
     const int vectors = a.rank / 8, pitch = weight_pitch(a.rank);
-    for (int i = threadIdx.x; i < SCAN_THREADS * vectors; i += SCAN_THREADS) {
+    for (int i = threadIdx.x; i < SCAN_THREADS * vectors; i += SCAN_BLOCK) {
         const int c = i / vectors, v = i - c * vectors;
         uint4 w = make_uint4(0, 0, 0, 0);
         if (first + c < a.channels)
@@ -517,70 +552,73 @@ __device__ __forceinline__ void stage_dt_proj(const mamba_args &a, char *to, int
     }
 }
 
-// A warp makes the delta of its own 32 channels, so that no barrier is needed after.
+// A warp makes the delta of its own 16 channels, so that no barrier is needed after.
 __device__ __forceinline__ void delta_of_warp(const mamba_args &a, const scan_shared &s,
                                               const float *dt) {
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, q = lane & 3;
-    const int pitch = weight_pitch(a.rank);
-    float c[4][4] = {};
+    const int pitch = weight_pitch(a.rank), dt_pitch = xdb_pitch(a.n_x);
+    float c[2][4] = {};
     for (int k = q * 8; k < a.rank + q * 8; k += 32) {
         uint4 lo = make_uint4(0, 0, 0, 0), hi = lo;
         const bool live = k < a.rank;
         if (live) {
             float v[8];
-            load<8>(dt + g * a.n_x + k, v);
+            load<8>(dt + g * dt_pitch + k, v);
             lo = make_uint4(pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]), pack_bf16(v[4], v[5]),
                             pack_bf16(v[6], v[7]));
-            load<8>(dt + (g + 8) * a.n_x + k, v);
+            load<8>(dt + (g + 8) * dt_pitch + k, v);
             hi = make_uint4(pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]), pack_bf16(v[4], v[5]),
                             pack_bf16(v[6], v[7]));
         }
 #pragma unroll
-        for (int t = 0; t < 4; t++) {
+        for (int t = 0; t < 2; t++) {
             uint4 w = make_uint4(0, 0, 0, 0);
             if (live)
-                w = *(const uint4 *)(s.dt_proj + (warp * 32 + t * 8 + g) * pitch + k * 2);
+                w = *(const uint4 *)(s.dt_proj + (warp * 16 + t * 8 + g) * pitch + k * 2);
             mma(c[t], lo.x, hi.x, lo.y, hi.y, w.x, w.y);
             mma(c[t], lo.z, hi.z, lo.w, hi.w, w.z, w.w);
         }
     }
     __syncwarp();
 #pragma unroll
-    for (int t = 0; t < 4; t++) {
-        float *to = s.delta + warp * 32 + t * 8 + 2 * q;
+    for (int t = 0; t < 2; t++) {
+        float *to = s.delta + warp * 16 + t * 8 + 2 * q;
         *(float2 *)(to + g * SCAN_THREADS) = make_float2(c[t][0], c[t][1]);
         *(float2 *)(to + (g + 8) * SCAN_THREADS) = make_float2(c[t][2], c[t][3]);
     }
     __syncwarp();
 }
 
+// Two lanes share a channel: half of its states each, and every second token's softplus and output.
 template <class S, int N, int PASS>
-__global__ void __launch_bounds__(SCAN_THREADS)
+__global__ void __launch_bounds__(SCAN_BLOCK)
     scan_bf16_kernel(mamba_args a, const span *spans, const piece *pieces, float *carry) {
+    constexpr int H = N / SCAN_LANES;
     extern __shared__ __align__(16) char memory[];
-    const int first = blockIdx.x * SCAN_THREADS, channel = first + threadIdx.x;
+    const int first = blockIdx.x * SCAN_THREADS, c = threadIdx.x / SCAN_LANES;
+    const int half = threadIdx.x % SCAN_LANES, channel = first + c;
     const bool live = channel < a.channels;
     const piece p = pieces[blockIdx.y];
     const span sp = spans[p.span];
     const scan_shared s = carve_scan(memory, a.rank, a.n_x);
-    float *mine = carry + ((size_t)p.index * a.channels + channel) * (N + 1);
-    S *state = (S *)a.state + ((size_t)sp.slot * a.channels + channel) * N;
+    float *mine = carry + ((size_t)p.index * (N + 1) + half * H) * a.channels + channel;
+    S *state = (S *)a.state + ((size_t)sp.slot * a.channels + channel) * N + half * H;
 
     fetch_tile<PASS != SCAN_LOCAL>(a, s, 0, p.first, min((int)TILE, p.count), first);
     stage_dt_proj(a, s.dt_proj, first);
-    float decay[N], h[N], skip = 0, bias = 0, sum = 0;
+    float decay[H], h[H], skip = 0, bias = 0, sum = 0;
 #pragma unroll
-    for (int i = 0; i < N; i++)
+    for (int i = 0; i < H; i++)
         h[i] = 0, decay[i] = 0;
     if (live) {
-        load<N>(a.decay + (size_t)channel * N, decay);
+        load<H>(a.decay + (size_t)channel * N + half * H, decay);
         skip = a.skip[channel], bias = a.dt_bias[channel];
         if (PASS == SCAN_WHOLE && !sp.fresh)
-            load<N>(state, h);
+            load<H>(state, h);
         if (PASS == SCAN_FINAL) {
 #pragma unroll
-            for (int i = 0; i < N; i++)
-                h[i] = mine[i];
+            for (int i = 0; i < H; i++)
+                h[i] = mine[(size_t)i * a.channels];
         }
     }
     for (int t = 0, buffer = 0; t < p.count; t += TILE, buffer ^= 1) {
@@ -590,67 +628,89 @@ __global__ void __launch_bounds__(SCAN_THREADS)
         if (t + TILE < p.count)
             fetch_tile<PASS != SCAN_LOCAL>(a, s, buffer ^ 1, at + TILE,
                                            min((int)TILE, p.count - t - TILE), first);
-        const float *xdb = s.xdb + buffer * TILE * a.n_x;
-        const bf16 *x_tile = s.x + buffer * TILE * SCAN_THREADS + threadIdx.x;
-        const bf16 *z_tile = s.z + buffer * TILE * SCAN_THREADS + threadIdx.x;
+        const int pitch = xdb_pitch(a.n_x);
+        const float *xdb = s.xdb + buffer * TILE * pitch;
+        const bf16 *x_tile = s.x + buffer * TILE * SCAN_THREADS + c;
+        const bf16 *z_tile = s.z + buffer * TILE * SCAN_THREADS + c;
         delta_of_warp(a, s, xdb);
+        float *delta = s.delta + c;
+#pragma unroll 4
+        for (int r = half; r < TILE; r += SCAN_LANES) // past the end: delta 0 changes nothing
+            delta[r * SCAN_THREADS] = r < n ? softplus(delta[r * SCAN_THREADS] + bias) : 0.f;
+        __syncwarp();
         bf16 *y_at = (bf16 *)a.y + (size_t)at * a.channels + channel;
 #pragma unroll 2
-        for (int r = 0; r < n; r++) {
-            const float x = to_float(x_tile[r * SCAN_THREADS]);
-            const float delta = softplus(s.delta[r * SCAN_THREADS + threadIdx.x] + bias);
-            const float *bc = xdb + r * a.n_x + a.rank;
-            const float input = delta * x;
-            float y[4] = {skip * x, 0, 0, 0}; // short chains
-            if (PASS == SCAN_LOCAL)
-                sum += delta;
+        for (int r = 0; r < n; r += 2) {
+            float y[2];
 #pragma unroll
-            for (int i = 0; i < N; i += 4) {
-                float b[4], c[4];
-                load<4>(bc + i, b);
-                load<4>(bc + N + i, c);
+            for (int u = 0; u < 2; u++) {
+                const float x = to_float(x_tile[(r + u) * SCAN_THREADS]);
+                const float d = delta[(r + u) * SCAN_THREADS];
+                const float *bc = xdb + (r + u) * pitch + a.rank + half * H;
+                const float input = d * x;
+                float b[H], cc[H], part[2] = {half ? 0.f : skip * x, 0};
+                load<H>(bc, b);
+                if (PASS == SCAN_LOCAL)
+                    sum += d;
+                else
+                    load<H>(bc + N, cc);
 #pragma unroll
-                for (int k = 0; k < 4; k++) {
-                    h[i + k] = exp2_fast(delta * decay[i + k]) * h[i + k] + input * b[k];
+                for (int i = 0; i < H; i++) {
+                    h[i] = exp2_fast(d * decay[i]) * h[i] + input * b[i];
                     if (PASS != SCAN_LOCAL)
-                        y[k] += h[i + k] * c[k];
+                        part[i & 1] += h[i] * cc[i];
                 }
+                y[u] = part[0] + part[1];
             }
-            if (PASS != SCAN_LOCAL && live)
-                y_at[(size_t)r * a.channels] = from_float<bf16>(
-                    ((y[0] + y[1]) + (y[2] + y[3])) * silu(to_float(z_tile[r * SCAN_THREADS])));
+            if (PASS != SCAN_LOCAL) {
+                y[0] += __shfl_xor_sync(~0u, y[0], 1);
+                y[1] += __shfl_xor_sync(~0u, y[1], 1);
+                const float z = to_float(z_tile[(r + half) * SCAN_THREADS]);
+                if (live && r + half < n)
+                    y_at[(size_t)(r + half) * a.channels] =
+                        from_float<bf16>((half ? y[1] : y[0]) * silu(z));
+            }
         }
     }
     if (!live)
         return;
     if (PASS == SCAN_LOCAL) {
 #pragma unroll
-        for (int i = 0; i < N; i++)
-            mine[i] = h[i];
-        mine[N] = sum;
+        for (int i = 0; i < H; i++)
+            mine[(size_t)i * a.channels] = h[i];
+        if (half == 0)
+            mine[(size_t)N * a.channels] = sum;
     } else if (PASS == SCAN_WHOLE || p.first + p.count == sp.first + sp.count) {
-        store<N>(state, h);
+        store<H>(state, h);
     }
 }
 
 // Chains the pieces of each span: a piece's end state becomes the state that it begins with.
 template <class S, int N>
 __global__ void __launch_bounds__(SCAN_THREADS)
-    carry_kernel(mamba_args a, const span *spans, float *carry) {
-    const int i = blockIdx.x * SCAN_THREADS + threadIdx.x;
-    const int channel = i / N, v = i - channel * N;
+    carry_kernel(mamba_args a, const span *spans, float *__restrict__ carry) {
+    constexpr int AHEAD = 8;
+    const int channel = blockIdx.x * SCAN_THREADS + threadIdx.x, v = blockIdx.z;
     if (channel >= a.channels)
         return;
     const span sp = spans[blockIdx.y];
     const float decay = a.decay[(size_t)channel * N + v];
-    float h =
-        sp.fresh ? 0.f
-                 : to_float(((const S *)a.state)[((size_t)sp.slot * a.channels + channel) * N + v]);
-    for (int k = 0; k < sp.n_pieces; k++) {
-        float *p = carry + ((size_t)(sp.first_piece + k) * a.channels + channel) * (N + 1);
-        const float end = p[v], sum = p[N];
-        p[v] = h;
-        h = exp2_fast(sum * decay) * h + end;
+    const size_t pitch = (size_t)(N + 1) * a.channels;
+    const S *state = (const S *)a.state + ((size_t)sp.slot * a.channels + channel) * N + v;
+    float *p = carry + (size_t)sp.first_piece * pitch + channel;
+    float h = sp.fresh ? 0.f : to_float(*state);
+    for (int k = 0; k < sp.n_pieces; k += AHEAD) {
+        float end[AHEAD], sum[AHEAD];
+#pragma unroll
+        for (int i = 0; i < AHEAD; i++) {
+            const float *at = p + (size_t)min(k + i, sp.n_pieces - 1) * pitch;
+            end[i] = at[(size_t)v * a.channels], sum[i] = at[(size_t)N * a.channels];
+        }
+#pragma unroll
+        for (int i = 0; i < AHEAD && k + i < sp.n_pieces; i++) {
+            p[(size_t)(k + i) * pitch + (size_t)v * a.channels] = h;
+            h = exp2_fast(sum[i] * decay) * h + end[i];
+        }
     }
 }
 
@@ -701,7 +761,7 @@ static cudaError_t scan_pieces(device *d, const mamba_args &a, const batch &b, s
         const cudaError_t rc =
             cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared);
         return rc ? rc
-                  : launch(d, kernel, grid, SCAN_THREADS, shared, false, a, b.spans, b.pieces,
+                  : launch(d, kernel, grid, SCAN_BLOCK, shared, false, a, b.spans, b.pieces,
                            d->carry);
     }
     auto kernel = pass == SCAN_WHOLE   ? scan_kernel<T, S, 16, SCAN_WHOLE>
@@ -721,10 +781,9 @@ template <class T, class S> static cudaError_t scan_run(device *d, int layer, co
         return scan_pieces<T, S>(d, a, b, SCAN_WHOLE);
     cudaError_t rc = scan_pieces<T, S>(d, a, b, SCAN_LOCAL);
     if (rc == cudaSuccess)
-        rc = launch(
-            d, carry_kernel<S, 16>,
-            dim3((unsigned)ceil_div((int64_t)a.channels * 16, SCAN_THREADS), (unsigned)b.n_spans),
-            SCAN_THREADS, 0, false, a, b.spans, d->carry);
+        rc = launch(d, carry_kernel<S, 16>,
+                    dim3((unsigned)ceil_div(a.channels, SCAN_THREADS), (unsigned)b.n_spans, 16),
+                    SCAN_THREADS, 0, false, a, b.spans, d->carry);
     return rc ? rc : scan_pieces<T, S>(d, a, b, SCAN_FINAL);
 }
 

@@ -39,7 +39,8 @@ __device__ __forceinline__ float head_delta(const mamba2_args &a, size_t at, int
 
 // P states a head's row count, N a row; a thread's vector is V states, 16 bytes.
 template <class T, class S, int P, int N>
-__global__ void __launch_bounds__(HEAD_THREADS) advance_kernel(mamba2_args a, const row *rows) {
+__global__ void __launch_bounds__(HEAD_THREADS, sizeof(S) == 2 ? 6 : 5)
+    advance_kernel(mamba2_args a, const row *rows) {
     constexpr int V = 16 / sizeof(S), LANES = N / V, AT_ONCE = HEAD_THREADS / LANES,
                   LOADS = P / AT_ONCE;
     static_assert(LANES <= 32 && P % AT_ONCE == 0, "shape");
@@ -49,14 +50,12 @@ __global__ void __launch_bounds__(HEAD_THREADS) advance_kernel(mamba2_args a, co
     const int q = threadIdx.x % LANES, p0 = threadIdx.x / LANES;
     const row r = rows[blockIdx.y];
     S *state = (S *)a.state + (((size_t)max(r.slot, 0) * a.heads + head) * P + p0) * N + q * V;
-    float h[LOADS][V];
+    uint4 raw[LOADS]; // as stored: half the registers in fp16, so more blocks an SM
 #pragma unroll
     for (int i = 0; i < LOADS; i++) {
-#pragma unroll
-        for (int v = 0; v < V; v++)
-            h[i][v] = 0;
+        raw[i] = make_uint4(0, 0, 0, 0);
         if (r.slot >= 0 && !r.fresh)
-            load<V>(state + (size_t)i * AT_ONCE * N, h[i]);
+            raw[i] = __ldcs((const uint4 *)(state + (size_t)i * AT_ONCE * N));
     }
     dependency_wait();
     if (r.slot < 0)
@@ -71,13 +70,14 @@ __global__ void __launch_bounds__(HEAD_THREADS) advance_kernel(mamba2_args a, co
     for (int i = 0; i < LOADS; i++) {
         const int p = i * AT_ONCE + p0;
         const float input = delta * to_float(xc[head * P + p]);
-        float y = 0;
+        float y = 0, h[V];
+        load<V>((const S *)&raw[i], h);
 #pragma unroll
         for (int v = 0; v < V; v++) {
-            h[i][v] = decay * h[i][v] + input * b[v];
-            y += h[i][v] * c[v];
+            h[v] = decay * h[v] + input * b[v];
+            y += h[v] * c[v];
         }
-        store<V>(state + (size_t)i * AT_ONCE * N, h[i]);
+        store<V>(state + (size_t)i * AT_ONCE * N, h);
 #pragma unroll
         for (int o = LANES / 2; o; o >>= 1)
             y += __shfl_xor_sync(~0u, y, o);

@@ -4,20 +4,23 @@
 // Weights are row-major as in the file, which cuBLASLt reads as a transposed column-major A; token
 // rows are its columns. Token rows are rounded up to a bucket (step_bucket), so every product that
 // a step can need is known at open: its algorithm is chosen there, by timing what the heuristic
-// offers over different layers' weights, so that the timing sees a cold L2 as a step does. Rows
-// are independent: what the rows past n hold never reaches another row.
+// offers over different layers' weights, so that the timing sees a cold L2 as a step does, or by
+// what an earlier run found (algorithms.cu). Rows are independent: what the rows past n hold never
+// reaches another row.
 //
 // out_proj accumulates straight into the fp32 residual (beta 1), which saves a pass over it.
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "algorithms.h"
 #include "cuda.h"
 #include "types.cuh"
 #include "util.cuh"
 
 namespace ssm {
 
-enum { MAX_BUCKETS = 64, CANDIDATES = 8, TUNE_LAYERS = 6 };
+enum { MAX_BUCKETS = 64, CANDIDATES = 16, TUNE_LAYERS = 6 };
 static const size_t WORKSPACE = (size_t)64 << 20;
 
 struct lt_choice {
@@ -35,6 +38,8 @@ struct lt_plan {
     int32_t buckets[MAX_BUCKETS];
     int n_buckets;
     lt_choice choices[PRODUCT_KINDS][MAX_BUCKETS];
+    char key[128];
+    algorithm_list *remembered;
 };
 
 // A plain product for shapes that cuBLASLt has nothing for. A warp an output.
@@ -151,8 +156,25 @@ static int time_algo(device *d, product_kind kind, int bucket, const void *x, vo
     return 0;
 }
 
-static int choose(device *d, product_kind kind, int bucket, cublasLtMatmulPreference_t preference,
-                  cudaEvent_t from, cudaEvent_t to, ssm_error *err) {
+// One word that says all that the choice of an algorithm depends on.
+static void shape_name(const device *d, product_kind kind, int bucket, char *out, size_t size) {
+    const shape s = shape_of(d, kind);
+    snprintf(out, size, "%dx%dx%d,%s,%s,%g", s.rows, s.cols, d->lt->buckets[bucket],
+             ssm_dtype_name(d->weight_type), s.fp32_out ? "f32" : "same", (double)s.beta);
+}
+
+static bool still_usable(device *d, product_kind kind, int bucket, cublasLtMatmulAlgo_t algo) {
+    lt_plan *p = d->lt;
+    cublasLtMatmulHeuristicResult_t result;
+    return cublasLtMatmulAlgoCheck(p->handle, p->operation, p->weight[kind], p->x[kind][bucket],
+                                   p->y[kind][bucket], p->y[kind][bucket], &algo,
+                                   &result) == CUBLAS_STATUS_SUCCESS &&
+           result.workspaceSize <= WORKSPACE;
+}
+
+static int time_candidates(device *d, product_kind kind, int bucket,
+                           cublasLtMatmulPreference_t preference, cudaEvent_t from, cudaEvent_t to,
+                           ssm_error *err) {
     lt_plan *p = d->lt;
     cublasLtMatmulHeuristicResult_t found[CANDIDATES];
     int n = 0;
@@ -160,21 +182,36 @@ static int choose(device *d, product_kind kind, int bucket, cublasLtMatmulPrefer
                                        p->y[kind][bucket], p->y[kind][bucket], preference,
                                        CANDIDATES, found, &n) != CUBLAS_STATUS_SUCCESS)
         n = 0;
-    const void *x = kind == PRODUCT_IN || kind == PRODUCT_HEAD ? d->u
-                    : kind == PRODUCT_X                        ? d->xc
-                                                               : d->y;
-    void *y = kind == PRODUCT_IN    ? d->xz
-              : kind == PRODUCT_X   ? d->xdb
-              : kind == PRODUCT_OUT ? (void *)d->residual
-                                    : (void *)d->logits;
+    const void *inputs[] = {d->u, d->xc, d->y, d->u};
+    void *outputs[] = {d->xz, d->xdb, d->residual, d->logits};
     lt_choice &best = p->choices[kind][bucket];
     for (int i = 0; i < n; i++) {
         float us = -1;
         if (found[i].state != CUBLAS_STATUS_SUCCESS)
             continue;
-        SSM_TRY(time_algo(d, kind, bucket, x, y, &found[i].algo, from, to, &us, err));
+        SSM_TRY(time_algo(d, kind, bucket, inputs[kind], outputs[kind], &found[i].algo, from, to,
+                          &us, err));
         if (us >= 0 && (!best.usable || us < best.microseconds))
             best = {true, found[i].algo, us};
+    }
+    return 0;
+}
+
+static int choose(device *d, product_kind kind, int bucket, cublasLtMatmulPreference_t preference,
+                  cudaEvent_t from, cudaEvent_t to, ssm_error *err) {
+    lt_plan *p = d->lt;
+    lt_choice &best = p->choices[kind][bucket];
+    algorithm a = {};
+    shape_name(d, kind, bucket, a.shape, sizeof a.shape);
+    const algorithm *known = algorithms_find(p->remembered, a.shape);
+    if (known && still_usable(d, kind, bucket, known->algo)) {
+        best = {true, known->algo, known->microseconds};
+        return 0;
+    }
+    SSM_TRY(time_candidates(d, kind, bucket, preference, from, to, err));
+    if (best.usable) {
+        a.microseconds = best.microseconds, a.algo = best.algo;
+        algorithms_append(p->key, &a);
     }
     return 0;
 }
@@ -228,6 +265,13 @@ int products_create(device *d, ssm_error *err) {
     SSM_TRY(lt_check(d, cublasLtCreate(&p->handle), "cublasLtCreate", err));
     SSM_TRY(lt_check(d, cublasLtMatmulDescCreate(&p->operation, CUBLAS_COMPUTE_32F, CUDA_R_32F),
                      "descriptor", err));
+    int driver = 0;
+    SSM_CUDA(d, cudaDriverGetVersion(&driver), err);
+    algorithms_key(p->key, sizeof p->key, d->name, driver, cublasLtGetVersion());
+    p->remembered = (algorithm_list *)malloc(sizeof *p->remembered);
+    if (!p->remembered)
+        return ssm_error_set(err, SSM_ENOMEM, NULL, "no memory for the products' plans");
+    algorithms_load(p->remembered, p->key);
     const cublasOperation_t transposed = CUBLAS_OP_T;
     SSM_TRY(lt_check(d,
                      cublasLtMatmulDescSetAttribute(p->operation, CUBLASLT_MATMUL_DESC_TRANSA,
@@ -275,6 +319,7 @@ void products_free(device *d) {
         cublasLtMatmulDescDestroy(p->operation);
     if (p->handle)
         cublasLtDestroy(p->handle);
+    free(p->remembered);
     free(p);
     d->lt = NULL;
 }

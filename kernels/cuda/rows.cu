@@ -120,11 +120,50 @@ __global__ void gated_norm_kernel(T *y, const float *weight, int width, float ep
         x[i] = from_float<T>(to_float(x[i]) * scale * w[i]);
 }
 
+// The same for widths of at most 8 * 256 * GATED_CHUNKS, a multiple of 8.
+enum { GATED_CHUNKS = 4 };
+template <class T>
+__global__ void __launch_bounds__(256)
+    gated_norm_kernel8(T *y, const float *weight, int width, float eps) {
+    __shared__ float scratch[32];
+    dependents_start();
+    dependency_wait();
+    T *x = y + ((size_t)blockIdx.y * gridDim.x + blockIdx.x) * width;
+    const float *w = weight + (size_t)blockIdx.x * width;
+    float v[GATED_CHUNKS][8], sum = 0;
+#pragma unroll
+    for (int c = 0; c < GATED_CHUNKS; c++) {
+        const int i = (c * 256 + threadIdx.x) * 8;
+        if (i < width) {
+            load<8>(x + i, v[c]);
+#pragma unroll
+            for (int k = 0; k < 8; k++)
+                sum += v[c][k] * v[c][k];
+        }
+    }
+    const float scale = rsqrtf(block_sum(sum, scratch) / width + eps);
+#pragma unroll
+    for (int c = 0; c < GATED_CHUNKS; c++) {
+        const int i = (c * 256 + threadIdx.x) * 8;
+        if (i < width) {
+            float g[8];
+            load<8>(w + i, g);
+#pragma unroll
+            for (int k = 0; k < 8; k++)
+                v[c][k] *= scale * g[k];
+            store<8>(x + i, v[c]);
+        }
+    }
+}
+
 cudaError_t gated_norm(device *d, const layer_weights &w, void *y, int32_t n, bool overlap) {
     return with_type(d->weight_type, [&](auto t) {
         typedef decltype(t) T;
-        return launch(d, gated_norm_kernel<T>, dim3((unsigned)d->g.n_groups, (unsigned)n), 256, 0,
-                      overlap, (T *)y, w.gate_norm, d->g.d_inner / d->g.n_groups, d->g.gate_eps);
+        const int width = d->g.d_inner / d->g.n_groups;
+        auto kernel = width % 8 == 0 && width <= 2048 * GATED_CHUNKS ? gated_norm_kernel8<T>
+                                                                     : gated_norm_kernel<T>;
+        return launch(d, kernel, dim3((unsigned)d->g.n_groups, (unsigned)n), 256, 0, overlap,
+                      (T *)y, w.gate_norm, width, d->g.gate_eps);
     });
 }
 
@@ -202,7 +241,112 @@ __device__ __forceinline__ void convolve(const conv_args &a, int c, F history, f
         out[k] = silu(out[k]);
 }
 
-// ring [slot][d_conv - 1][channels] T of this layer, in [token row][in_pitch] T, out
+// The published width with everything in registers: V channels' taps and bias, loaded once.
+template <int V> struct taps4 {
+    float weight[4][V], bias[V]; // weight[j]: of the input j tokens ago
+
+    __device__ __forceinline__ taps4(const conv_args &a, int c) {
+#pragma unroll
+        for (int j = 0; j < 4; j++)
+            load<V>(a.weight + (size_t)(3 - j) * a.channels + c, weight[j]);
+        load<V>(a.bias + c, bias);
+    }
+    // x[j]: inputs j tokens ago
+    __device__ __forceinline__ void apply(const float (&x)[4][V], float (&out)[V]) const {
+#pragma unroll
+        for (int k = 0; k < V; k++)
+            out[k] = silu(bias[k] + weight[0][k] * x[0][k] + weight[1][k] * x[1][k] +
+                          weight[2][k] * x[2][k] + weight[3][k] * x[3][k]);
+    }
+};
+
+// ring [slot][3][channels] T of this layer, in [token row][in_pitch] T, out [row][channels] T
+template <class T, int V>
+__global__ void __launch_bounds__(128)
+    conv4_rows_kernel(conv_args a, const row *rows, int n, int rows_a_thread,
+                      const T *__restrict__ in, T *__restrict__ ring, T *__restrict__ out) {
+    dependents_start();
+    const int c = (blockIdx.x * blockDim.x + threadIdx.x) * V;
+    if (c >= a.channels)
+        return;
+    const taps4<V> taps(a, c);
+    dependency_wait();
+    const int first = blockIdx.y * rows_a_thread, end = min(first + rows_a_thread, n);
+#pragma unroll 2
+    for (int i = first; i < end; i++) {
+        const row r = rows[i];
+        if (r.slot < 0)
+            continue;
+        T *entries = ring + (size_t)r.slot * 3 * a.channels + c;
+        float x[4][V], sum[V];
+        load<V>(in + (size_t)r.at * a.in_pitch + c, x[0]);
+#pragma unroll
+        for (int j = 1; j < 4; j++) {
+            const int e = r.ring - j < 0 ? r.ring - j + 3 : r.ring - j;
+            load<V>(entries + (size_t)e * a.channels, x[j]);
+            if (r.fresh) {
+#pragma unroll
+                for (int k = 0; k < V; k++)
+                    x[j][k] = 0;
+            }
+        }
+        taps.apply(x, sum);
+        store<V>(out + (size_t)r.at * a.channels + c, sum);
+        const float zero[V] = {};
+#pragma unroll
+        for (int e = 0; e < 3; e++) { // what lies before a sequence reads as zero from now on
+            if (e == r.ring)
+                store<V>(entries + (size_t)e * a.channels, x[0]);
+            else if (r.fresh)
+                store<V>(entries + (size_t)e * a.channels, zero);
+        }
+    }
+}
+
+// A thread slides over a tile of up to CONV_TILE tokens of one span.
+template <class T, int V>
+__global__ void __launch_bounds__(128)
+    conv4_tiles_kernel(conv_args a, const span *spans, const piece *tiles, const T *__restrict__ in,
+                       const T *__restrict__ ring, T *__restrict__ out) {
+    const int c = (blockIdx.x * blockDim.x + threadIdx.x) * V;
+    if (c >= a.channels)
+        return;
+    const taps4<V> taps(a, c);
+    const piece tile = tiles[blockIdx.y];
+    const span s = spans[tile.span];
+    const T *entries = ring + (size_t)s.slot * 3 * a.channels + c;
+    const T *from = in + (size_t)tile.first * a.in_pitch + c;
+    T *to = out + (size_t)tile.first * a.channels + c;
+    float x[4][V];
+#pragma unroll
+    for (int j = 1; j < 4; j++) { // the window before the tile, as it will have moved
+        const int before = s.first - (tile.first - j);
+        if (before <= 0) {
+            load<V>(from - (size_t)j * a.in_pitch, x[j - 1]);
+        } else if (!s.fresh) {
+            load<V>(entries + (size_t)((s.ring - before + 3) % 3) * a.channels, x[j - 1]);
+        } else {
+#pragma unroll
+            for (int k = 0; k < V; k++)
+                x[j - 1][k] = 0;
+        }
+    }
+#pragma unroll 4
+    for (int t = 0; t < tile.count; t++) {
+#pragma unroll
+        for (int j = 3; j > 0; j--) {
+#pragma unroll
+            for (int k = 0; k < V; k++)
+                x[j][k] = x[j - 1][k];
+        }
+        load<V>(from + (size_t)t * a.in_pitch, x[0]);
+        float sum[V];
+        taps.apply(x, sum);
+        store<V>(to + (size_t)t * a.channels, sum);
+    }
+}
+
+// Other widths. ring [slot][d_conv - 1][channels] T of this layer, in [token row][in_pitch] T, out
 // [row][channels] T
 template <class T, int V>
 __global__ void conv_rows_kernel(conv_args a, const row *rows, int n, const T *in, T *ring,
@@ -299,6 +443,18 @@ __global__ void conv_tails_kernel(conv_args a, const span *spans, const T *in, T
     }
 }
 
+template <class T, int V>
+static cudaError_t conv_rows(device *d, const conv_args &a, const batch &b, const T *in, T *ring,
+                             T *out) {
+    const unsigned blocks = (unsigned)ceil_div(a.channels, V * 128);
+    if (a.width != 4)
+        return launch(d, conv_rows_kernel<T, V>, dim3(blocks, (unsigned)b.n_rows), 128, 0, b.decode,
+                      a, b.rows, b.n_rows, in, ring, out);
+    const int each = b.n_rows * (int)blocks >= 16 * d->n_sms ? 4 : 1;
+    return launch(d, conv4_rows_kernel<T, V>, dim3(blocks, (unsigned)ceil_div(b.n_rows, each)), 128,
+                  0, b.decode, a, b.rows, b.n_rows, each, in, ring, out);
+}
+
 template <class T, int V> static cudaError_t conv_run(device *d, int layer, const batch &b) {
     const ssm_geometry &g = d->g;
     const layer_weights &w = d->layers[layer];
@@ -307,18 +463,17 @@ template <class T, int V> static cudaError_t conv_run(device *d, int layer, cons
     const T *in = (const T *)d->xz + (g.kind == SSM_BLOCK_MAMBA2 ? g.d_inner : 0);
     T *ring = (T *)d->ring + (size_t)layer * d->n_slots * (g.d_conv - 1) * g.conv_dim;
     T *out = (T *)d->xc;
-    const int threads = 128;
-    const unsigned blocks = (unsigned)ceil_div(g.conv_dim, V * threads);
-    cudaError_t rc = launch(d, conv_rows_kernel<T, V>, dim3(blocks, (unsigned)b.n_rows), threads, 0,
-                            b.decode, a, b.rows, b.n_rows, in, ring, out);
+    cudaError_t rc = conv_rows<T, V>(d, a, b, in, ring, out);
     if (rc != cudaSuccess || b.n_spans == 0)
         return rc;
-    rc = launch(d, conv_tiles_kernel<T, V>, dim3(blocks, (unsigned)b.n_tiles), threads, 0, false, a,
-                b.spans, b.tiles, in, (const T *)ring, out);
+    const unsigned blocks = (unsigned)ceil_div(g.conv_dim, V * 128);
+    rc = launch(d, a.width == 4 ? conv4_tiles_kernel<T, V> : conv_tiles_kernel<T, V>,
+                dim3(blocks, (unsigned)b.n_tiles), 128, 0, false, a, b.spans, b.tiles, in,
+                (const T *)ring, out);
     if (rc != cudaSuccess)
         return rc;
-    return launch(d, conv_tails_kernel<T, V>, dim3(blocks, (unsigned)b.n_spans), threads, 0, false,
-                  a, b.spans, in, ring);
+    return launch(d, conv_tails_kernel<T, V>, dim3(blocks, (unsigned)b.n_spans), 128, 0, false, a,
+                  b.spans, in, ring);
 }
 
 cudaError_t conv(device *d, int layer, const batch &b) {

@@ -5,12 +5,14 @@
 // temperature; one Philox number inverts the cumulative sum in the order of ids. Ties go to the
 // lower id.
 //
-// A block of 1,024 threads takes a row. A row that is changed (penalties, filters) is copied to the
-// block's scratch first and ids drop out by becoming -inf there. A filter needs the id at which a
-// mass is reached in the order of a key: 32 halvings of the key's range, each a pass over the row
-// that sums the mass above the middle (in L2, about 2 us at 50,280 ids). Masses are 2^-40 fixed
-// point in 64 bits, whose sums do not depend on their order: a seed gives the same token in every
-// run, whatever the batch.
+// A block of 1,024 threads takes a row; a changed row (penalties, bans) is copied to the block's
+// scratch first. Filters mostly need few ids: the K-th largest of the threads' own maxima bounds
+// the K-th largest logit from below, the ids above it (usually a little more than K) are sorted in
+// shared memory, and top_k, top_p and min_p are prefixes of that list. Where the list cannot be
+// shown to hold the answer (flat rows, typical_p) a filter takes the long way: 32 halvings of the
+// key's range, each a pass over the row that sums the mass above the middle (about 2 us at 50,280
+// ids), ids dropping out by becoming -inf in scratch. Masses are 2^-40 fixed point in 64 bits,
+// whose sums do not depend on their order: both ways and every run give the same token.
 //
 // Results go straight to pinned host memory, in CALLS rounds: collect waits for the oldest.
 #include <stdlib.h>
@@ -337,6 +339,151 @@ __device__ void filter(const draw &d, float *w, int32_t n, scratchpad *s) {
     }
 }
 
+// ---- the short way
+
+enum { LIST = 2048, FEW = 256 }; // FEW: how many a top_p without top_k is expected to need
+
+// The largest v of which at least k threads have one that is no smaller, as an order.
+__device__ uint32_t block_kth_largest(uint32_t order, int k) {
+    uint32_t low = 0, high = 0xffffffffu;
+    while (low < high) {
+        const uint32_t middle = low + (high - low) / 2 + ((high - low) & 1);
+        if (__syncthreads_count(order >= middle) >= k)
+            low = middle;
+        else
+            high = middle - 1;
+    }
+    return low;
+}
+
+// Descending; n is rounded up to a power of two by zeros.
+__device__ void block_sort(uint64_t *keys, int n) {
+    int size = 2;
+    while (size < n)
+        size *= 2;
+    for (int i = n + threadIdx.x; i < size; i += DRAW_THREADS)
+        keys[i] = 0;
+    __syncthreads();
+    for (int k = 2; k <= size; k *= 2) {
+        for (int j = k / 2; j > 0; j /= 2) {
+            for (int i = threadIdx.x; i < size; i += DRAW_THREADS) {
+                const int other = i ^ j;
+                if (other > i && (keys[i] < keys[other]) == ((i & k) == 0)) {
+                    const uint64_t t = keys[i];
+                    keys[i] = keys[other];
+                    keys[other] = t;
+                }
+            }
+            __syncthreads();
+        }
+    }
+}
+
+__device__ __forceinline__ float value_of(uint64_t key) { // order_of's inverse
+    const uint32_t o = (uint32_t)(key >> 32);
+    return __uint_as_float(o & 0x80000000u ? o & 0x7fffffffu : ~o);
+}
+
+// All ids whose order is at least `bound`, sorted; their number, or more than LIST.
+__device__ int gather(const float *w, int32_t n, uint32_t bound, uint64_t *keys) {
+    __shared__ int count;
+    if (threadIdx.x == 0)
+        count = 0;
+    __syncthreads();
+    for (int32_t i = threadIdx.x; i < n; i += DRAW_THREADS) {
+        const uint32_t order = order_of(w[i]);
+        if (order >= bound && w[i] > -INFINITY) {
+            const int at = atomicAdd(&count, 1);
+            if (at < LIST)
+                keys[at] = (uint64_t)order << 32 | (uint32_t)~i;
+        }
+    }
+    __syncthreads();
+    const int found = count;
+    __syncthreads();
+    if (found <= LIST)
+        block_sort(keys, found);
+    return found;
+}
+
+// How many of the first m keys it takes to reach a mass, at least one; m + 1: all do not.
+__device__ int prefix_of(const uint64_t *keys, int m, uint64_t wanted, float max, scratchpad *s) {
+    __shared__ int found;
+    const int i = 2 * threadIdx.x;
+    const uint64_t a = i < m ? mass_of(expf(value_of(keys[i]) - max)) : 0;
+    const uint64_t b = i + 1 < m ? mass_of(expf(value_of(keys[i + 1]) - max)) : 0;
+    uint64_t total;
+    if (threadIdx.x == 0)
+        found = m + 1;
+    const uint64_t before = block_scan_mass(a + b, &total, s);
+    wanted = wanted > 0 ? wanted : 1;
+    if (before < wanted && wanted <= before + a + b)
+        found = wanted <= before + a ? i + 1 : i + 2;
+    __syncthreads();
+    const int result = found;
+    __syncthreads();
+    return result;
+}
+
+__device__ int32_t draw_from(uint64_t *keys, int m, float max, float scale, double uniform,
+                             scratchpad *s) {
+    for (int i = threadIdx.x; i < m; i += DRAW_THREADS) // by id: ~id is in the low half
+        keys[i] = keys[i] << 32 | keys[i] >> 32;
+    __syncthreads();
+    block_sort(keys, m);
+    auto mass = [&](int i) { return mass_of(expf((value_of(keys[i] << 32) - max) * scale)); };
+    uint64_t sum = 0;
+    for (int i = threadIdx.x; i < m; i += DRAW_THREADS)
+        sum += mass(i);
+    const uint64_t total = block_sum_mass(sum, s);
+    const uint64_t target = min((uint64_t)(uniform * (double)total), total - 1);
+    const int at = find_in_order(m, target, mass, s);
+    return at < 0 ? -1 : (int32_t) ~(uint32_t)(keys[at] >> 32);
+}
+
+// The token, or -2 where only the long way can tell.
+__device__ int32_t choose_few(const draw &d, const float *w, int32_t n, float max, float scale,
+                              double uniform, scratchpad *s) {
+    __shared__ uint64_t keys[LIST];
+    const bool top_k = d.top_k > 0 && d.top_k < n, nucleus = d.top_p < 1;
+    if (d.typical_p < 1 || (top_k && d.top_k > DRAW_THREADS))
+        return -2;
+    uint32_t bound;
+    if (top_k || nucleus) {
+        float mine = -INFINITY;
+        for (int32_t i = threadIdx.x; i < n; i += DRAW_THREADS)
+            mine = fmaxf(mine, w[i]);
+        bound = block_kth_largest(order_of(mine), top_k ? d.top_k : FEW);
+    } else {
+        bound = order_of(max + logf(d.min_p));
+    }
+    int m = gather(w, n, bound, keys);
+    if (m > LIST || m == 0)
+        return -2;
+    m = top_k ? min(m, d.top_k) : m;
+    if (nucleus) {
+        uint64_t total = 0;
+        if (top_k) {
+            for (int i = threadIdx.x; i < m; i += DRAW_THREADS)
+                total += mass_of(expf(value_of(keys[i]) - max));
+            total = block_sum_mass(total, s);
+        } else {
+            total = total_mass(w, n, max, s);
+        }
+        const int kept = prefix_of(keys, m, share(d.top_p, total), max, s);
+        if (kept > m)
+            return -2;
+        m = kept;
+    }
+    if (d.min_p > 0) {
+        const float least = max + logf(d.min_p);
+        const int i = 2 * threadIdx.x;
+        const int a = __syncthreads_count(i < m && value_of(keys[i]) >= least);
+        m = a + __syncthreads_count(i + 1 < m && value_of(keys[i + 1]) >= least);
+    }
+    return draw_from(keys, m, max, scale, uniform, s);
+}
+
 __device__ int32_t choose(const draw &d, const int32_t *lists, const float *raw, float *scratch,
                           int32_t n, float raw_max, int32_t raw_best, scratchpad *s) {
     const float *w = raw;
@@ -352,7 +499,12 @@ __device__ int32_t choose(const draw &d, const int32_t *lists, const float *raw,
         return -1;
     if (!(d.temperature > 0))
         return best;
+    const float scale = d.temperature > 1e-30f ? 1.f / d.temperature : 1e30f;
+    const double uniform = philox_uniform(d.seed, d.position);
     if (has_filters(d, n)) {
+        const int32_t token = choose_few(d, w, n, max, scale, uniform, s);
+        if (token != -2)
+            return token;
         for (int32_t i = threadIdx.x; !copied && i < n; i += DRAW_THREADS)
             scratch[i] = raw[i];
         __syncthreads();
@@ -360,23 +512,37 @@ __device__ int32_t choose(const draw &d, const int32_t *lists, const float *raw,
         w = scratch;
         max = row_max(w, n, &best, s);
     }
-    const float scale = d.temperature > 1e-30f ? 1.f / d.temperature : 1e30f;
     auto mass = [&](int32_t i) { return mass_of(expf((w[i] - max) * scale)); };
     uint64_t sum = 0;
     for (int32_t i = threadIdx.x; i < n; i += DRAW_THREADS)
         sum += mass(i);
     const uint64_t total = block_sum_mass(sum, s);
-    const double uniform = philox_uniform(d.seed, d.position);
     const uint64_t target = min((uint64_t)(uniform * (double)total), total - 1);
     return find_in_order(n, target, mass, s);
 }
 
-// The n_top likeliest of the raw row, one pass each.
+// The n_top likeliest of the raw row: from a short list, or one pass each.
 __device__ void list_top(const float *raw, int32_t n, int32_t n_top, double log_total,
                          ssm_sampled *out, scratchpad *s) {
+    __shared__ uint64_t keys[LIST];
+    const int32_t count = min(n_top, n);
+    float mine = -INFINITY;
+    for (int32_t i = threadIdx.x; i < n; i += DRAW_THREADS)
+        mine = fmaxf(mine, raw[i]);
+    const int found = gather(raw, n, block_kth_largest(order_of(mine), count), keys);
+    if (threadIdx.x == 0)
+        out->n_top = count;
+    if (found <= LIST) {
+        if ((int)threadIdx.x < count) {
+            const uint64_t key = keys[threadIdx.x];
+            out->top_ids[threadIdx.x] = (int32_t) ~(uint32_t)key;
+            out->top_logprobs[threadIdx.x] = (float)((double)value_of(key) - log_total);
+        }
+        __syncthreads();
+        return;
+    }
     float last = INFINITY;
     int32_t last_id = -1;
-    const int32_t count = min(n_top, n);
     for (int32_t k = 0; k < count; k++) {
         float best = -INFINITY;
         int32_t at = -1;
@@ -392,8 +558,6 @@ __device__ void list_top(const float *raw, int32_t n, int32_t n_top, double log_
             out->top_logprobs[k] = (float)((double)best - log_total);
         }
     }
-    if (threadIdx.x == 0)
-        out->n_top = count;
 }
 
 __global__ void __launch_bounds__(DRAW_THREADS)

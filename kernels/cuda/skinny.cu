@@ -19,6 +19,8 @@
 //
 // Bytes: the weights, once. What bounds it: the floor is weights / 4.4 TB/s; each launch exposes
 // the trip of its token rows through L2 (about 1 us) and its tail.
+#include <stdlib.h>
+
 #include "cuda.h"
 #include "util.cuh"
 
@@ -133,37 +135,73 @@ __device__ __forceinline__ void finish(const skinny_args &a, const ahead &p, int
     }
 }
 
+// Eight columns of a token row; with a norm, times its weight, their squares added to sum.
+struct piece8 {
+    float x[8], w[8];
+    uint4 packed;
+};
+
+template <bool NORM>
+__device__ __forceinline__ void read_piece(const skinny_args &a, int token, int k, piece8 &p) {
+    if (NORM) {
+        load<8>((const float *)a.x + (size_t)token * a.n_cols + k, p.x);
+        load<8>(a.norm + k, p.w);
+    } else {
+        p.packed = *(const uint4 *)((const bf16 *)a.x + (size_t)token * a.n_cols + k);
+    }
+}
+
+template <bool NORM> __device__ __forceinline__ float pack_piece(piece8 &p) {
+    float sum = 0;
+    if (NORM) {
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+            sum += p.x[i] * p.x[i];
+            p.x[i] *= p.w[i];
+        }
+        p.packed = make_uint4(pack_bf16(p.x[0], p.x[1]), pack_bf16(p.x[2], p.x[3]),
+                              pack_bf16(p.x[4], p.x[5]), pack_bf16(p.x[6], p.x[7]));
+    }
+    return sum;
+}
+
 // A warp's columns [first, end) of all token rows to its part of shared memory as bf16, row pitch
-// in bytes; with a norm, times its weight, and the rows' sums of squares to squares[token].
+// in bytes; with a norm, the rows' sums of squares to squares[token]. Lanes share out the rows, so
+// that all loads are under way at once however many rows there are.
 template <bool NORM>
 __device__ __forceinline__ void stage(const skinny_args &a, int first, int end, char *to, int pitch,
                                       float *squares) {
+    constexpr int AT_ONCE = NORM ? 2 : 4;
     const int lane = threadIdx.x & 31;
-    for (int token = 0; token < a.batch; token++) {
+    const int share = a.batch == 1 ? 32 : a.batch == 2 ? 16 : a.batch <= 4 ? 8 : 4; // lanes a row
+    const int sub = lane & (share - 1);
+    for (int t0 = 0; t0 < a.batch; t0 += 32 / share) {
+        const int token = t0 + lane / share;
         float sum = 0;
-        for (int k = first + lane * 8; k < end; k += 256) {
-            uint4 v = make_uint4(0, 0, 0, 0);
-            if (k < a.n_cols) {
-                if (NORM) {
-                    float x[8], w[8];
-                    load<8>((const float *)a.x + (size_t)token * a.n_cols + k, x);
-                    load<8>(a.norm + k, w);
+        for (int k = first + sub * 8; k < end; k += AT_ONCE * share * 8) {
+            piece8 p[AT_ONCE];
 #pragma unroll
-                    for (int i = 0; i < 8; i++) {
-                        sum += x[i] * x[i];
-                        x[i] *= w[i];
-                    }
-                    v = make_uint4(pack_bf16(x[0], x[1]), pack_bf16(x[2], x[3]),
-                                   pack_bf16(x[4], x[5]), pack_bf16(x[6], x[7]));
-                } else {
-                    v = *(const uint4 *)((const bf16 *)a.x + (size_t)token * a.n_cols + k);
-                }
+            for (int i = 0; i < AT_ONCE; i++) {
+                const int at = k + i * share * 8;
+                if (token < a.batch && at < end && at < a.n_cols)
+                    read_piece<NORM>(a, token, at, p[i]);
             }
-            *(uint4 *)(to + (size_t)token * pitch + (k - first) * 2) = v;
+#pragma unroll
+            for (int i = 0; i < AT_ONCE; i++) {
+                const int at = k + i * share * 8;
+                if (token >= a.batch || at >= end)
+                    continue;
+                if (at < a.n_cols)
+                    sum += pack_piece<NORM>(p[i]);
+                else
+                    p[i].packed = make_uint4(0, 0, 0, 0);
+                *(uint4 *)(to + (size_t)token * pitch + (at - first) * 2) = p[i].packed;
+            }
         }
         if (NORM) {
-            sum = warp_sum(sum);
-            if (lane == 0)
+            for (int o = share >> 1; o; o >>= 1)
+                sum += __shfl_xor_sync(~0u, sum, o);
+            if (sub == 0 && token < a.batch)
                 squares[token] = sum;
         }
     }
@@ -333,9 +371,12 @@ static cudaError_t run_any(const device *d, const skinny_args &a, dim3 grid, int
 
 // One or two blocks an SM that share the rows evenly; more only where they would get too many.
 static cudaError_t run_even(const device *d, const skinny_args &a) {
+    const char *text = getenv(a.after == AFTER_IN ? "SSM_G_IN" : "SSM_G_OUT");
     int blocks = 2 * d->n_sms;
     if (a.n_rows < 12 * blocks)
         blocks = d->n_sms;
+    if (text && a.after != AFTER_HEAD)
+        blocks = atoi(text);
     if (a.n_rows < blocks)
         blocks = a.n_rows;
     if (a.n_rows > blocks * MAX_GROUPS * 8)
@@ -362,11 +403,24 @@ static skinny_args arguments(const device *d, const batch &b, const void *weight
     return a;
 }
 
+// With many rows the fp32 residual would cross to every block: it is normed to bf16 once instead.
+static cudaError_t with_norm(device *d, const batch &b, const float *weight, skinny_args *a) {
+    if (b.n <= 8) {
+        a->x = d->residual, a->norm = weight;
+        return cudaSuccess;
+    }
+    a->x = d->u;
+    return norm(d, weight, d->residual, NULL, d->u, b.n, true);
+}
+
 cudaError_t skinny_in(device *d, int layer, const batch &b) {
     const ssm_geometry &g = d->g;
     const layer_weights &w = d->layers[layer];
-    skinny_args a = arguments(d, b, w.in_proj, d->residual, d->n_in, g.d_model, AFTER_IN);
-    a.norm = w.norm, a.bias = w.in_bias;
+    skinny_args a = arguments(d, b, w.in_proj, NULL, d->n_in, g.d_model, AFTER_IN);
+    const cudaError_t rc = with_norm(d, b, w.norm, &a);
+    if (rc != cudaSuccess)
+        return rc;
+    a.bias = w.in_bias;
     a.xz = (bf16 *)d->xz, a.xc = (bf16 *)d->xc, a.rows = b.rows;
     a.ring = (bf16 *)d->ring + (size_t)layer * d->n_slots * (g.d_conv - 1) * g.conv_dim;
     a.conv_weight = w.conv_weight, a.conv_bias = w.conv_bias;
@@ -376,7 +430,9 @@ cudaError_t skinny_in(device *d, int layer, const batch &b) {
 }
 
 cudaError_t skinny_x(device *d, int layer, const batch &b) {
-    skinny_args a = arguments(d, b, d->layers[layer].x_proj, d->xc, d->n_x, d->g.d_inner, AFTER_X);
+    const ssm_geometry &g = d->g;
+    const layer_weights &w = d->layers[layer];
+    skinny_args a = arguments(d, b, w.x_proj, d->xc, d->n_x, g.d_inner, AFTER_X);
     a.out = d->xdb;
     a.rows_a_block = 8;
     const dim3 grid((unsigned)ceil_div(d->n_x, 8), (unsigned)skinny_x_splits(d));
@@ -394,10 +450,10 @@ cudaError_t skinny_out(device *d, int layer, const batch &b, bool fold_norm) {
 }
 
 cudaError_t skinny_head(device *d, const batch &b) {
-    skinny_args a =
-        arguments(d, b, d->lm_head, d->residual, d->g.vocab_size, d->g.d_model, AFTER_HEAD);
-    a.norm = d->norm_f, a.out = d->logits;
-    return run_even(d, a);
+    skinny_args a = arguments(d, b, d->lm_head, NULL, d->g.vocab_size, d->g.d_model, AFTER_HEAD);
+    const cudaError_t rc = with_norm(d, b, d->norm_f, &a);
+    a.out = d->logits;
+    return rc ? rc : run_even(d, a);
 }
 
 } // namespace ssm

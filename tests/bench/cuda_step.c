@@ -2,7 +2,8 @@
 // Times a backend's own steps, without scheduler and server: decode by batch, with and without
 // sampling, and prefill.
 //
-//   cuda_step [--state f16] [--backend cuda] GEOMETRY:decode=1,64:prefill=1x2048,8x2048 ...
+//   cuda_step [--state f16] [--backend cuda] [--no-sampling]
+//   GEOMETRY:decode=1,64:prefill=1x2048,8x2048 ...
 //
 // Random weights of a published geometry in bf16. A row gives milliseconds a step (decode) or for
 // all prompts (prefill), tokens a second, and the bytes that a step must move over that time:
@@ -23,6 +24,7 @@ typedef struct bench {
     const char *geometry;
     ssm_dtype state;
     int32_t vocab;
+    bool sampling;
 } bench;
 
 static double now(void) {
@@ -115,7 +117,7 @@ static void bench_decode(bench *b, int32_t n) {
     const double bytes =
         (double)b->info.weight_bytes + 2.0 * (double)n * (double)b->info.slot_bytes;
     double first = 0;
-    for (int i = 0; i < 3; i++) {
+    for (int i = 0; i < (b->sampling ? 3 : 1); i++) {
         int steps = first > 0 ? (int)(0.12 / first) : (int)(0.05e12 / bytes * 20);
         steps = steps < 8 ? 8 : steps > 400 ? 400 : steps;
         double best = 1e9;
@@ -189,7 +191,7 @@ static void run_list(bench *b, const char *text, const char *key) {
     }
 }
 
-static void run_geometry(const char *backend, const char *text, ssm_dtype state) {
+static void run_geometry(const char *backend, const char *text, ssm_dtype state, bool sampling) {
     ssm_error err = {0};
     char name[64];
     snprintf(name, sizeof name, "%.*s", (int)strcspn(text, ":"), text);
@@ -197,7 +199,10 @@ static void run_geometry(const char *backend, const char *text, ssm_dtype state)
     double start = now();
     must(ssm_model_random(name, SSM_DTYPE_BF16, 1, &model, &err), &err);
     const double made = now() - start;
-    bench b = {.backend = ssm_backend_find(backend), .geometry = name, .state = state};
+    bench b = {.backend = ssm_backend_find(backend),
+               .geometry = name,
+               .state = state,
+               .sampling = sampling};
     if (!b.backend) {
         fprintf(stderr, "cuda_step: no backend %s\n", backend);
         exit(1);
@@ -219,13 +224,16 @@ static void run_geometry(const char *backend, const char *text, ssm_dtype state)
 int main(int argc, char **argv) {
     const char *backend = "cuda";
     ssm_dtype state = SSM_DTYPE_F32;
+    bool sampling = true;
     for (int i = 1; i < argc; i++) {
         if (strcmp(argv[i], "--state") == 0 && i + 1 < argc)
             state = (ssm_dtype)ssm_dtype_parse(argv[++i]);
         else if (strcmp(argv[i], "--backend") == 0 && i + 1 < argc)
             backend = argv[++i];
+        else if (strcmp(argv[i], "--no-sampling") == 0)
+            sampling = false;
         else
-            run_geometry(backend, argv[i], state);
+            run_geometry(backend, argv[i], state, sampling);
     }
     return 0;
 }
