@@ -128,6 +128,10 @@ static int read_file(options *o, const char *path, ssm_error *err) {
                            len == LIMIT ? "longer than 1 MiB" : strerror(errno));
     } else {
         rc = options_read_json(o, json, len, err);
+        if (rc < 0 && err) {
+            const ssm_error what = *err;
+            ssm_error_set(err, what.code, what.param, "%.200s: %s", path, what.message);
+        }
     }
     free(json);
     fclose(file);

@@ -130,13 +130,20 @@ def test_allowed_token_ids(client):
     assert set(drawn(client, allowed_token_ids=allowed, temperature=2, seed=1, max_tokens=60)) == set(allowed)
 
 
-def test_bad_words(client):
-    word = " believe"
-    text = models.goldens(DEMO)[1]["greedy_text"]
-    assert "believe" in text
-    other = client.greedy(models.goldens(DEMO)[1]["prompt"], max_tokens=48, bad_words=["believe", word])
-    assert "believe" not in other
-    assert other[:other.index("I'll")] == text[:text.index("I'll")]
+def occurs(ids, within):
+    return any(within[i:i + len(ids)] == ids for i in range(len(within)))
+
+
+@pytest.mark.parametrize("word", [" believe", "I'll believe", " you", ","])
+def test_bad_words(client, word):
+    """The word's tokens are never drawn in a row; until they would be, nothing changes."""
+    golden = models.goldens(DEMO)[1]
+    ids = client.post("/tokenize", {"content": word}).json()["tokens"]
+    assert occurs(ids, golden["greedy_ids"])
+    other = drawn(client, golden["prompt"], temperature=0, max_tokens=48, bad_words=[word, "never seen"])
+    assert not occurs(ids, other)
+    first = next(i for i, (a, b) in enumerate(zip(golden["greedy_ids"], other)) if a != b)
+    assert golden["greedy_ids"][first - len(ids) + 1:first + 1] == ids
 
 
 # ---- several choices

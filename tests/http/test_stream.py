@@ -112,9 +112,9 @@ def test_continuous_usage(client):
 
 
 @pytest.mark.parametrize("parameters", [
-    {"n": 3, "seed": 11}, {"echo": True}, {"echo": True, "max_tokens": 0}, {"max_tokens": 0},
-    {"stop": "the", "seed": 3}, {"seed": 4, "temperature": 2}, {"return_token_ids": True},
-    {"prompt": ["ROMEO:", "To be, or not to be"], "n": 2, "seed": 5}, {"max_tokens": 1},
+    {"n": 3, "seed": 11}, {"echo": True, "seed": 1}, {"echo": True, "max_tokens": 0}, {"max_tokens": 0},
+    {"stop": "the", "seed": 3}, {"seed": 4, "temperature": 2}, {"return_token_ids": True, "seed": 2},
+    {"prompt": ["ROMEO:", "To be, or not to be"], "n": 2, "seed": 5}, {"max_tokens": 1, "seed": 6},
     {"stop": ["I", "e "], "include_stop_str_in_output": True, "seed": 8}, {"prompt": "", "seed": 9},
 ], ids=str)
 def test_stream_equals_whole(client, parameters):

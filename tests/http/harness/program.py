@@ -5,6 +5,7 @@ SSMD_BINARY picks another build. SSMD_TIME_SCALE multiplies every waiting time, 
 builds. Everything that the program prints is kept; a test that fails shows its end.
 """
 
+import ctypes
 import os
 import pathlib
 import re
@@ -24,6 +25,11 @@ SANITIZERS = {
     "UBSAN_OPTIONS": "print_stacktrace=1",
     "TSAN_OPTIONS": "halt_on_error=1:second_deadlock_stack=1",
 }
+
+
+def _end_with_parent():
+    """A test run that is killed takes its servers with it."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def wait_until(condition, seconds, what):
@@ -52,6 +58,7 @@ class Program:
             env={**SANITIZERS, **inherited, **(environment or {})},
             cwd="/",  # nothing may depend on the directory it is started from
             start_new_session=True,
+            preexec_fn=_end_with_parent,
         )
         self.output = []
         self._port = None
