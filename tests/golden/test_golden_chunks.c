@@ -12,7 +12,7 @@
 #include <string.h>
 
 static const int32_t chunks[] = {1, 2, 3, 63, 64, 65, 1000};
-enum { N_CHUNKS = sizeof chunks / sizeof chunks[0], LENGTH = 200, LONG = 1100 };
+enum { N_CHUNKS = sizeof chunks / sizeof chunks[0], LENGTH = 130, LONG = 1100 };
 
 // Every model once: long enough a prompt from its golden prompts, one after the other.
 static int32_t *long_prompt(const golden *g, int32_t n) {
