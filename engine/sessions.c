@@ -235,6 +235,29 @@ int ssm_session_import(ssm_engine *engine, const uint64_t owner[2], const char *
     return rc;
 }
 
+int ssm_session_export_bytes(ssm_engine *engine, const uint64_t owner[2], const char *name,
+                             uint8_t **out, size_t *size, ssm_error *err) {
+    session_call call = {.op = SESSION_READ, .owner = owner, .name = name};
+    int rc = run_call(engine, &call, err);
+    if (rc == 0)
+        rc = snapshot_file_encode(engine->model, &call.image, NULL, out, size, err);
+    snapshot_image_dispose(&call.image);
+    return rc;
+}
+
+int ssm_session_import_bytes(ssm_engine *engine, const uint64_t owner[2], const char *name,
+                             const uint8_t *bytes, size_t size, ssm_session_info *out,
+                             ssm_error *err) {
+    session_call call = {.op = SESSION_WRITE, .owner = owner, .name = name, .infos = out};
+    int rc = check_name(name, "session", err);
+    if (rc == 0)
+        rc = snapshot_file_decode(engine->model, bytes, size, &call.image, NULL, NULL, err);
+    if (rc == 0)
+        rc = run_call(engine, &call, err);
+    snapshot_image_dispose(&call.image);
+    return rc;
+}
+
 uint64_t ssm_session_max_file(const ssm_engine *engine) {
     return snapshot_file_max(engine->model);
 }

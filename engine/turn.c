@@ -75,7 +75,9 @@ void turn_begin(ssm_engine *engine, job *j) {
         refuse(engine, j);
         return;
     }
-    if (!join_prompt(j, j->is_whole ? n : 0)) {
+    const int32_t bos = engine->info.bos_id; // it begins texts, not turns
+    const bool has_bos = !j->is_whole && bos >= 0 && j->n_prompt > 0 && j->prompt[0] == bos;
+    if (!join_prompt(j, j->is_whole ? n : has_bos)) {
         job_end(engine, j, SSM_FINISH_ERROR, SSM_ENOMEM, "no memory for the session's prompt");
         return;
     }

@@ -24,6 +24,7 @@
 #include "routes.h"
 #include "server.h"
 #include "stream.h"
+#include "tenant.h"
 
 enum { WINDOW = 32 };
 
@@ -163,6 +164,11 @@ static int submit(completion_run *run, ssm_error *err) {
     request.ignore_eos = r->ignore_eos;
     request.client = client_of(c->ex);
     request.priority = r->priority;
+    request.cache_prompt = r->cache_prompt && !request.prompt_logprobs;
+    tenant_salt(c->ex, r->cache_salt.data, r->cache_salt.len, request.cache_salt);
+    request.session = r->session;
+    tenant_owner(c->ex, request.session_owner);
+    request.session_no_wait = strcmp(c->loop->server->o->session_busy, "409") == 0;
     const int rc = ssm_engine_submit(c->model->engine, &request, &run->id, err);
     if (rc == 0) {
         run->state = RUN_OPEN;
@@ -359,7 +365,9 @@ static void on_token(completion_run *run, const ssm_event *event) {
     }
     run->drawn++;
     const int rc = choice_text_push(&run->choices[event->choice], event, &err);
-    if (rc > 0) {
+    if (rc > 0 && c->request.session) { // it keeps what was read, whatever came after
+        ssm_engine_finish(c->model->engine, run->id, event->choice, event->position + 1);
+    } else if (rc > 0) {
         ssm_engine_cancel(c->model->engine, run->id, event->choice);
     } else if (rc < 0) {
         fail(c, rc, NULL, err.message);

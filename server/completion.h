@@ -43,6 +43,9 @@ typedef struct completion {
     bool stream, include_usage, continuous_usage;
     bool echo, ignore_eos, include_stop, return_token_ids, tokens_as_ids, timings;
     bool skip_special, add_special;
+    bool cache_prompt;
+    ssm_string cache_salt; // data NULL: none
+    const char *session;   // NULL: none
     bool has_seed;
     uint64_t seed;
     int32_t priority;

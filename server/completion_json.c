@@ -76,7 +76,9 @@ static ssm_usage total(const completer *c) {
     for (size_t i = 0; i < c->n_runs; i++) {
         const completion_run *run = &c->runs[i];
         const ssm_usage *u = &run->usage;
-        sum.prompt_tokens += run->prompt->n_ids;
+        // With a session the engine knows what the prompt came to.
+        sum.prompt_tokens +=
+            run->state == RUN_DONE ? u->prompt_tokens : (uint64_t)run->prompt->n_ids;
         sum.cached_tokens += u->cached_tokens;
         sum.completion_tokens +=
             run->state == RUN_DONE ? u->completion_tokens : (uint64_t)run->drawn;

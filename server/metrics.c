@@ -95,6 +95,15 @@ static const struct engine_metric {
     ROW("prompt_tokens_total", "counter", prompt_tokens, "Prompt tokens taken in."),
     ROW("cached_prompt_tokens_total", "counter", cached_tokens,
         "Prompt tokens that a kept state saved."),
+    ROW("cache_hits_total", "counter", cache_hits,
+        "Prompts of which a saved state knew something."),
+    ROW("cache_misses_total", "counter", cache_misses, "Prompts of which none did."),
+    ROW("cache_saves_total", "counter", cache_saves, "States saved."),
+    ROW("cache_evictions_total", "counter", cache_evictions, "Saved states forgotten for room."),
+    ROW("cache_demotions_total", "counter", cache_demotions, "Saved states moved to the host."),
+    ROW("cache_slots_total", "gauge", cache_slots_total, "Device rows for saved states."),
+    ROW("cache_slots_used", "gauge", cache_slots_used, "Device rows that hold one."),
+    ROW("sessions", "gauge", sessions, "Sessions kept."),
     ROW("generation_tokens_total", "counter", generated_tokens, "Tokens generated."),
     ROW("steps_total", "counter", steps, "Steps of the engine."),
     ROW("slots_total", "gauge", slots_total, "State slots."),
@@ -123,6 +132,9 @@ static void put_engines(buf *out, const struct registry *models, const ssm_stats
         buf_str(out, "ssmd_state_bytes{");
         put_label(out, "model", models->items[i].name);
         buf_printf(out, ",tier=\"device\"} %llu\n", (unsigned long long)stats[i].state_bytes);
+        buf_str(out, "ssmd_state_bytes{");
+        put_label(out, "model", models->items[i].name);
+        buf_printf(out, ",tier=\"host\"} %llu\n", (unsigned long long)stats[i].cache_host_bytes);
     }
     put_head(out, "step_duration_seconds", "histogram", "Duration of one step of the engine.");
     for (size_t i = 0; i < models->n; i++) {

@@ -3,9 +3,7 @@
 //
 // Simple fields are rows of a table; what has a shape of its own has a function. A field that is
 // wrong is named in the error. Fields that nobody knows are named once in the log and ignored, as
-// peers do. Fields whose feature is to come are in the table, so that they are no surprise:
-// cache_prompt and cache_salt ask for speed alone and may be ignored; a `session` would be lost
-// silently and is refused.
+// peers do.
 #include <float.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -13,6 +11,7 @@
 
 #include "completion.h"
 #include "json.h"
+#include "tenant.h"
 #include "unknown.h"
 
 enum { MAX_STOPS = 16, MAX_N = 128, MAX_LIST = 1 << 16 };
@@ -49,6 +48,7 @@ static const struct field {
     {"timings", FIELD_BOOL, AT(timings), 0, 0},
     {"skip_special_tokens", FIELD_BOOL, AT(skip_special), 0, 0},
     {"add_special_tokens", FIELD_BOOL, AT(add_special), 0, 0},
+    {"cache_prompt", FIELD_BOOL, AT(cache_prompt), 0, 0},
     // with functions of their own
     {.key = "model", .type = FIELD_OTHER},
     {.key = "prompt", .type = FIELD_OTHER},
@@ -63,7 +63,6 @@ static const struct field {
     {.key = "stop_token_ids", .type = FIELD_OTHER},
     {.key = "allowed_token_ids", .type = FIELD_OTHER},
     {.key = "bad_words", .type = FIELD_OTHER},
-    {.key = "cache_prompt", .type = FIELD_OTHER},
     {.key = "cache_salt", .type = FIELD_OTHER},
     {.key = "session", .type = FIELD_OTHER},
 };
@@ -336,28 +335,54 @@ static int parse_logit_bias(completion *c, const json_t *root, ssm_error *err) {
 }
 
 static int parse_ignored(const completion_limits *limits, const json_t *root, ssm_error *err) {
-    static const char *const strings[] = {"user", "cache_salt", "suffix", "session"};
-    const char *text[4] = {NULL};
-    size_t len[4] = {0};
+    static const char *const strings[] = {"user", "suffix"};
+    const char *text[2] = {NULL};
+    size_t len[2] = {0};
     const json_t *metadata;
-    bool cache = true;
     int rc = json_get_object(root, "metadata", &metadata, err);
-    if (rc == 0) {
-        rc = json_get_bool(root, "cache_prompt", &cache, err);
-    }
-    for (size_t i = 0; rc == 0 && i < 4; i++) {
+    for (size_t i = 0; rc == 0 && i < 2; i++) {
         rc = json_get_string(root, strings[i], &text[i], &len[i], err);
     }
-    if (rc == 0 && len[2] > 0 && !limits->any_model) {
+    if (rc == 0 && len[1] > 0 && !limits->any_model) {
         rc = ssm_error_set(err, SSM_EINVAL, "suffix",
                            "suffix is not supported: these models only continue a text");
     }
-    if (rc == 0 && text[3]) {
-        rc =
-            ssm_error_set(err, SSM_EINVAL, "session",
-                          "session is not supported yet: its state would be lost after the answer");
-    }
     return rc;
+}
+
+static int parse_state(completion *c, const json_t *root, ssm_error *err) {
+    const char *session = NULL, *salt = NULL;
+    size_t session_len = 0, salt_len = 0;
+    int rc = json_get_string(root, "cache_salt", &salt, &salt_len, err);
+    if (rc == 0) {
+        rc = json_get_string(root, "session", &session, &session_len, err);
+    }
+    if (rc < 0) {
+        return rc;
+    }
+    if (salt) {
+        c->cache_salt.len = salt_len;
+        c->cache_salt.data = arena_copy(&c->arena, salt, salt_len);
+    }
+    if (session) {
+        c->session = arena_copy(&c->arena, session, session_len);
+    }
+    if ((salt && !c->cache_salt.data) || (session && !c->session)) {
+        return no_memory(err);
+    }
+    if (session && (strlen(c->session) != session_len || !tenant_is_session(c->session))) {
+        return ssm_error_set(err, SSM_EINVAL, "session",
+                             "session must be 1 to 128 characters of A-Z a-z 0-9 . _ -");
+    }
+    if (session && (c->n_prompts != 1 || c->best_of != 1)) {
+        return ssm_error_set(err, SSM_EINVAL, "session",
+                             "a session goes on with one prompt and one choice");
+    }
+    if (session && c->echo && c->logprobs >= 0) {
+        return ssm_error_set(err, SSM_EINVAL, "session",
+                             "a session cannot echo its prompt's logprobs");
+    }
+    return 0;
 }
 
 static int parse_tree(completion *c, const completion_limits *limits, const json_t *root,
@@ -370,7 +395,7 @@ static int parse_tree(completion *c, const completion_limits *limits, const json
         (rc = parse_prompt(c, limits, root, &skim->ids, err)) < 0 ||
         (rc = parse_best_of(c, root, err)) < 0 || (rc = parse_stream_options(c, root, err)) < 0 ||
         (rc = parse_seed(c, root, skim, err)) < 0 || (rc = parse_logit_bias(c, root, err)) < 0 ||
-        (rc = parse_ignored(limits, root, err)) < 0 ||
+        (rc = parse_ignored(limits, root, err)) < 0 || (rc = parse_state(c, root, err)) < 0 ||
         (rc = parse_strings(c, root, "stop", MAX_STOPS, true, &c->stops, &c->n_stops, err)) < 0 ||
         (rc = parse_strings(c, root, "bad_words", MAX_LIST, false, &c->bad_words, &c->n_bad_words,
                             err)) < 0 ||
@@ -395,7 +420,8 @@ void completion_init(completion *c) {
                       .max_tokens = 16,
                       .logprobs = -1,
                       .skip_special = true,
-                      .add_special = true};
+                      .add_special = true,
+                      .cache_prompt = true};
     ssm_sampling_init(&c->sampling);
 }
 

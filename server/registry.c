@@ -109,6 +109,9 @@ void registry_engine_options(const options *o, const ssm_tokenizer *tokenizer,
     out->max_queue = (int32_t)o->max_queue;
     out->step_tokens = (int32_t)o->step_tokens;
     out->chunk_tokens = (int32_t)o->chunk_tokens;
+    out->cache_bytes = o->cache_bytes;
+    out->cache_host_bytes = (uint64_t)o->cache_host_bytes;
+    out->checkpoint_tokens = (int32_t)o->checkpoint_tokens;
     out->weight_dtype = (ssm_dtype)ssm_dtype_parse(o->weight_dtype);
     out->state_dtype = (ssm_dtype)ssm_dtype_parse(o->state_dtype);
     out->activation_dtype = (ssm_dtype)ssm_dtype_parse(o->activation_dtype);

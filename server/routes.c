@@ -8,16 +8,19 @@
 #include "server.h"
 
 static const route table[] = {
-    {"/v1/completions", false, NULL, api_completions, ROUTE_TIMED},
-    {"/v1/models", false, api_models, NULL, 0},
-    {"/v1/models/", true, api_model, NULL, 0},
-    {"/tokenize", false, NULL, api_tokenize, 0},
-    {"/detokenize", false, NULL, api_detokenize, 0},
-    {"/health", false, api_health, NULL, ROUTE_OPEN | ROUTE_ALWAYS},
-    {"/readyz", false, api_health, NULL, ROUTE_OPEN | ROUTE_ALWAYS},
-    {"/livez", false, api_livez, NULL, ROUTE_OPEN | ROUTE_ALWAYS},
-    {"/metrics", false, api_metrics, NULL, ROUTE_METRICS | ROUTE_ALWAYS},
-    {"/version", false, api_version, NULL, ROUTE_ALWAYS},
+    {"/v1/completions", false, NULL, api_completions, ROUTE_TIMED, NULL, NULL},
+    {"/v1/sessions", false, api_sessions, NULL, 0, NULL, NULL},
+    {"/v1/sessions/", true, api_session_get, api_session_post, 0, api_session_put,
+     api_session_delete},
+    {"/v1/models", false, api_models, NULL, 0, NULL, NULL},
+    {"/v1/models/", true, api_model, NULL, 0, NULL, NULL},
+    {"/tokenize", false, NULL, api_tokenize, 0, NULL, NULL},
+    {"/detokenize", false, NULL, api_detokenize, 0, NULL, NULL},
+    {"/health", false, api_health, NULL, ROUTE_OPEN | ROUTE_ALWAYS, NULL, NULL},
+    {"/readyz", false, api_health, NULL, ROUTE_OPEN | ROUTE_ALWAYS, NULL, NULL},
+    {"/livez", false, api_livez, NULL, ROUTE_OPEN | ROUTE_ALWAYS, NULL, NULL},
+    {"/metrics", false, api_metrics, NULL, ROUTE_METRICS | ROUTE_ALWAYS, NULL, NULL},
+    {"/version", false, api_version, NULL, ROUTE_ALWAYS, NULL, NULL},
 };
 
 static const route *find(const char *path) {
@@ -35,14 +38,19 @@ static const route *find(const char *path) {
 }
 
 static const char *allow_of(const route *r) {
-    return r && r->get && r->post ? "GET, HEAD, POST, OPTIONS"
-           : r && r->post         ? "POST, OPTIONS"
-                                  : "GET, HEAD, OPTIONS";
+    return r && r->put              ? "GET, HEAD, POST, PUT, DELETE, OPTIONS"
+           : r && r->get && r->post ? "GET, HEAD, POST, OPTIONS"
+           : r && r->post           ? "POST, OPTIONS"
+                                    : "GET, HEAD, OPTIONS";
 }
 
 static route_handler handler_of(const exchange *ex) {
     const bool get = strcmp(ex->method, "GET") == 0 || strcmp(ex->method, "HEAD") == 0;
-    return get ? ex->route->get : strcmp(ex->method, "POST") == 0 ? ex->route->post : NULL;
+    return get                                 ? ex->route->get
+           : strcmp(ex->method, "POST") == 0   ? ex->route->post
+           : strcmp(ex->method, "PUT") == 0    ? ex->route->put
+           : strcmp(ex->method, "DELETE") == 0 ? ex->route->del
+                                               : NULL;
 }
 
 static void reply_options(exchange *ex) {
@@ -87,8 +95,8 @@ bool routes_check(server *s, exchange *ex, const char *authorization) {
 }
 
 // application/json and application/...+json, with charset=utf-8 if any; none at all is taken, too.
-bool routes_takes_type(const route *r, const char *content_type) {
-    if (!r->post || !content_type || !*content_type) {
+bool routes_takes_type(const exchange *ex, const char *content_type) {
+    if (!ex->route->post || strcmp(ex->method, "POST") != 0 || !content_type || !*content_type) {
         return true;
     }
     const size_t len = strcspn(content_type, "; \t");

@@ -17,6 +17,7 @@ typedef struct route {
     bool prefix;             // path ends in '/', and one or more characters follow
     route_handler get, post; // NULL: 405
     unsigned flags;
+    route_handler put, del;
 } route;
 
 enum {
@@ -28,7 +29,7 @@ enum {
 
 // Finds the route, checks method, key and readiness. False: a reply has been made.
 bool routes_check(struct server *s, exchange *ex, const char *authorization);
-bool routes_takes_type(const route *r, const char *content_type);
+bool routes_takes_type(const exchange *ex, const char *content_type);
 void routes_dispatch(exchange *ex);
 
 // ---- handlers, one file a family: api_NAME.c
@@ -42,5 +43,10 @@ void api_health(exchange *ex);
 void api_livez(exchange *ex);
 void api_metrics(exchange *ex);
 void api_version(exchange *ex);
+void api_sessions(exchange *ex);     // GET /v1/sessions
+void api_session_get(exchange *ex);  // /v1/sessions/{id}, /v1/sessions/{id}/state
+void api_session_post(exchange *ex); // /v1/sessions/{id}/fork
+void api_session_put(exchange *ex);  // /v1/sessions/{id}/state
+void api_session_delete(exchange *ex);
 
 #endif

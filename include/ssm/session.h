@@ -56,6 +56,13 @@ int ssm_session_export(ssm_engine *engine, const uint64_t owner[2], const char *
 int ssm_session_import(ssm_engine *engine, const uint64_t owner[2], const char *name,
                        const char *path, ssm_session_info *out, ssm_error *err);
 
+// The same without a file. *out is the caller's, to be freed with free.
+int ssm_session_export_bytes(ssm_engine *engine, const uint64_t owner[2], const char *name,
+                             uint8_t **out, size_t *size, ssm_error *err);
+int ssm_session_import_bytes(ssm_engine *engine, const uint64_t owner[2], const char *name,
+                             const uint8_t *bytes, size_t size, ssm_session_info *out,
+                             ssm_error *err);
+
 // Bytes of the largest file that import takes.
 uint64_t ssm_session_max_file(const ssm_engine *engine);
 

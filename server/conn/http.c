@@ -67,7 +67,7 @@ static void check_headers(exchange *ex, uint64_t length) {
         snprintf(message, sizeof message, "the body has %llu bytes, at most %llu are taken",
                  (unsigned long long)length, (unsigned long long)body_limit(ex));
         http_reply_error(ex, 413, "invalid_request_error", NULL, "body_too_large", message);
-    } else if (ex->expects_body && !routes_takes_type(ex->route, type)) {
+    } else if (ex->expects_body && !routes_takes_type(ex, type)) {
         http_reply_error(ex, 415, "invalid_request_error", NULL, "unsupported_media_type",
                          "Content-Type must be application/json in UTF-8");
     } else if (ex->expects_body && header(ex, "Content-Encoding")) {

@@ -54,6 +54,10 @@ const char *http_error_code(int ssm_code) {
         return "draining";
     case SSM_ENOMEM:
         return "request_memory";
+    case SSM_ESESSIONBUSY:
+        return "session_busy";
+    case SSM_EMISMATCH:
+        return "session_mismatch";
     default:
         return NULL;
     }
@@ -61,7 +65,7 @@ const char *http_error_code(int ssm_code) {
 
 void http_reply_ssm_error(exchange *ex, const ssm_error *err) {
     const int status = ssm_error_status(err->code);
-    ex->retry_after = status == 429 || status == 503 ? 1 : 0;
+    ex->retry_after = status == 409 || status == 429 || status == 503 ? 1 : 0;
     http_reply_error(ex, status, ssm_error_type(err->code), err->param, http_error_code(err->code),
                      *err->message ? err->message : ssm_error_text(err->code));
 }

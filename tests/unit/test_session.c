@@ -85,7 +85,8 @@ typedef struct talk {
 } talk;
 
 static void say(talk *t, const int32_t *tokens, size_t n) {
-    memcpy(t->tokens + t->n, tokens, n * sizeof *tokens);
+    if (n > 0)
+        memcpy(t->tokens + t->n, tokens, n * sizeof *tokens);
     t->n += n;
 }
 

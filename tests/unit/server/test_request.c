@@ -127,7 +127,7 @@ START_TEST(what_is_wrong_is_named) {
         {"bad_words", "[\"\"]"},
         {"stream", "1"},
         {"stream_options", "true"},
-        {"session", "\"s\""},
+        {"session", "\"s s\""},
         {"min_tokens", "17"},
         {"priority", "9999999999"},
         {"cache_prompt", "1"},
