@@ -56,7 +56,7 @@ struct batch {
     bool decode;                 // rows only, captured: every launch may overlap its predecessor
 };
 
-enum { CONV_TILE = 32, SPLIT_ROWS = 64 }; // SPLIT_ROWS: token rows of a partial sum of x_proj
+enum { CONV_TILE = 16, SPLIT_ROWS = 64 }; // SPLIT_ROWS: token rows of a partial sum of x_proj
 
 // ---- weights on the device
 

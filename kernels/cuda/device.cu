@@ -13,6 +13,24 @@
 // device is asked for. The program itself so needs neither CUDA's libraries nor a driver and
 // serves from the CPU on any machine; a GPU host needs its driver and the toolkit's libcublasLt.
 //
+// Ladder: one H200, bf16 weights, ms a step; 2.8b and mamba2-2.7b from b64 on with fp16 state.
+//
+//                                        130m b1  2.8b b1  2.8b b64  2.8b b512  2.7b b512
+//   official code (bf16 state)           0.716    3.27     4.66      13.9       53.6
+//   cuBLASLt, graphs, fused advance      0.64     3.28
+//   + skinny products, PDL (predicted    0.30     2.50     4.81      17.0       32.0
+//     0.18 and 1.48 at b1)
+//   + trips to L2 issued at once         0.30     2.17     4.49      14.5       31.1
+//   + one softplus a row and channel     0.30     2.27     4.08      13.1       31.4
+//
+// Read out of it: PDL gave half of what was predicted, since a skinny kernel holds 64 to 80 KB an
+// SM in registers before its wait, not the 150 KB that a ring of bulk copies could. The advance
+// kernel was bound by instructions (softplus in every lane) and by serial trips to L2, not by its
+// bytes. Tried and dropped: asking L2 for the next matrix (out_proj during x_proj, 12 to 24 MB of
+// in_proj during out_proj): -2% to +5% at 2.8b, +2% to +6% at 130m; three or four blocks an SM for
+// in_proj
+// (+3% to +10%).
+//
 // Failure: CUDA reports an error of a kernel at some later call. Whichever call sees it remembers
 // it (device.failed) and gives SSM_EDEVICE, as does every call after; waiting calls return too,
 // since a failed stream counts as done.

@@ -202,23 +202,25 @@ __device__ __forceinline__ void make_delta(const mamba_args &a, const float *dt,
 }
 
 struct shared_tile {
-    float *dt, *bc, *delta;
+    float *dt, *bc, *delta; // delta: before softplus, later the sums of y
+    float2 *pair;           // delta, delta x
     int dt_pitch;
 };
 
 // Rows of dt are padded by 4 floats: eight rows' 16-byte reads fall into different banks.
-__device__ __forceinline__ shared_tile carve(float *shared, int rank, int states) {
+__device__ __forceinline__ shared_tile carve(float *shared, int rank, int states, int n_channels) {
     shared_tile s;
     s.dt_pitch = (rank + 3) / 4 * 4 + 4;
     s.dt = shared;
     s.bc = s.dt + TILE * s.dt_pitch;
-    s.delta = s.bc + TILE * 2 * states;
+    s.delta = s.bc + (TILE * 2 * states + 3) / 4 * 4;
+    s.pair = (float2 *)(s.delta + TILE * n_channels);
     return s;
 }
 
-static size_t tile_bytes(int rank, int states, int n_channels) {
+static size_t tile_bytes(int rank, int states, int numbers_a_row) { // 1 or 3 a channel
     return sizeof(float) * TILE *
-           ((size_t)(rank + 3) / 4 * 4 + 4 + 2 * (size_t)states + (size_t)n_channels);
+           ((size_t)(rank + 3) / 4 * 4 + 4 + 2 * (size_t)states + (size_t)numbers_a_row);
 }
 
 // ---- advance
@@ -236,14 +238,12 @@ __global__ void __launch_bounds__(ADVANCE_THREADS, RK ? 1 : 3)
     const int n = min(rows_a_block, n_rows - first_row);
     const int j = threadIdx.x / lanes, q = threadIdx.x - j * lanes, channel = first + j;
     const bool live = channel < a.channels;
-    const shared_tile s = carve(shared, a.rank, a.states);
+    const shared_tile s = carve(shared, a.rank, a.states, n_channels);
     rows += first_row;
 
-    float decay[V] = {}, skip = 0, bias = 0;
-    if (live) {
+    float decay[V] = {};
+    if (live)
         load<V>(a.decay + (size_t)channel * a.states + q * V, decay);
-        skip = a.skip[channel], bias = a.dt_bias[channel];
-    }
     // States were written a step ago, long before this graph began: they need not wait.
     S *states = (S *)a.state + (size_t)channel * a.states + q * V;
     const size_t slot_pitch = (size_t)a.channels * a.states;
@@ -277,29 +277,33 @@ __global__ void __launch_bounds__(ADVANCE_THREADS, RK ? 1 : 3)
         make_delta<T>(a, s.dt, s.dt_pitch, first, n_channels, n, s.delta);
     }
 
+    // What a channel needs once a row is made once a row, not by each of its lanes.
+    const int shift = 31 - __clz(n_channels);
+    for (int i = threadIdx.x; i < n << shift; i += blockDim.x) {
+        const row w = rows[i >> shift];
+        const int c = first + (i & (n_channels - 1));
+        if (w.slot < 0 || c >= a.channels)
+            continue;
+        const float x = to_float(((const T *)a.x)[(size_t)w.at * a.channels + c]);
+        const float delta = softplus(s.delta[i] + a.dt_bias[c]);
+        s.pair[i] = make_float2(delta, delta * x);
+    }
+    __syncthreads();
     for (int i = 0; i < n; i += AHEAD) {
         if (i > 0)
             fetch(i);
-        float x[AHEAD], z[AHEAD];
 #pragma unroll
         for (int k = 0; k < AHEAD; k++) {
-            x[k] = z[k] = 0;
-            if (r[k].slot >= 0) {
-                x[k] = to_float(((const T *)a.x)[(size_t)r[k].at * a.channels + channel]);
-                z[k] =
-                    to_float(((const T *)a.xz)[((size_t)r[k].at * 2 + 1) * a.channels + channel]);
-            }
-        }
-#pragma unroll
-        for (int k = 0; k < AHEAD; k++) {
-            const float delta = softplus(s.delta[min(i + k, n - 1) * n_channels + j] + bias);
-            const float *bc = s.bc + min(i + k, n - 1) * 2 * a.states + q * V;
-            const float input = delta * x[k];
-            float y = 0;
+            const int at = min(i + k, n - 1);
+            const float2 pair = s.pair[(at << shift) + j];
+            const float *bc = s.bc + at * 2 * a.states + q * V;
+            float b[V], c[V], y = 0;
+            load<V>(bc, b);
+            load<V>(bc + a.states, c);
 #pragma unroll
             for (int v = 0; v < V; v++) {
-                h[k][v] = exp2_fast(delta * decay[v]) * h[k][v] + input * bc[v];
-                y += h[k][v] * bc[a.states + v];
+                h[k][v] = exp2_fast(pair.x * decay[v]) * h[k][v] + pair.y * b[v];
+                y += h[k][v] * c[v];
             }
             for (int o = lanes >> 1; o; o >>= 1)
                 y += __shfl_xor_sync(~0u, y, o);
@@ -307,9 +311,19 @@ __global__ void __launch_bounds__(ADVANCE_THREADS, RK ? 1 : 3)
                 continue;
             store<V>(states + (size_t)r[k].slot * slot_pitch, h[k]);
             if (q == 0)
-                ((T *)a.y)[(size_t)r[k].at * a.channels + channel] =
-                    from_float<T>((y + skip * x[k]) * silu(z[k]));
+                s.delta[(at << shift) + j] = y;
         }
+    }
+    __syncthreads();
+    for (int i = threadIdx.x; i < n << shift; i += blockDim.x) {
+        const row w = rows[i >> shift];
+        const int c = first + (i & (n_channels - 1));
+        if (w.slot < 0 || c >= a.channels)
+            continue;
+        const float x = to_float(((const T *)a.x)[(size_t)w.at * a.channels + c]);
+        const float z = to_float(((const T *)a.xz)[((size_t)w.at * 2 + 1) * a.channels + c]);
+        ((T *)a.y)[(size_t)w.at * a.channels + c] =
+            from_float<T>((s.delta[i] + a.skip[c] * x) * silu(z));
     }
 }
 
@@ -321,7 +335,7 @@ __global__ void __launch_bounds__(ADVANCE_THREADS)
     dependents_start();
     dependency_wait();
     const int first = blockIdx.x * ADVANCE_THREADS, channel = first + threadIdx.x;
-    const shared_tile s = carve(shared, a.rank, a.states);
+    const shared_tile s = carve(shared, a.rank, a.states, 0);
     rows += blockIdx.y * rows_a_block;
     const int n = min(rows_a_block, n_rows - (int)blockIdx.y * rows_a_block);
     stage_xdb(
@@ -380,14 +394,14 @@ cudaError_t mamba_advance(device *d, int layer, const batch &b, int32_t n_splits
     // Registers for weights cost occupancy: worth it where a step is short.
     const bool fast = b.n_rows <= 64 && d->weight_type == SSM_DTYPE_BF16 && g.d_state == 16 &&
                       g.dt_rank % 8 == 0 && g.dt_rank <= 256;
-    const int threads = fast ? 64 * lanes : ADVANCE_THREADS;
+    const int threads = fast ? 64 * lanes : fits && lanes == 1 ? 128 : ADVANCE_THREADS;
     const int n_channels = fits ? threads / lanes : threads;
     const unsigned blocks = (unsigned)ceil_div(g.d_inner, n_channels);
     int rows_a_block = TILE; // fewer where that would leave the card half empty
     while (rows_a_block > 4 && blocks * (unsigned)ceil_div(b.n_rows, rows_a_block) < 2u * d->n_sms)
         rows_a_block /= 2;
     const dim3 grid(blocks, (unsigned)ceil_div(b.n_rows, rows_a_block));
-    const size_t shared = tile_bytes(g.dt_rank, g.d_state, n_channels);
+    const size_t shared = tile_bytes(g.dt_rank, g.d_state, fits ? 3 * n_channels : n_channels);
     return with_type(d->weight_type, [&](auto t) {
         return with_state_type(d->state_type, [&](auto s) {
             typedef decltype(t) T;
@@ -416,7 +430,7 @@ __global__ void __launch_bounds__(SCAN_THREADS)
     const bool live = channel < a.channels;
     const piece p = pieces[blockIdx.y];
     const span sp = spans[p.span];
-    const shared_tile s = carve(shared, a.rank, N);
+    const shared_tile s = carve(shared, a.rank, N, 0);
     float *mine = carry + (size_t)p.index * (N + 1) * a.channels + channel;
     S *state = (S *)a.state + ((size_t)sp.slot * a.channels + channel) * N;
 
@@ -720,7 +734,7 @@ __global__ void __launch_bounds__(SCAN_THREADS) scan_any_kernel(mamba_args a, co
     extern __shared__ __align__(16) float shared[];
     const int first = blockIdx.x * SCAN_THREADS, channel = first + threadIdx.x;
     const span sp = spans[blockIdx.y];
-    const shared_tile s = carve(shared, a.rank, a.states);
+    const shared_tile s = carve(shared, a.rank, a.states, 0);
     S *h = (S *)a.state + ((size_t)sp.slot * a.channels + channel) * a.states;
     const float *decay = a.decay + (size_t)channel * a.states;
     for (int t = 0; t < sp.count; t += TILE) {

@@ -19,8 +19,6 @@
 //
 // Bytes: the weights, once. What bounds it: the floor is weights / 4.4 TB/s; each launch exposes
 // the trip of its token rows through L2 (about 1 us) and its tail.
-#include <stdlib.h>
-
 #include "cuda.h"
 #include "util.cuh"
 
@@ -371,12 +369,9 @@ static cudaError_t run_any(const device *d, const skinny_args &a, dim3 grid, int
 
 // One or two blocks an SM that share the rows evenly; more only where they would get too many.
 static cudaError_t run_even(const device *d, const skinny_args &a) {
-    const char *text = getenv(a.after == AFTER_IN ? "SSM_G_IN" : "SSM_G_OUT");
     int blocks = 2 * d->n_sms;
     if (a.n_rows < 12 * blocks)
         blocks = d->n_sms;
-    if (text && a.after != AFTER_HEAD)
-        blocks = atoi(text);
     if (a.n_rows < blocks)
         blocks = a.n_rows;
     if (a.n_rows > blocks * MAX_GROUPS * 8)

@@ -113,7 +113,8 @@ static void bench_decode(bench *b, int32_t n) {
         {"", {.top_k = 0}},
         {" greedy",
          {.temperature = 0, .top_k = 0, .top_p = 1, .typical_p = 1, .repetition_penalty = 1}},
-        {" top_p", {.temperature = 1, .top_p = 0.9f, .typical_p = 1, .repetition_penalty = 1}}};
+        {" top_k40_top_p",
+         {.temperature = 1, .top_k = 40, .top_p = 0.9f, .typical_p = 1, .repetition_penalty = 1}}};
     const double bytes =
         (double)b->info.weight_bytes + 2.0 * (double)n * (double)b->info.slot_bytes;
     double first = 0;

@@ -1,0 +1,66 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+#
+# Every device test and bench in one go, on a host with a GPU: from an installed folder (bin/, lib/)
+# or a build folder. Exits 1 if a test fails; a missing device is a failure.
+#
+#   gpu_check.sh [--quick] [OUTPUT-FOLDER]      logs and tables go there (default: the current one)
+set -uo pipefail
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)
+quick=
+[[ ${1:-} == --quick ]] && quick=1 && shift
+out=${1:-.}
+mkdir -p "$out"
+export SSM_EXPECT_CUDA=1 CK_FORK=no
+failed=0
+
+program() { # its path, installed or built
+    local folder
+    for folder in "$here" "$here/tests" "$here/../../build/tests" "$here/../../build"; do
+        [[ -x $folder/$1 ]] && printf '%s\n' "$folder/$1" && return
+    done
+    printf 'gpu_check: %s is not beside this script or in build/\n' "$1" >&2
+    exit 2
+}
+
+check() { # check NAME COMMAND...: a log, its last line, a verdict
+    local name=$1
+    shift
+    if "$@" >"$out/$name.txt" 2>&1; then
+        printf 'passed  %-12s %s\n' "$name" "$(grep -v '^$' "$out/$name.txt" | tail -1)"
+    else
+        printf 'FAILED  %-12s see %s\n' "$name" "$out/$name.txt"
+        tail -5 "$out/$name.txt"
+        failed=1
+    fi
+}
+
+test_cuda=$(program test_cuda)
+cuda_step=$(program cuda_step)
+{
+    date -u +%F
+    nvidia-smi --query-gpu=name,driver_version --format=csv,noheader
+} | tee "$out/device.txt"
+check test_cuda timeout 600 "$test_cuda"
+if command -v compute-sanitizer >/dev/null; then
+    for tool in memcheck racecheck; do
+        check "$tool" timeout 600 compute-sanitizer --tool "$tool" --error-exitcode 1 \
+            "$test_cuda" quick
+    done
+else
+    echo 'not run: compute-sanitizer is not installed'
+fi
+[[ -n $quick ]] && exit "$failed"
+
+bench() { # bench NAME ARGUMENTS...
+    local name=$1
+    shift
+    timeout 300 "$cuda_step" "$@" | tee "$out/$name.txt" || failed=1
+}
+bench mamba-f32 mamba-130m:decode=1,64,256,1024:prefill=1x2048,8x2048 \
+    mamba-2.8b:decode=1,64,256,512:prefill=1x2048,8x2048
+bench mamba-f16 --state f16 mamba-130m:decode=64,1024 mamba-2.8b:decode=1,64,512
+bench mamba2-f16 --state f16 mamba2-130m:decode=1,64,512:prefill=8x2048 \
+    mamba2-2.7b:decode=1,64,512:prefill=1x2048,8x2048
+exit "$failed"
