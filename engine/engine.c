@@ -170,6 +170,7 @@ static int allocate(ssm_engine *engine, ssm_error *err) {
 }
 
 static void dispose(ssm_engine *engine) {
+    durable_close(engine); // if the thread never ran
     sessions_dispose(&engine->sessions, &engine->cache);
     cache_dispose(&engine->cache);
     if (engine->device)
@@ -210,6 +211,8 @@ int engine_create_on(const ssm_backend *backend, const ssm_model *model,
     if ((rc = open_device(engine, err)) != 0)
         goto fail;
     if ((rc = allocate(engine, err)) != 0)
+        goto fail;
+    if ((rc = durable_open(engine, err)) != 0)
         goto fail;
     describe(engine);
     if (pthread_create(&engine->thread, NULL, engine_thread, engine) != 0) {

@@ -43,6 +43,7 @@ typedef enum command_kind {
     COMMAND_FINISH,
     COMMAND_PAUSE,
     COMMAND_SESSION,
+    COMMAND_STORED,
 } command_kind;
 
 typedef struct session_call session_call; // sessions.c
@@ -50,9 +51,10 @@ typedef struct session_call session_call; // sessions.c
 typedef struct command {
     struct command *next;
     command_kind kind;
-    job *job;           // SUBMIT: owned
-    session_call *call; // SESSION: its caller waits for it
-    int64_t n_tokens;   // FINISH
+    job *job;              // SUBMIT: owned
+    session_call *call;    // SESSION: its caller waits for it
+    int64_t n_tokens;      // FINISH
+    struct ticket *ticket; // STORED: owned; choice is the result
     uint64_t id;
     int32_t choice;
     bool paused;
@@ -91,7 +93,8 @@ struct ssm_engine {
     slots slots;
     cache cache;
     session_table sessions;
-    choice **active; // [n_slots], by slot
+    struct store *store; // NULL without state_dir
+    choice **active;     // [n_slots], by slot
     clients clients;
     flight flights[2];
     int32_t first_flight, n_flights;
@@ -160,6 +163,17 @@ void turn_leave(ssm_engine *engine, job *j);
 
 // ---- sessions.c
 void session_answer(ssm_engine *engine, session_call *call);
+void session_finish(ssm_engine *engine, session_call *call, int rc); // its caller goes on
+
+// ---- durable.c
+int durable_open(ssm_engine *engine, ssm_error *err); // before the thread starts
+void durable_turn(ssm_engine *engine, job *j);        // the job's session has a new state
+void durable_failed(job *j, int rc);
+// A call has changed a session, or taken it away; *waits: session_finish will come.
+int durable_call(ssm_engine *engine, const session *s, bool is_gone, session_call *call,
+                 bool *waits);
+void durable_stored(ssm_engine *engine, struct ticket *ticket, int rc);
+void durable_close(ssm_engine *engine); // all that is queued is on the disk when it returns
 
 // ---- plan.c
 // Fills the flight with the next step's rows; false if there is nothing to run.

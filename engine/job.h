@@ -81,8 +81,9 @@ struct job {
     client *client; // from admission to the queue until the job is freed
     int32_t priority;
     bool is_paused, is_running;
-    bool is_done; // its DONE has been posted
-    int32_t refs; // steps in flight that refer to it
+    bool is_done;     // its DONE has been posted
+    int32_t refs;     // steps in flight that refer to it
+    int32_t n_stores; // writes that its DONE waits for
     int error;
     char message[128];
     float *snapshot; // state, then logits, at the prompt's end, for choices that wait for slots

@@ -184,7 +184,7 @@ void jobs_sweep(ssm_engine *engine) {
     job *next;
     for (job *j = engine->ended.first; j; j = next) {
         next = j->next;
-        if (!j->is_done && post_done(engine, j))
+        if (!j->is_done && j->n_stores == 0 && post_done(engine, j))
             j->is_done = true;
         if (!j->is_done || j->refs > 0)
             continue;

@@ -64,7 +64,7 @@ static int list(ssm_engine *engine, session_call *call) {
     return 0;
 }
 
-static int fork_session(ssm_engine *engine, session_call *call, const session *from) {
+static int fork_session(ssm_engine *engine, session_call *call, const session *from, bool *waits) {
     session_table *t = &engine->sessions;
     if (sessions_find(t, call->owner, call->target))
         return ssm_error_set(&call->error, SSM_EINVAL, "id", "session %s exists already",
@@ -81,8 +81,9 @@ static int fork_session(ssm_engine *engine, session_call *call, const session *f
     session_set(to, &engine->cache, from->state, &text);
     describe(engine, to, call->infos);
     t->n_alive++;
+    const int rc = durable_call(engine, to, false, call, waits);
     sessions_unref(t, &engine->cache, to);
-    return 0;
+    return rc;
 }
 
 static int read_session(ssm_engine *engine, session_call *call, const session *s) {
@@ -99,7 +100,7 @@ static int read_session(ssm_engine *engine, session_call *call, const session *s
     return cache_read(&engine->cache, s->state, image->state, &call->error);
 }
 
-static int write_session(ssm_engine *engine, session_call *call) {
+static int write_session(ssm_engine *engine, session_call *call, bool *waits) {
     session_table *t = &engine->sessions;
     snapshot_image *image = &call->image;
     session *s = sessions_ref(t, call->owner, call->name);
@@ -118,41 +119,54 @@ static int write_session(ssm_engine *engine, session_call *call) {
         t->n_alive += s->state == NULL;
         session_set(s, &engine->cache, state, &image->text);
         describe(engine, s, call->infos);
+        rc = durable_call(engine, s, false, call, waits);
     }
     sessions_unref(t, &engine->cache, s);
     return rc;
 }
 
-static int answer(ssm_engine *engine, session_call *call) {
+static int answer(ssm_engine *engine, session_call *call, bool *waits) {
     session_table *t = &engine->sessions;
     if (engine->is_failed)
         return ssm_error_set(&call->error, SSM_EDEVICE, NULL, "the device has failed");
     if (call->op == SESSION_LIST)
         return list(engine, call);
     if (call->op == SESSION_WRITE)
-        return write_session(engine, call);
+        return write_session(engine, call, waits);
     session *s = sessions_find(t, call->owner, call->name);
     if (!s || !s->state)
         return ssm_error_set(&call->error, SSM_ENOTFOUND, NULL, "there is no session %s",
                              call->name);
     if (call->op == SESSION_FORK)
-        return fork_session(engine, call, s);
+        return fork_session(engine, call, s, waits);
     if (call->op == SESSION_READ)
         return read_session(engine, call, s);
     describe(engine, s, call->infos);
-    if (call->op == SESSION_DELETE) {
+    if (call->op != SESSION_DELETE)
+        return 0;
+    const int rc = durable_call(engine, s, true, call, waits);
+    if (rc == 0) {
         t->n_alive--;
         sessions_delete(t, &engine->cache, s);
     }
-    return 0;
+    return rc;
 }
 
-void session_answer(ssm_engine *engine, session_call *call) {
-    call->rc = answer(engine, call);
+void session_finish(ssm_engine *engine, session_call *call, int rc) {
+    call->rc = rc;
+    if (rc != 0 && call->error.code == 0)
+        ssm_error_set(&call->error, rc, NULL, "the session could not be written to the disk");
     pthread_mutex_lock(&engine->lock);
     call->is_done = true;
     pthread_cond_signal(&call->done);
     pthread_mutex_unlock(&engine->lock);
+}
+
+void session_answer(ssm_engine *engine, session_call *call) {
+    bool waits = false;
+    const int rc = answer(engine, call, &waits);
+    if (!waits)
+        session_finish(engine, call, rc);
 }
 
 // ---- on the caller's

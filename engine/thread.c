@@ -44,6 +44,8 @@ static void apply(ssm_engine *engine, command *commands) {
         job *j = c->job;
         if (c->kind == COMMAND_SUBMIT)
             submit(engine, j);
+        else if (c->kind == COMMAND_STORED)
+            durable_stored(engine, c->ticket, c->choice);
         else if (c->kind == COMMAND_SESSION)
             session_answer(engine, c->call);
         else if (!(j = find_in(&engine->running, c->id)))
@@ -202,6 +204,26 @@ static bool take_inbox(ssm_engine *engine, bool is_idle, command **commands, boo
     return goes_on;
 }
 
+// Ended jobs that this thread has something to do for: not those that wait for the disk.
+static bool has_ended(const ssm_engine *engine) {
+    const job *j = engine->ended.first;
+    while (j && j->n_stores > 0)
+        j = j->next;
+    return j != NULL;
+}
+
+// The last writes are done, and whoever waited for them is answered.
+static void close_store(ssm_engine *engine) {
+    command *commands;
+    bool closed_ports;
+    durable_close(engine);
+    take_inbox(engine, false, &commands, &closed_ports);
+    apply(engine, commands);
+    end_all(engine, SSM_FINISH_CANCELLED, SSM_ECANCELED, NULL); // what came in just now
+    jobs_sweep(engine);
+    flush_ports(engine);
+}
+
 void *engine_thread(void *arg) {
     ssm_engine *engine = arg;
     bool is_idle = true, goes_on = true;
@@ -231,7 +253,8 @@ void *engine_thread(void *arg) {
         flush_ports(engine);
         if (closed_ports)
             forget_closed_ports(engine);
-        is_idle = is_idle && !engine->ended.first;
+        is_idle = is_idle && !has_ended(engine);
     }
+    close_store(engine);
     return NULL;
 }

@@ -151,6 +151,7 @@ static void commit(ssm_engine *engine, choice *c) {
     session_text_add(&text, c->tokens, (size_t)keep);
     engine->sessions.n_alive += !s->state && s->is_listed;
     session_set(s, &engine->cache, state, &text);
+    durable_turn(engine, j);
 }
 
 void turn_end(ssm_engine *engine, choice *c, ssm_finish reason) {

@@ -469,6 +469,12 @@ int file_replace(const char *path, const uint8_t *bytes, size_t size, bool sync,
     return 0;
 }
 
+int file_remove(const char *path, ssm_error *err) {
+    if ((unlink(path) != 0 && errno != ENOENT) || sync_folder(path) != 0)
+        return ssm_error_set(err, SSM_EIO, NULL, "cannot remove %s: %m", path);
+    return 0;
+}
+
 int snapshot_file_write(const ssm_model *model, const snapshot_image *image, const char *path,
                         ssm_error *err) {
     uint8_t *bytes;

@@ -70,6 +70,8 @@ uint64_t snapshot_file_max(const ssm_model *model);
 // Writes a whole file beside path and renames it; with sync it is on the disk when this returns.
 int file_replace(const char *path, const uint8_t *bytes, size_t size, bool sync, ssm_error *err);
 
+int file_remove(const char *path, ssm_error *err); // and syncs the folder; none there is no error
+
 // XXH3-128 over geometry and weights; computed once a model, at the speed at which its file can be
 // read. Any thread.
 void model_hash(const ssm_model *model, uint64_t out[2]);

@@ -29,6 +29,12 @@
 typedef struct ssm_engine ssm_engine;
 typedef struct ssm_port ssm_port;
 
+typedef enum ssm_durability {
+    SSM_DURABILITY_ASYNC = 0, // a changed session is written at once, nobody waits for it
+    SSM_DURABILITY_SYNC,      // DONE and the calls of ssm/session.h come when it is on the disk
+    SSM_DURABILITY_NONE,      // all are written when the engine is freed
+} ssm_durability;
+
 typedef struct ssm_engine_options {
     const char *device;   // "auto", "cpu", "reference", "cuda:0"
     int32_t threads;      // CPU: worker threads; 0: one a core that this process may use
@@ -45,7 +51,9 @@ typedef struct ssm_engine_options {
     uint64_t cache_host_bytes; // host memory for those that fall off the device; 0: none
     int32_t checkpoint_tokens; // a prompt's state is saved every so many tokens, a multiple of it
                                // in a long one, and at its end; 0: only there
-    bool poison_slots;         // tests: fill a freed slot with NaN, so that a stale read shows
+    const char *state_dir; // sessions are kept in files here and found again; NULL: they are not
+    ssm_durability durability;
+    bool poison_slots; // tests: fill a freed slot with NaN, so that a stale read shows
 } ssm_engine_options;
 
 // Defaults: device "auto", max_queue 1024, cache_bytes -1, checkpoint_tokens 256, the rest 0.
@@ -197,7 +205,8 @@ typedef struct ssm_stats {
     uint64_t cache_host_bytes;                   // of states that have left the device
     uint64_t cache_hits, cache_misses;           // requests that looked for a beginning
     uint64_t cache_saves, cache_evictions, cache_demotions;
-    uint64_t sessions;   // with a state
+    uint64_t sessions;           // with a state
+    uint64_t sessions_set_aside; // files at the start that were none of this model's
     double idle_seconds; // since the last step, 0 when there is no work: a stuck engine shows here
     bool draining, failed;
 } ssm_stats;
