@@ -104,6 +104,8 @@ static const struct engine_metric {
     ROW("cache_slots_total", "gauge", cache_slots_total, "Device rows for saved states."),
     ROW("cache_slots_used", "gauge", cache_slots_used, "Device rows that hold one."),
     ROW("sessions", "gauge", sessions, "Sessions kept."),
+    ROW("sessions_set_aside", "gauge", sessions_set_aside,
+        "Files of --state-dir that were no sessions of this model at the start."),
     ROW("generation_tokens_total", "counter", generated_tokens, "Tokens generated."),
     ROW("steps_total", "counter", steps, "Steps of the engine."),
     ROW("slots_total", "gauge", slots_total, "State slots."),

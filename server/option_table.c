@@ -48,6 +48,14 @@ const option_row option_table[] = {
     {"session-busy", OPTION_STRING, FIELD(session_busy), "wait", 0, 0, "wait|409", "WHAT",
      "what a request does that finds another one at its session: wait, or be answered 409",
      OPTIONS_SERVE, false},
+    {"state-dir", OPTION_STRING, FIELD(state_dir), NULL, 0, 0, NULL, "FOLDER",
+     "keep sessions in files here, a folder a model, and find them again at the next start; no two "
+     "processes may share it",
+     OPTIONS_SERVE, false},
+    {"durability", OPTION_STRING, FIELD(durability), "async", 0, 0, "async|sync|none", "WHEN",
+     "when a session is on the disk: sync: before its answer ends; async: soon after; none: at a "
+     "clean stop",
+     OPTIONS_SERVE, false},
     {"weight-dtype", OPTION_STRING, FIELD(weight_dtype), "auto", 0, 0, DTYPES, "TYPE",
      "how weights are kept; auto: as stored", ENGINE, false},
     {"state-dtype", OPTION_STRING, FIELD(state_dtype), "auto", 0, 0, "auto|f32|f16|bf16", "TYPE",

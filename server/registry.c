@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "buf.h"
+#include "log.h"
 
 #ifndef SSMD_DATA_DIR
 #define SSMD_DATA_DIR "/usr/local/share/ssmd"
@@ -112,12 +113,27 @@ void registry_engine_options(const options *o, const ssm_tokenizer *tokenizer,
     out->cache_bytes = o->cache_bytes;
     out->cache_host_bytes = (uint64_t)o->cache_host_bytes;
     out->checkpoint_tokens = (int32_t)o->checkpoint_tokens;
+    out->state_dir = o->state_dir && *o->state_dir ? o->state_dir : NULL;
+    const char *when = o->durability ? o->durability : "async";
+    out->durability = strcmp(when, "sync") == 0   ? SSM_DURABILITY_SYNC
+                      : strcmp(when, "none") == 0 ? SSM_DURABILITY_NONE
+                                                  : SSM_DURABILITY_ASYNC;
     out->weight_dtype = (ssm_dtype)ssm_dtype_parse(o->weight_dtype);
     out->state_dtype = (ssm_dtype)ssm_dtype_parse(o->state_dtype);
     out->activation_dtype = (ssm_dtype)ssm_dtype_parse(o->activation_dtype);
     out->poison_slots = o->poison_slots;
     const int32_t known = ssm_tokenizer_vocab_size(tokenizer);
     out->vocab_limit = known > 0 && known < info->vocab_size ? known : 0;
+}
+
+static void report_sessions(const served_model *m) {
+    ssm_stats stats;
+    ssm_engine_get_stats(m->engine, &stats);
+    if (stats.sessions_set_aside > 0) {
+        log_write(LOG_WARN,
+                  "--state-dir: %llu files were damaged or no sessions of %s: renamed to *.bad",
+                  (unsigned long long)stats.sessions_set_aside, m->name);
+    }
 }
 
 static int load_one(served_model *m, const options *o, ssm_error *err) {
@@ -134,6 +150,9 @@ static int load_one(served_model *m, const options *o, ssm_error *err) {
     registry_engine_options(o, m->tokenizer, m->info, &engine);
     rc = ssm_engine_create(m->model, &engine, &m->engine, err);
     m->created = time(NULL);
+    if (rc == 0) {
+        report_sessions(m);
+    }
     return rc;
 }
 

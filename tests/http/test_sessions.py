@@ -150,3 +150,15 @@ def test_busy_sessions_answer_409_where_told(start):
         answer = client.post("/v1/completions", {"prompt": "a", "session": "s"})
         answer.error(409, code="session_busy")
         assert answer.headers["Retry-After"] == "1"
+
+
+def test_a_killed_server_has_lost_nothing_it_answered(start, tmp_path):
+    options = ("--state-dir", str(tmp_path / "states"), "--durability", "sync")
+    server = start(*options)
+    for _ in range(3):
+        turn(server.client, PROMPT, max_tokens=5)
+    state = server.client.get("/v1/sessions/s/state").body
+    server.kill()
+    again = start(*options).client
+    assert again.get("/v1/sessions/s/state").body == state
+    assert cached(turn(again, "x")) > 0
