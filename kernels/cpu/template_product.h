@@ -10,7 +10,7 @@
 
 #define TEMPLATE    static inline __attribute__((always_inline))
 #define UNROLL      _Pragma("GCC unroll 16")
-#define PREFETCH(p) __builtin_prefetch((const char *)(p) + 2048)
+#define PREFETCH(p) __builtin_prefetch((const char *)(p) + 4096)
 
 typedef struct tile {
     const char *w; // of the tile's first block at the first input
