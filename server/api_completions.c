@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// POST /v1/completions: from a body to engine requests and back to an answer.
+// POST /v1/completions and /v1/chat/completions: from a body to engine requests and back to an
+// answer. The two differ in what is parsed, in where the text of the prompt comes from and in the
+// form of the answer, all of it elsewhere.
 //
 // The body is parsed and freed; texts become ids here or on the pool; every prompt is an engine
 // request of its own, at most WINDOW of them submitted at once, so that one request with a
@@ -197,8 +199,7 @@ static void submit_more(completer *c) {
 // ---- prompts
 
 static int check_prompts(completer *c, ssm_error *err) {
-    const options *o = c->loop->server->o;
-    const completion_limits limits = {.max_prompt_tokens = (size_t)o->max_prompt_tokens};
+    const completion_limits limits = completer_limits(c->loop);
     for (size_t i = 0; i < c->request.n_prompts; i++) {
         completion_prompt *prompt = &c->request.prompts[i];
         if (prompt->text) {
@@ -254,10 +255,21 @@ static void on_encoded(encode *e) {
     }
 }
 
+// On the pool, if the conversation is long.
+static int render(encode *e) {
+    completer *c = e->owner;
+    const int rc = completion_render(&c->request, c->model, &e->err);
+    e->items[0].text = c->request.prompts[0].text;
+    e->items[0].len = c->request.prompts[0].text_len;
+    return rc;
+}
+
 static void start_encoding(completer *c) {
     const completion *r = &c->request;
     c->encode = (encode){.tokenizer = c->model->tokenizer,
-                         .flags = r->add_special ? SSM_ADD_SPECIAL : 0,
+                         .flags = completion_adds_special(r, c->model) ? SSM_ADD_SPECIAL : 0,
+                         .prepare = r->chat.is_chat ? render : NULL,
+                         .prepare_bytes = r->chat.messages_len,
                          .items = calloc(r->n_prompts, sizeof *c->encode.items),
                          .n = r->n_prompts,
                          .done = on_encoded,
@@ -279,13 +291,25 @@ static void start_encoding(completer *c) {
 
 // ---- the handler
 
-static void reply_unknown_model(exchange *ex, const char *name) {
+completion_limits completer_limits(const loop *l) {
+    const options *o = l->server->o;
+    return (completion_limits){.max_prompts = (size_t)o->max_prompts,
+                               .max_prompt_tokens = (size_t)o->max_prompt_tokens,
+                               .any_model = o->any_model,
+                               .chat_max_tokens = o->default_max_tokens};
+}
+
+completion_memory completer_memory(loop *l) {
+    return (completion_memory){take_memory, give_memory, l->server};
+}
+
+void completer_reply_unknown_model(exchange *ex, const char *name) {
     char message[160];
     snprintf(message, sizeof message, "there is no model '%.*s' here", 100, name);
     http_reply_error(ex, 404, "invalid_request_error", "model", "model_not_found", message);
 }
 
-static completer *open_completer(exchange *ex) {
+static completer *create_completer(exchange *ex, bool is_chat) {
     completer *c = calloc(1, sizeof *c);
     if (c) {
         loop *l = ex->conn->loop;
@@ -293,19 +317,18 @@ static completer *open_completer(exchange *ex) {
         c->ex = ex;
         c->started = ex->started;
         c->created = time(NULL);
-        snprintf(c->id, sizeof c->id, "cmpl-%016llx%04x", (unsigned long long)loop_random(l),
-                 (unsigned)(loop_random(l) & 0xffff));
+        snprintf(c->id, sizeof c->id, "%s-%016llx%04x", is_chat ? "chatcmpl" : "cmpl",
+                 (unsigned long long)loop_random(l), (unsigned)(loop_random(l) & 0xffff));
         l->n_jobs++;
     }
     return c;
 }
 
-static int parse(completer *c, exchange *ex, ssm_error *err) {
-    server *s = ex->conn->loop->server;
-    const completion_limits limits = {.max_prompts = (size_t)s->o->max_prompts,
-                                      .any_model = s->o->any_model};
-    const completion_memory memory = {take_memory, give_memory, s};
-    const int rc = completion_parse(&c->request, &limits, &memory, &ex->body, err);
+static int parse(completer *c, exchange *ex, bool is_chat, ssm_error *err) {
+    const completion_limits limits = completer_limits(c->loop);
+    const completion_memory memory = completer_memory(c->loop);
+    const int rc = is_chat ? completion_parse_chat(&c->request, &limits, &memory, &ex->body, err)
+                           : completion_parse(&c->request, &limits, &memory, &ex->body, err);
     http_free_body(ex);
     if (rc < 0) {
         return rc;
@@ -313,22 +336,22 @@ static int parse(completer *c, exchange *ex, ssm_error *err) {
     if (!c->request.has_seed) {
         c->request.seed = loop_random(c->loop);
     }
-    c->model = registry_find(&s->models, c->request.model);
+    c->model = registry_find(&c->loop->server->models, c->request.model);
     return c->model ? completion_bind(&c->request, c->model, err) : SSM_ENOTFOUND;
 }
 
-void api_completions(exchange *ex) {
-    completer *c = open_completer(ex);
+void completer_open(exchange *ex, bool is_chat) {
+    completer *c = create_completer(ex, is_chat);
     ssm_error err = {0};
     if (!c) {
         ssm_error_set(&err, SSM_ENOMEM, NULL, "out of memory");
         http_reply_ssm_error(ex, &err);
         return;
     }
-    const int rc = parse(c, ex, &err);
+    const int rc = parse(c, ex, is_chat, &err);
     if (rc < 0) {
         if (rc == SSM_ENOTFOUND) {
-            reply_unknown_model(ex, c->request.model);
+            completer_reply_unknown_model(ex, c->request.model);
         } else {
             err.code = rc;
             http_reply_ssm_error(ex, &err);
@@ -341,6 +364,10 @@ void api_completions(exchange *ex) {
     start_encoding(c);
     // An error found by now is an answer of this very call; the flush may free the completer.
     completer_flush_touched(ex->conn->loop);
+}
+
+void api_completions(exchange *ex) {
+    completer_open(ex, false);
 }
 
 // ---- events

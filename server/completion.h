@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// A completion request, validated: what POST /v1/completions and `ssmd generate` ask for.
+// A completion request, validated: what POST /v1/completions, /v1/chat/completions and `ssmd
+// generate` ask for. A chat is a completion of one prompt, which the model's template makes of the
+// messages (completion_render), and an answer of another form.
 //
 // completion_parse makes it from a body (types and ranges: nothing of the model is needed),
 // completion_bind checks it against a model and turns texts into ids. Everything it points to lives
@@ -31,8 +33,18 @@ typedef struct completion_bias {
     float bias;
 } completion_bias;
 
+typedef struct completion_chat {
+    bool is_chat;
+    const char *messages; // JSON, as the template sees them
+    size_t messages_len;
+    const char *kwargs; // JSON, or NULL
+    size_t kwargs_len;
+    bool add_generation_prompt, continue_final_message;
+} completion_chat;
+
 typedef struct completion {
     arena arena;
+    completion_chat chat;
     const char *model; // NULL: the first
     completion_prompt *prompts;
     size_t n_prompts;
@@ -42,7 +54,7 @@ typedef struct completion {
     int32_t logprobs;      // -1: none
     bool stream, include_usage, continuous_usage;
     bool echo, ignore_eos, include_stop, return_token_ids, tokens_as_ids, timings;
-    bool skip_special, add_special;
+    bool skip_special, add_special, has_add_special;
     bool cache_prompt;
     ssm_string cache_salt; // data NULL: none
     const char *session;   // NULL: none
@@ -65,6 +77,7 @@ typedef struct completion_limits {
     size_t max_prompts;
     size_t max_prompt_tokens; // 0: none
     bool any_model;           // suffix is ignored instead of refused
+    int64_t chat_max_tokens;  // of a chat that names no limit
 } completion_limits;
 
 void completion_init(completion *c); // the defaults of the API
@@ -78,7 +91,16 @@ typedef struct completion_memory {
 } completion_memory;
 int completion_parse(completion *c, const completion_limits *limits,
                      const completion_memory *memory, buf *body, ssm_error *err);
+int completion_parse_chat(completion *c, const completion_limits *limits,
+                          const completion_memory *memory, buf *body, ssm_error *err);
 int completion_bind(completion *c, const served_model *model, ssm_error *err);
+
+// The prompt of a chat becomes the text of its one prompt. Linear, but a long conversation takes a
+// while: any thread, as long as no one else touches *c.
+int completion_render(completion *c, const served_model *model, ssm_error *err);
+
+// Whether tokenizing adds special tokens: a template writes its own.
+bool completion_adds_special(const completion *c, const served_model *model);
 
 // After tokenizing: what of a prompt's ids is wrong for a model. An empty prompt becomes the
 // beginning-of-text token, if the model has one.

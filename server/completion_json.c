@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Completions as JSON: whole answers and chunks of a stream.
+// Completions and chats as JSON: whole answers and chunks of a stream.
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -8,9 +8,11 @@
 
 #include "completer.h"
 
-static void put_head(buf *out, const completer *c) {
-    buf_printf(out,
-               "{\"id\":\"%s\",\"object\":\"text_completion\",\"created\":%lld,\"model\":", c->id,
+static void put_head(buf *out, const completer *c, bool is_chunk) {
+    const char *object = !c->request.chat.is_chat ? "text_completion"
+                         : is_chunk               ? "chat.completion.chunk"
+                                                  : "chat.completion";
+    buf_printf(out, "{\"id\":\"%s\",\"object\":\"%s\",\"created\":%lld,\"model\":", c->id, object,
                (long long)c->created);
     json_put_text(out, c->model->name);
     buf_printf(out, ",\"system_fingerprint\":\"ssmd-%s-%s\",\"choices\":[", SSM_VERSION,
@@ -40,23 +42,58 @@ static void put_end(buf *out, const choice_text *t) {
     }
 }
 
-// {"index":...}: text from a byte on, log-probabilities and ids from their marks on.
-static void put_choice(buf *out, const completer *c, const completion_run *run,
-                       const choice_text *t, size_t index, bool with_prompt) {
-    const completion *r = &c->request;
-    buf_printf(out, "{\"index\":%zu,\"text\":", index);
+static void put_text(buf *out, const choice_text *t) {
     json_put_string(out, t->shown.len ? t->shown.data + t->shown_sent : "",
                     t->shown.len - t->shown_sent);
-    buf_str(out, ",\"logprobs\":");
-    if (r->logprobs >= 0) {
-        const logprobs_span spans[] = {
-            {&run->scores, 0, with_prompt ? run->scores.n : 0},
-            {&t->logprobs, t->logprobs_sent, choice_text_listed(t)},
-        };
-        logprobs_put(out, c->model->tokenizer, r->tokens_as_ids, spans, 2);
-    } else {
-        buf_str(out, "null");
+}
+
+// A chat's message, or what a chunk adds to it: its first one says whose it is.
+static void put_message(buf *out, const choice_text *t, bool is_chunk) {
+    if (!is_chunk) {
+        buf_str(out, "\"message\":{\"role\":\"assistant\",\"content\":");
+        put_text(out, t);
+        buf_str(out, ",\"refusal\":null}");
+        return;
     }
+    const bool has_text = t->shown.len > t->shown_sent || !t->first_sent;
+    buf_str(out, t->first_sent ? "\"delta\":{" : "\"delta\":{\"role\":\"assistant\",");
+    if (has_text) {
+        buf_str(out, "\"content\":");
+        put_text(out, t);
+    }
+    buf_str(out, "}");
+}
+
+static void put_logprobs(buf *out, const completer *c, const completion_run *run,
+                         const choice_text *t, bool with_prompt) {
+    const completion *r = &c->request;
+    const logprobs_span spans[] = {
+        {&run->scores, 0, with_prompt ? run->scores.n : 0},
+        {&t->logprobs, t->logprobs_sent, choice_text_listed(t)},
+    };
+    buf_str(out, ",\"logprobs\":");
+    if (r->logprobs < 0) {
+        buf_str(out, "null");
+    } else if (r->chat.is_chat) {
+        logprobs_put_chat(out, c->model->tokenizer, r->tokens_as_ids, &spans[1]);
+    } else {
+        logprobs_put(out, c->model->tokenizer, r->tokens_as_ids, spans, 2);
+    }
+}
+
+// {"index":...}: text from a byte on, log-probabilities and ids from their marks on.
+static void put_choice(buf *out, const completer *c, const completion_run *run,
+                       const choice_text *t, size_t index, bool is_chunk) {
+    const completion *r = &c->request;
+    const bool with_prompt = !t->first_sent;
+    buf_printf(out, "{\"index\":%zu,", index);
+    if (r->chat.is_chat) {
+        put_message(out, t, is_chunk);
+    } else {
+        buf_str(out, "\"text\":");
+        put_text(out, t);
+    }
+    put_logprobs(out, c, run, t, with_prompt);
     put_end(out, t);
     if (r->return_token_ids) {
         if (with_prompt) {
@@ -146,14 +183,14 @@ static void rank(const completer *c, const completion_run *run, struct ranked *o
 
 void completion_put_answer(buf *out, const completer *c) {
     struct ranked order[256];
-    put_head(out, c);
+    put_head(out, c, false);
     for (size_t i = 0; i < c->n_runs; i++) {
         const completion_run *run = &c->runs[i];
         rank(c, run, order);
         for (int32_t k = 0; k < c->request.n; k++) {
             buf_str(out, i || k ? "," : "");
             put_choice(out, c, run, &run->choices[order[k].choice], run->first_index + (size_t)k,
-                       true);
+                       false);
         }
     }
     buf_str(out, "]");
@@ -205,8 +242,8 @@ static void put_chunk_usage(buf *out, const completer *c) {
 
 void completion_put_chunk(buf *out, completer *c, completion_run *run, int32_t choice) {
     choice_text *t = &run->choices[choice];
-    put_head(out, c);
-    put_choice(out, c, run, t, run->first_index + (size_t)choice, !t->first_sent);
+    put_head(out, c, true);
+    put_choice(out, c, run, t, run->first_index + (size_t)choice, true);
     buf_str(out, "]");
     put_chunk_usage(out, c);
     buf_str(out, "}");
@@ -215,7 +252,7 @@ void completion_put_chunk(buf *out, completer *c, completion_run *run, int32_t c
 }
 
 void completion_put_last_chunk(buf *out, const completer *c) {
-    put_head(out, c);
+    put_head(out, c, true);
     buf_str(out, "]");
     if (c->request.include_usage) {
         put_usage(out, c);

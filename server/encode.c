@@ -6,6 +6,7 @@
 #include "loop.h"
 
 static void encode_all(encode *e) {
+    e->rc = e->prepare ? e->prepare(e) : 0;
     for (size_t i = 0; i < e->n && e->rc == 0; i++) {
         encode_item *item = &e->items[i];
         if (item->text) {
@@ -25,7 +26,7 @@ static void on_worked(uv_work_t *work, int status) {
 }
 
 int encode_start(encode *e, loop *l) {
-    size_t bytes = 0;
+    size_t bytes = e->prepare_bytes;
     for (size_t i = 0; i < e->n; i++) {
         bytes += e->items[i].text ? e->items[i].len : 0;
     }

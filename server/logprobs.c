@@ -142,3 +142,41 @@ void logprobs_put(buf *out, const ssm_tokenizer *tokenizer, bool as_ids, const l
     }
     buf_str(out, "}");
 }
+
+// ---- of a chat
+
+// "token":...,"logprob":...,"bytes":[...]
+static void put_chat_token(buf *out, const ssm_tokenizer *tokenizer, bool as_ids, int32_t id,
+                           float logprob) {
+    size_t len = 0;
+    const char *bytes = ssm_tokenizer_bytes(tokenizer, id, &len);
+    buf_str(out, "\"token\":");
+    logprobs_put_token(out, tokenizer, as_ids, id);
+    buf_str(out, ",\"logprob\":");
+    json_put_logprob(out, logprob);
+    buf_str(out, bytes ? ",\"bytes\":[" : ",\"bytes\":null");
+    for (size_t i = 0; bytes && i < len; i++) {
+        buf_printf(out, i ? ",%d" : "%d", (unsigned char)bytes[i]);
+    }
+    buf_str(out, bytes ? "]" : "");
+}
+
+void logprobs_put_chat(buf *out, const ssm_tokenizer *tokenizer, bool as_ids,
+                       const logprobs_span *span) {
+    const logprobs *l = span->list;
+    buf_str(out, "{\"content\":[");
+    for (size_t i = span->begin; i < span->end; i++) {
+        const logprob_token *token = &l->tokens[i];
+        buf_str(out, i > span->begin ? ",{" : "{");
+        put_chat_token(out, tokenizer, as_ids, token->id, token->logprob);
+        buf_str(out, ",\"top_logprobs\":[");
+        for (int32_t k = 0; k < token->n_top; k++) {
+            const logprob_top *top = &l->tops[token->top + (size_t)k];
+            buf_str(out, k ? ",{" : "{");
+            put_chat_token(out, tokenizer, as_ids, top->id, top->logprob);
+            buf_str(out, "}");
+        }
+        buf_str(out, "]}");
+    }
+    buf_str(out, "],\"refusal\":null}");
+}

@@ -47,6 +47,10 @@ typedef struct logprobs_span {
 void logprobs_put(buf *out, const ssm_tokenizer *tokenizer, bool as_ids, const logprobs_span *spans,
                   size_t n_spans);
 
+// A chat's form: {"content":[{"token","logprob","bytes","top_logprobs":[...]}],"refusal":null}.
+void logprobs_put_chat(buf *out, const ssm_tokenizer *tokenizer, bool as_ids,
+                       const logprobs_span *span);
+
 // One token as a JSON string: its text, or bytes:\xNN... if that is not valid UTF-8.
 void logprobs_put_token(buf *out, const ssm_tokenizer *tokenizer, bool as_ids, int32_t id);
 

@@ -84,6 +84,12 @@ const option_row option_table[] = {
      "longest prompt in tokens; 0: no limit but the body's", OPTIONS_SERVE, false},
     {"max-prompts", OPTION_INT, FIELD(max_prompts), "2048", 1, 1 << 20, NULL, "N",
      "most prompts in one request", OPTIONS_SERVE, false},
+    {"chat-template", OPTION_STRING, FIELD(chat_template), NULL, 0, 0, NULL, "NAME|FILE",
+     "chat template in place of the model's own: a file (its name holds a / or ends in .jinja), a "
+     "named one of the model's, or plain, chatml, zephyr, llama-3",
+     OPTIONS_SERVE, false},
+    {"default-max-tokens", OPTION_INT, FIELD(default_max_tokens), "512", 0, 2147483647, NULL, "N",
+     "most tokens of a chat answer whose request names no limit", OPTIONS_SERVE, false},
     {"header-timeout", OPTION_FLOAT, FIELD(header_timeout), "60", 0.1, 86400, NULL, "SECONDS",
      "a connection that is idle, or stalls in the middle of a request or an answer, is closed "
      "after so long",

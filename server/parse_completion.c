@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The body of POST /v1/completions into a struct completion: every field's type and range.
+// The body of POST /v1/completions and /v1/chat/completions into a struct completion: every field's
+// type and range. What only a chat has is in parse_chat.c.
 //
 // Simple fields are rows of a table; what has a shape of its own has a function. A field that is
 // wrong is named in the error. Fields that nobody knows are named once in the log and ignored, as
@@ -9,8 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "completion.h"
-#include "json.h"
+#include "parse.h"
 #include "tenant.h"
 #include "unknown.h"
 
@@ -74,6 +74,21 @@ static bool is_known(const char *key) {
         }
     }
     return false;
+}
+
+// A chat has no such field, or one of another type.
+static bool is_text_only(const char *key) {
+    static const char *const keys[] = {"prompt", "logprobs", "echo", "best_of", "suffix"};
+    for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) {
+        if (strcmp(keys[i], key) == 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static bool is_known_in_chat(const char *key) {
+    return parse_chat_knows(key) || (is_known(key) && !is_text_only(key));
 }
 
 static int no_memory(ssm_error *err) {
@@ -334,13 +349,16 @@ static int parse_logit_bias(completion *c, const json_t *root, ssm_error *err) {
     return 0;
 }
 
-static int parse_ignored(const completion_limits *limits, const json_t *root, ssm_error *err) {
+// Of a chat, suffix is an unknown field like any other.
+static int parse_ignored(const completion *c, const completion_limits *limits, const json_t *root,
+                         ssm_error *err) {
     static const char *const strings[] = {"user", "suffix"};
+    const size_t n_strings = c->chat.is_chat ? 1 : 2;
     const char *text[2] = {NULL};
     size_t len[2] = {0};
     const json_t *metadata;
     int rc = json_get_object(root, "metadata", &metadata, err);
-    for (size_t i = 0; rc == 0 && i < 2; i++) {
+    for (size_t i = 0; rc == 0 && i < n_strings; i++) {
         rc = json_get_string(root, strings[i], &text[i], &len[i], err);
     }
     if (rc == 0 && len[1] > 0 && !limits->any_model) {
@@ -385,17 +403,32 @@ static int parse_state(completion *c, const json_t *root, ssm_error *err) {
     return 0;
 }
 
+// What is asked to be answered: a prompt or a conversation, and what goes with each.
+static int parse_subject(completion *c, const completion_limits *limits, const json_t *root,
+                         json_ids *ids, ssm_error *err) {
+    if (c->chat.is_chat) {
+        c->best_of = c->n;
+        return parse_chat(c, root, err);
+    }
+    const int rc = parse_prompt(c, limits, root, ids, err);
+    return rc < 0 ? rc : parse_best_of(c, root, err);
+}
+
 static int parse_tree(completion *c, const completion_limits *limits, const json_t *root,
                       json_skimmer *skim, ssm_error *err) {
     int rc = 0;
     for (size_t i = 0; rc == 0 && i < sizeof fields / sizeof *fields; i++) {
-        rc = parse_field(c, &fields[i], root, err);
+        if (!c->chat.is_chat || !is_text_only(fields[i].key)) {
+            rc = parse_field(c, &fields[i], root, err);
+        }
     }
+    const json_t *adds = json_object_get(root, "add_special_tokens");
+    c->has_add_special = adds && !json_is_null(adds);
     if (rc < 0 || (rc = parse_model(c, root, err)) < 0 ||
-        (rc = parse_prompt(c, limits, root, &skim->ids, err)) < 0 ||
-        (rc = parse_best_of(c, root, err)) < 0 || (rc = parse_stream_options(c, root, err)) < 0 ||
+        (rc = parse_subject(c, limits, root, &skim->ids, err)) < 0 ||
+        (rc = parse_stream_options(c, root, err)) < 0 ||
         (rc = parse_seed(c, root, skim, err)) < 0 || (rc = parse_logit_bias(c, root, err)) < 0 ||
-        (rc = parse_ignored(limits, root, err)) < 0 || (rc = parse_state(c, root, err)) < 0 ||
+        (rc = parse_ignored(c, limits, root, err)) < 0 || (rc = parse_state(c, root, err)) < 0 ||
         (rc = parse_strings(c, root, "stop", MAX_STOPS, true, &c->stops, &c->n_stops, err)) < 0 ||
         (rc = parse_strings(c, root, "bad_words", MAX_LIST, false, &c->bad_words, &c->n_bad_words,
                             err)) < 0 ||
@@ -425,31 +458,47 @@ void completion_init(completion *c) {
     ssm_sampling_init(&c->sampling);
 }
 
-int completion_parse(completion *c, const completion_limits *limits,
-                     const completion_memory *memory, buf *body, ssm_error *err) {
-    json_skimmer skim = {
-        .ids_key = "prompt", .u64_key = "seed", .is_known = is_known, .on_unknown = unknown_note};
+static int parse_body(completion *c, json_skimmer *skim, const completion_limits *limits,
+                      const completion_memory *memory, buf *body, ssm_error *err) {
     json_t *root = NULL;
-    completion_init(c);
-    int rc = json_skim(&skim, body->data, &body->len, err);
+    int rc = json_skim(skim, body->data, &body->len, err);
     if (rc < 0) {
         return rc;
     }
-    const size_t price = skim.tree_bytes + skim.ids.n * sizeof(int32_t);
+    const size_t price = skim->tree_bytes + skim->ids.n * sizeof(int32_t);
     if (!memory->take(memory->ctx, price)) {
-        json_ids_dispose(&skim.ids);
+        json_ids_dispose(&skim->ids);
         return ssm_error_set(err, SSM_ENOMEM, NULL,
                              "too much request memory is in use, try again later");
     }
     root = json_parse_object(body->data, body->len, err);
-    rc = root ? parse_tree(c, limits, root, &skim, err) : SSM_EINVAL;
+    rc = root ? parse_tree(c, limits, root, skim, err) : SSM_EINVAL;
     json_decref(root);
-    json_ids_dispose(&skim.ids);
+    json_ids_dispose(&skim->ids);
     memory->give(memory->ctx, price);
     if (rc < 0) {
         completion_dispose(c);
     }
     return rc;
+}
+
+int completion_parse(completion *c, const completion_limits *limits,
+                     const completion_memory *memory, buf *body, ssm_error *err) {
+    json_skimmer skim = {
+        .ids_key = "prompt", .u64_key = "seed", .is_known = is_known, .on_unknown = unknown_note};
+    completion_init(c);
+    return parse_body(c, &skim, limits, memory, body, err);
+}
+
+int completion_parse_chat(completion *c, const completion_limits *limits,
+                          const completion_memory *memory, buf *body, ssm_error *err) {
+    json_skimmer skim = {
+        .u64_key = "seed", .is_known = is_known_in_chat, .on_unknown = unknown_note};
+    completion_init(c);
+    c->chat.is_chat = true;
+    c->chat.add_generation_prompt = true;
+    c->max_tokens = limits->chat_max_tokens;
+    return parse_body(c, &skim, limits, memory, body, err);
 }
 
 void completion_dispose(completion *c) {

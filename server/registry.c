@@ -136,6 +136,18 @@ static void report_sessions(const served_model *m) {
     }
 }
 
+static int load_chat(served_model *m, const options *o, ssm_error *err) {
+    const int rc = ssm_chat_open(m->path, o->chat_template, &m->chat, err);
+    if (rc == 0 && ssm_chat_is_plain(m->chat) && !o->chat_template) {
+        log_write(
+            LOG_WARN,
+            "model %s has no chat template: chats are given to it in a plain form that it was "
+            "not trained on (--chat-template names another)",
+            m->name);
+    }
+    return rc;
+}
+
 static int load_one(served_model *m, const options *o, ssm_error *err) {
     ssm_engine_options engine;
     int rc = ssm_model_open(m->path, &m->model, err);
@@ -144,6 +156,10 @@ static int load_one(served_model *m, const options *o, ssm_error *err) {
     }
     m->info = ssm_model_get_info(m->model);
     rc = ssm_tokenizer_open(m->path, &m->tokenizer, err);
+    if (rc < 0) {
+        return rc;
+    }
+    rc = load_chat(m, o, err);
     if (rc < 0) {
         return rc;
     }
@@ -194,6 +210,7 @@ void registry_stop(registry *r) {
 void registry_dispose(registry *r) {
     registry_stop(r);
     for (size_t i = 0; i < r->n; i++) {
+        ssm_chat_free(r->items[i].chat);
         ssm_tokenizer_free(r->items[i].tokenizer);
         ssm_model_free(r->items[i].model);
         free(r->items[i].name);

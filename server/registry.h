@@ -14,6 +14,7 @@
 
 #include <ssm/engine.h>
 #include <ssm/model.h>
+#include <ssm/template.h>
 #include <ssm/tokenizer.h>
 
 #include "options.h"
@@ -25,6 +26,7 @@ typedef struct served_model {
     ssm_model *model;
     const ssm_model_info *info;
     ssm_tokenizer *tokenizer;
+    ssm_chat *chat;
     ssm_engine *engine;
     time_t created;
     size_t index; // in the registry, and of its port in a loop

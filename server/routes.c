@@ -9,6 +9,8 @@
 
 static const route table[] = {
     {"/v1/completions", false, NULL, api_completions, ROUTE_TIMED, NULL, NULL},
+    {"/v1/chat/completions", false, NULL, api_chat, ROUTE_TIMED, NULL, NULL},
+    {"/apply-template", false, NULL, api_apply_template, 0, NULL, NULL},
     {"/v1/sessions", false, api_sessions, NULL, 0, NULL, NULL},
     {"/v1/sessions/", true, api_session_get, api_session_post, 0, api_session_put,
      api_session_delete},

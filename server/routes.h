@@ -35,6 +35,8 @@ void routes_dispatch(exchange *ex);
 // ---- handlers, one file a family: api_NAME.c
 
 void api_completions(exchange *ex);
+void api_chat(exchange *ex);
+void api_apply_template(exchange *ex);
 void api_models(exchange *ex);
 void api_model(exchange *ex);
 void api_tokenize(exchange *ex);

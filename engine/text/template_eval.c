@@ -189,7 +189,7 @@ static tpl_value eval_slice(tpl_run *r, const tpl_node *n) {
     if (v.kind == V_STRING)
         return slice_string(r, v, &s);
     tpl_list *part = tpl_list_create(r, 0);
-    if (s.step == 1 && r->code == 0) { // values do not change: share them
+    if (s.step == 1 && r->code == 0 && v.list->n > 0) { // values do not change: share them
         part->items = v.list->items + (s.end > s.begin ? s.begin : 0);
         part->n = part->cap = s.end > s.begin ? (size_t)(s.end - s.begin) : 0;
         return tpl_list_value(v.kind, part);

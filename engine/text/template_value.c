@@ -350,7 +350,7 @@ const tpl_list *tpl_iterate(tpl_run *r, tpl_value v) {
         return v.list;
     case V_ITERATOR: {
         tpl_list *rest = tpl_list_create(r, 0);
-        if (r->code == 0) {
+        if (r->code == 0 && v.list->n > 0) {
             rest->items = v.list->items + v.list->taken;
             rest->n = rest->cap = v.list->n - v.list->taken;
             v.list->taken = v.list->n;

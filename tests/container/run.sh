@@ -1,0 +1,216 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+#
+# Builds docker/Dockerfile and runs its image locked down, on a machine without a Docker engine and
+# without a registry (Debian 12, root): the base image is made by mmdebstrap from the machine's own
+# apt sources, buildah builds, podman and runc run. Checks the image, then the running container,
+# then sends it the HTTP tests, then stops it under load. Everything is made from nothing and
+# removed again.
+#
+#   tests/container/run.sh [PYTEST ARGUMENTS]
+#
+# CT_STATE=FOLDER keeps images and layers between runs, CT_CACHE=FOLDER only the base's archive.
+# CT_PYTHON is the tests' Python (.venv/bin/python); without one the HTTP tests are a failure.
+# shellcheck disable=SC2016,SC2317 # formats for podman and awk; functions are called through check
+set -euo pipefail
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd -P)
+base=localhost/debian:bookworm-slim
+memory=256m
+state=${CT_STATE:-$(mktemp -d /var/tmp/ssmd-container.XXXXXX)}
+mkdir -p "$state"
+cache=${CT_CACHE:-$state}
+python=${CT_PYTHON:-$root/.venv/bin/python}
+name=ssmd-test-$$
+passed=0
+failed=0
+export CONTAINERS_STORAGE_CONF=$state/storage.conf CONTAINERS_CONF=$state/containers.conf
+
+say() {
+    printf '[%4ds] %s\n' "$SECONDS" "$*"
+}
+
+# check WHAT COMMAND...: counts it, and shows the command's output if it fails.
+check() {
+    local what=$1
+    shift
+    if "$@" >"$state/last" 2>&1; then
+        passed=$((passed + 1))
+        say "ok   $what"
+    else
+        failed=$((failed + 1))
+        say "FAIL $what"
+        tail -n 25 "$state/last" | sed 's/^/       /'
+    fi
+}
+
+finish() {
+    echo "container: $passed passed, $failed failed"
+    ((failed == 0))
+    exit
+}
+
+pod() { # podman without its complaints about a missing systemd
+    podman "$@" 2> >(grep -vE 'systemd connection|aardvark-dns' >&2)
+}
+
+# Images go through podman: a plain rm meets busy overlay mounts.
+cleanup() {
+    podman rm -f -t 0 "$name" >/dev/null 2>&1 || true
+    [[ -z ${CT_STATE:-} ]] || return 0
+    buildah rm -a >/dev/null 2>&1 || true
+    podman rmi -fa >/dev/null 2>&1 || true
+    awk -v d="$state/" 'index($2, d) == 1 {print $2}' /proc/mounts | sort -r | xargs -r umount 2>/dev/null || true
+    rm -rf "$state"
+}
+trap cleanup EXIT
+
+# runc, not crun, which refuses a hybrid cgroup mount; the ulimits, because podman's own defaults
+# are refused without CAP_SYS_RESOURCE; netavark, or a stale CNI folder can win.
+write_config() {
+    printf '[storage]\ndriver="overlay"\ngraphroot="%s/store"\nrunroot="%s/run"\n' "$state" "$state" \
+        >"$CONTAINERS_STORAGE_CONF"
+    cat >"$CONTAINERS_CONF" <<CONF
+[containers]
+default_ulimits = ["nofile=$(ulimit -Sn):$(ulimit -Hn)", "nproc=4096:4096"]
+[engine]
+runtime = "runc"
+cgroup_manager = "cgroupfs"
+events_logger = "file"
+[network]
+network_backend = "netavark"
+CONF
+}
+
+need_tools() {
+    local tool missing=
+    for tool in buildah podman runc mmdebstrap iptables catatonit curl; do
+        command -v "$tool" >/dev/null || missing=1
+    done
+    [[ -x /usr/lib/podman/netavark ]] || missing=1
+    [[ -n $missing ]] || return 0
+    apt-get update -qq
+    DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300 install -y -qq --no-install-recommends \
+        buildah podman runc mmdebstrap netavark iptables catatonit curl >"$state/apt.log" 2>&1 || {
+        tail -n 20 "$state/apt.log"
+        exit 1
+    }
+}
+
+make_base() {
+    podman image exists "$base" && return 0
+    local archive=$cache/base-bookworm.tar sources=/etc/apt/sources.list.d/debian.sources
+    [[ -f $sources ]] || sources=/etc/apt/sources.list
+    [[ -s $archive ]] || TMPDIR=/dev/shm mmdebstrap -q --variant=minbase \
+        --aptopt='Acquire::Check-Valid-Until "false"' --dpkgopt='path-exclude=/usr/share/man/*' \
+        --dpkgopt='path-exclude=/usr/share/locale/*' bookworm "$archive" "$sources"
+    podman import -q --change 'CMD ["bash"]' "$archive" "$base" >/dev/null
+}
+
+# Without --format docker the HEALTHCHECK is dropped, without --layers nothing is kept.
+build() {
+    buildah bud --isolation chroot --network=host --format docker --pull=never --layers \
+        --ignorefile "$root/docker/Dockerfile.dockerignore" -f "$root/docker/Dockerfile" \
+        --build-arg COMMIT="$(git -C "$root" rev-parse --short=12 HEAD 2>/dev/null || echo unknown)" \
+        -t "$name" "$root"
+}
+
+image_is() { # image_is FORMAT TEST...
+    test "$(podman image inspect "$name" --format "$1")" "${@:2}"
+}
+
+# What fills the image: the base, then what the second stage adds.
+show_sizes() {
+    local folder
+    folder=$(podman image mount "$name")
+    say "image $(podman image inspect "$name" --format '{{.Size}}') bytes, of which the base $(podman image inspect "$base" --format '{{.Size}}')"
+    (cd "$folder" && du -sk usr/local/bin/ssmd usr/local/share/ssmd usr/lib usr/share usr/bin usr/sbin var etc |
+        sort -rn | sed 's/^/       /')
+    check "image: no compiler left" test ! -e "$folder/usr/bin/cc" -a ! -e "$folder/usr/bin/gcc"
+    podman image umount "$name" >/dev/null
+}
+
+status_has() { # status_has PATTERN: a line of the process's status
+    grep -qE "$1" "/proc/$pid/status"
+}
+
+memory_is_limited() {
+    local v1 v2
+    v1=$(sed -n 's/^[0-9]*:memory://p' "/proc/$pid/cgroup")
+    v2=$(sed -n 's/^0:://p' "/proc/$pid/cgroup")
+    cat "/sys/fs/cgroup/memory$v1/memory.limit_in_bytes" "/sys/fs/cgroup$v2/memory.max" 2>/dev/null | grep -qx 268435456
+}
+
+start() {
+    pod run -d --name "$name" --pull=never -p 127.0.0.1::8080 --read-only --cap-drop=ALL \
+        --security-opt no-new-privileges --user 65532:65532 --memory "$memory" --pids-limit 128 "$name"
+}
+
+complete() { # complete MAX_TOKENS [CURL ARGUMENTS]
+    curl -sS -m 60 -H 'Content-Type: application/json' "${@:2}" "$url/v1/completions" \
+        -d "{\"prompt\":\"To be\",\"max_tokens\":$1,\"ignore_eos\":true,\"seed\":1}"
+}
+
+now_ms() {
+    echo $(($(date +%s%N) / 1000000))
+}
+
+# From `run` to the first token's answer, in milliseconds.
+first_token() {
+    local started
+    started=$(now_ms)
+    start >/dev/null
+    url=http://$(podman port "$name" 8080/tcp | head -n 1)
+    until complete 1 -f -o "$state/first" 2>/dev/null; do
+        (($(now_ms) - started < 60000)) || return 1
+        sleep 0.02
+    done
+    say "first token $(($(now_ms) - started)) ms after run"
+}
+
+http_tests() {
+    (cd "$root" && SSMD_TEST_URL=$url PYTHONDONTWRITEBYTECODE=1 "$python" -m pytest -q -p no:cacheprovider tests/http "$@")
+}
+
+# SIGTERM with a request in flight: it is answered in full, and the exit code is 0.
+stop_under_load() {
+    local client started
+    complete 4000 -o "$state/slow" -w '%{http_code}' >"$state/code" 2>&1 &
+    client=$!
+    sleep 0.4
+    check "a request is in flight" kill -0 "$client"
+    started=$(now_ms)
+    check "stop" pod stop -t 40 "$name"
+    started=$(($(now_ms) - started))
+    wait "$client" || true
+    check "the request in flight got 200" grep -qx 200 "$state/code"
+    check "all of its tokens came" grep -q '"completion_tokens":4000' "$state/slow"
+    check "exit code 0 after SIGTERM ($started ms)" test "$(podman inspect "$name" --format '{{.State.ExitCode}}')" = 0
+}
+
+need_tools
+write_config
+say "tools ready"
+make_base
+say "base image"
+check "build" build
+((failed == 0)) || finish
+show_sizes
+check "image: not root" image_is '{{.Config.User}}' = 65532:65532
+check "image: HEALTHCHECK by the program" image_is '{{.HealthCheck.Test}}' = '[CMD /usr/local/bin/ssmd health]'
+check "image: EXPOSE 8080" image_is '{{range $p,$_ := .Config.ExposedPorts}}{{$p}}{{end}}' = 8080/tcp
+first_token || { podman logs "$name" | tail -n 20; failed=$((failed + 1)); finish; }
+pid=$(podman inspect "$name" --format '{{.State.Pid}}')
+check "HEALTHCHECK passes" pod healthcheck run "$name"
+check "no capabilities" status_has '^CapEff:.0+$'
+check "seccomp" status_has '^Seccomp:.2'
+check "no new privileges" status_has '^NoNewPrivs:.1'
+check "user 65532" status_has '^Uid:.65532'
+check "read-only root" awk '$2 == "/" {split($4, o, ","); exit o[1] != "ro"}' "/proc/$pid/mounts"
+check "memory limit in force" memory_is_limited
+say "resident $(awk '/^VmRSS/ {print $2}' "/proc/$pid/status") kB, most $(awk '/^VmHWM/ {print $2}' "/proc/$pid/status") kB"
+check "HTTP tests against the container" http_tests "$@"
+tail -n 1 "$state/last"
+say "resident $(awk '/^VmRSS/ {print $2}' "/proc/$pid/status") kB, most $(awk '/^VmHWM/ {print $2}' "/proc/$pid/status") kB"
+stop_under_load
+finish
