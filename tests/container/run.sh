@@ -138,7 +138,7 @@ memory_is_limited() {
     local v1 v2
     v1=$(sed -n 's/^[0-9]*:memory://p' "/proc/$pid/cgroup")
     v2=$(sed -n 's/^0:://p' "/proc/$pid/cgroup")
-    cat "/sys/fs/cgroup/memory$v1/memory.limit_in_bytes" "/sys/fs/cgroup$v2/memory.max" 2>/dev/null | grep -qx 268435456
+    grep -qsx 268435456 "/sys/fs/cgroup/memory$v1/memory.limit_in_bytes" "/sys/fs/cgroup$v2/memory.max"
 }
 
 start() {

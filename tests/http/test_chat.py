@@ -242,6 +242,7 @@ def test_the_last_message_is_continued_or_a_turn_begins(client):
     assert template(client, add_generation_prompt=False).endswith("my lord.\n\n")
 
 
+@pytest.mark.own_server  # its tree is more than the share of 256 MiB that a container gives requests
 @pytest.mark.timeout(120)
 def test_a_hundred_thousand_messages(client):
     messages = [{"role": "user" if i % 2 == 0 else "assistant", "content": "so"} for i in range(100_000)]
