@@ -17,7 +17,11 @@
 extern const cpu_kernels cpu_kernels_portable;
 
 const cpu_kernels cpu_kernels_portable = {
+#ifdef __aarch64__
+    .name = "neon",
+#else
     .name = "portable",
+#endif
     .has_bf16_dot = false,
     .product = product,
     .conv = conv,

@@ -124,8 +124,8 @@ typedef struct cpu_kernels {
 } cpu_kernels;
 
 // The best table for this machine no better than `limit` (a table's name; NULL: no limit). The
-// names: "portable" (SSE2; NEON on aarch64), "avx2", "avx512", "avx512bf16". NULL: unknown name or
-// not for this machine.
+// names: "portable" (SSE2), "neon" (the same on aarch64), "avx2", "avx512", "avx512bf16". NULL:
+// unknown name or not for this machine.
 const cpu_kernels *cpu_kernels_choose(const char *limit);
 
 #endif

@@ -11,7 +11,11 @@
 #include "kernels/reference/ops.h"
 #include "random_model.h"
 
+#ifdef __aarch64__
+static const char *const isas[] = {"neon", "avx2", "avx512", "avx512bf16"};
+#else
 static const char *const isas[] = {"portable", "avx2", "avx512", "avx512bf16"};
+#endif
 enum { N_ISAS = 4 };
 
 static const cpu_kernels *table_of(int i) { // NULL: not on this machine
