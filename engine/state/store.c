@@ -151,7 +151,7 @@ static bool ends_in(const char *name, const char *suffix) {
 }
 
 static bool load_file(store *s, const char *file, store_each each, void *ctx) {
-    char path[4096], aside[4096], expected[48];
+    char path[4096], aside[4096], expected[48] = "";
     snapshot_image image;
     snapshot_label label;
     bool has_label = false;
