@@ -8,8 +8,8 @@
 //                   out_proj rows into the residual |
 //
 // Each bar is a barrier: 4 and 3 a layer. x_proj could be summed by channels instead of rows to
-// save one, but then its sums would depend on the number of threads; at 0.3 us it is not worth
-// that. With more than CPU_FEW_TOKENS tokens the norms are shared out by tokens, which takes a
+// save one, but then its sums would depend on the number of threads, which one
+// barrier is not worth. With more than CPU_FEW_TOKENS tokens the norms are shared out by tokens, which takes a
 // barrier more.
 #include "step.h"
 
