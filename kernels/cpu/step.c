@@ -9,8 +9,8 @@
 //
 // Each bar is a barrier: 4 and 3 a layer. x_proj could be summed by channels instead of rows to
 // save one, but then its sums would depend on the number of threads, which one
-// barrier is not worth. With more than CPU_FEW_TOKENS tokens the norms are shared out by tokens, which takes a
-// barrier more.
+// barrier is not worth. With more than CPU_FEW_TOKENS tokens the norms are shared out by tokens,
+// which takes a barrier more.
 #include "step.h"
 
 #include <assert.h>
