@@ -14,8 +14,7 @@ from harness.program import wait_until
 GOLDEN = models.goldens(DEMO)
 
 
-@pytest.mark.smoke
-@pytest.mark.parametrize("loops", [2, 3])
+@pytest.mark.parametrize("loops", [pytest.param(2, marks=pytest.mark.smoke), 3])
 def test_loops(start, loops):
     server = start("--loops", loops)
     client = server.client

@@ -76,7 +76,7 @@ class Stream:
 
 
 class Client:
-    def __init__(self, host, port, key=None, timeout=120):
+    def __init__(self, host, port, key=None, timeout=240):
         self.host, self.port, self.key, self.timeout = host, port, key, timeout
 
     @classmethod
