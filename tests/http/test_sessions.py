@@ -68,7 +68,8 @@ def test_a_stop_string_keeps_what_was_read(server):
     ids = ids_of(client, PROMPT)
     (full,) = client.complete(ids, return_token_ids=True, **GREEDY)["choices"]
     stop = full["text"][10:13]
-    (cut,) = turn(client, ids, stop=[stop])["choices"]
+    # Far to the end: the engine, which does not know of stop strings, must not get there first.
+    (cut,) = turn(client, ids, stop=[stop], max_tokens=20000)["choices"]
     assert cut["finish_reason"] == "stop" and stop not in cut["text"]
     kept = client.get("/v1/sessions/s").json()["tokens"] - len(ids)
     assert 0 < kept < 24
