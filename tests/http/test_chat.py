@@ -7,7 +7,6 @@ import signal
 import subprocess
 import time
 
-import openai
 import pytest
 
 from harness import models, shapes
@@ -291,30 +290,3 @@ def test_a_broken_template_is_refused_at_start(tmp_path, text, complaint):
 def test_a_base_model_is_warned_about(start):
     assert "no chat template" in start().tail()
     assert "no chat template" not in start("--chat-template", "plain").tail()
-
-
-# ---- the official client
-
-
-@pytest.fixture
-def api(client):
-    with openai.OpenAI(base_url=client.url + "/v1", api_key=client.key or "none") as own:
-        yield own
-
-
-@pytest.mark.smoke
-def test_the_official_client(api, client):
-    options = dict(model=DEMO, messages=HELLO, max_completion_tokens=20, seed=2, logprobs=True, top_logprobs=2)
-    whole = api.chat.completions.create(**options)
-    assert whole.choices[0].message.role == "assistant" and whole.usage.completion_tokens <= 20
-    assert whole.choices[0].logprobs.content[0].top_logprobs
-    chunks = list(api.chat.completions.create(stream=True, stream_options={"include_usage": True}, **options))
-    text = "".join(c.delta.content or "" for chunk in chunks for c in chunk.choices)
-    assert text == whole.choices[0].message.content
-    assert chunks[-1].usage == whole.usage
-    with api.chat.completions.stream(**{**options, "logprobs": False, "top_logprobs": None}) as events:
-        deltas = [event.delta for event in events if event.type == "content.delta"]
-    assert "".join(deltas) == text
-    with pytest.raises(openai.BadRequestError) as refused:
-        api.chat.completions.create(model=DEMO, messages=[])
-    assert refused.value.param == "messages"

@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The official openai client, as a user calls it."""
+"""The official openai client, as a user calls it: majors 1, 2 and 3 run the same tests."""
 
+import asyncio
 import concurrent.futures
+import signal
+import time
 
 import openai
 import pytest
@@ -10,6 +13,8 @@ from harness import models
 from harness.models import DEMO
 
 GOLDEN = models.goldens(DEMO)[0]
+HELLO = [{"role": "user", "content": "Speak, my lord."}]
+CHAT = dict(model=DEMO, messages=HELLO, max_completion_tokens=20, seed=2)
 
 
 @pytest.fixture
@@ -106,9 +111,6 @@ def test_full_queue_is_retried(start):
 
 
 def test_draining_server_is_an_internal_error_to_clients(start):
-    import signal
-    import time
-
     server = start()
     kept = openai.OpenAI(base_url=server.client.url + "/v1", api_key="x", max_retries=0)
     kept.models.list()
@@ -123,8 +125,6 @@ def test_draining_server_is_an_internal_error_to_clients(start):
 
 
 def test_async_client(client):
-    import asyncio
-
     async def run():
         async with openai.AsyncOpenAI(base_url=client.url + "/v1", api_key=client.key or "none") as api:
             answers = await asyncio.gather(*[
@@ -132,3 +132,54 @@ def test_async_client(client):
             return {answer.choices[0].text for answer in answers}
 
     assert asyncio.run(run()) == {GOLDEN["greedy_text"]}
+
+
+# ---- chats
+
+
+@pytest.mark.smoke
+def test_chat(api):
+    options = dict(CHAT, logprobs=True, top_logprobs=2)
+    whole = api.chat.completions.create(**options)
+    assert whole.choices[0].message.role == "assistant" and whole.usage.completion_tokens <= 20
+    assert whole.choices[0].logprobs.content[0].top_logprobs
+    chunks = list(api.chat.completions.create(stream=True, stream_options={"include_usage": True}, **options))
+    text = "".join(c.delta.content or "" for chunk in chunks for c in chunk.choices)
+    assert text == whole.choices[0].message.content
+    assert chunks[-1].usage.total_tokens == whole.usage.total_tokens
+
+
+def test_chat_events(api):
+    whole = api.chat.completions.create(**CHAT)
+    with api.chat.completions.stream(**CHAT) as events:
+        seen = list(events)
+    text = whole.choices[0].message.content
+    assert "".join(event.delta for event in seen if event.type == "content.delta") == text
+    assert [event.content for event in seen if event.type == "content.done"] == [text]
+
+
+def test_chat_raw_answer(api):
+    answer = api.chat.completions.with_raw_response.create(**CHAT)
+    assert answer.headers["x-request-id"] and float(answer.headers["openai-processing-ms"]) >= 0
+    assert answer.parse().choices[0].message.content
+
+
+def test_chat_errors(api):
+    with pytest.raises(openai.BadRequestError) as refused:
+        api.chat.completions.create(model=DEMO, messages=[])
+    assert refused.value.param == "messages"
+    with pytest.raises(openai.BadRequestError) as refused:
+        api.chat.completions.create(**CHAT, stream=True, tools=[{"type": "function", "function": {"name": "f"}}])
+    assert refused.value.param == "tools"
+
+
+def test_async_chat_stream(client):
+    async def run():
+        async with openai.AsyncOpenAI(base_url=client.url + "/v1", api_key=client.key or "none") as api:
+            whole = await api.chat.completions.create(**CHAT)
+            stream = await api.chat.completions.create(**CHAT, stream=True)
+            parts = [c.delta.content or "" async for chunk in stream for c in chunk.choices]
+            return whole.choices[0].message.content, "".join(parts)
+
+    text, streamed = asyncio.run(run())
+    assert text and streamed == text
