@@ -342,6 +342,25 @@ void ssm_engine_finish(ssm_engine *engine, uint64_t id, int32_t index, int64_t n
         &(command){.kind = COMMAND_FINISH, .id = id, .choice = index, .n_tokens = n_tokens});
 }
 
+int ssm_engine_keep(ssm_engine *engine, uint64_t id, int64_t n_tokens, const void *memo,
+                    size_t n_memo) {
+    uint8_t *copy = n_memo > 0 && n_memo <= SSM_SESSION_MEMO ? malloc(n_memo) : NULL;
+    if (n_memo > SSM_SESSION_MEMO)
+        return SSM_EINVAL;
+    if (copy)
+        memcpy(copy, memo, n_memo);
+    const command c = {.kind = COMMAND_KEEP,
+                       .id = id,
+                       .n_tokens = n_tokens,
+                       .memo = copy,
+                       .n_memo = copy ? n_memo : 0};
+    if ((n_memo > 0 && !copy) || !engine_send(engine, &c)) {
+        free(copy);
+        return SSM_ENOMEM;
+    }
+    return 0;
+}
+
 void ssm_engine_pause(ssm_engine *engine, uint64_t id, bool paused) {
     engine_send(engine, &(command){.kind = COMMAND_PAUSE, .id = id, .paused = paused});
 }

@@ -41,6 +41,7 @@ typedef enum command_kind {
     COMMAND_SUBMIT,
     COMMAND_CANCEL,
     COMMAND_FINISH,
+    COMMAND_KEEP,
     COMMAND_PAUSE,
     COMMAND_SESSION,
     COMMAND_STORED,
@@ -51,9 +52,11 @@ typedef struct session_call session_call; // sessions.c
 typedef struct command {
     struct command *next;
     command_kind kind;
-    job *job;              // SUBMIT: owned
-    session_call *call;    // SESSION: its caller waits for it
-    int64_t n_tokens;      // FINISH
+    job *job;           // SUBMIT: owned
+    session_call *call; // SESSION: its caller waits for it
+    int64_t n_tokens;   // FINISH, KEEP
+    uint8_t *memo;      // KEEP: owned, malloc'd; NULL: none
+    size_t n_memo;
     struct ticket *ticket; // STORED: owned; choice is the result
     uint64_t id;
     int32_t choice;
@@ -156,6 +159,8 @@ void turn_begin(ssm_engine *engine, job *j);
 int turn_keep(ssm_engine *engine, choice *c, int32_t row, ssm_error *err);
 // The prompt's end was known before: the state from which it can begin again.
 void turn_keep_hit(job *j);
+// The choice ends by itself: true if its consumer is to have the last word. Its state is saved.
+bool turn_hold(ssm_engine *engine, choice *c, ssm_finish reason);
 // The choice ends: its session gets the new state or stays as it was.
 void turn_end(ssm_engine *engine, choice *c, ssm_finish reason);
 // The job ends.

@@ -75,6 +75,10 @@ job *job_create(const ssm_request *request, const int32_t *eos, int32_t n_eos) {
     memcpy(j->owner, request->session_owner, sizeof j->owner);
     j->is_whole = request->session_whole;
     j->waits_not = request->session_no_wait;
+    j->holds = request->session && request->session_hold;
+    j->is_pinned = request->session && request->session_at;
+    if (j->is_pinned)
+        j->at = *request->session_at;
     j->n_choices = j->n_open = request->n;
     for (int32_t i = 0; i < j->n_choices; i++)
         j->choices[i] = (choice){.job = j, .index = i, .slot = -1, .last_token = -1, .cut = -1};
@@ -91,7 +95,7 @@ void job_free(job *j) {
     if (!j)
         return;
     assert(j->refs == 0);
-    assert(!j->hit && !j->session && !j->kept);
+    assert(!j->hit && !j->session && !j->kept && !j->last);
     for (int32_t i = 0; i < j->n_choices; i++) {
         history_free(j->choices[i].history);
         free(j->choices[i].tokens);

@@ -8,6 +8,7 @@
 // in host memory until the last choice has been admitted).
 //
 //     choice:  PENDING -> PREFILL -> DECODE -> ENDED         (the first)
+//                                   DECODE -> HELD -> ENDED (of a session's turn, turn.c)
 //              PENDING ------------> DECODE -> ENDED         (the others: a copy on the device)
 //              PENDING -> RESTORE -> DECODE -> ENDED         (the others: from the snapshot)
 //
@@ -37,6 +38,7 @@ typedef enum choice_state {
     CHOICE_PREFILL,
     CHOICE_RESTORE, // has a slot: its state is to be written from the job's snapshot
     CHOICE_DECODE,
+    CHOICE_HELD, // over, and its consumer has the last word: no slot, its end is in job.last
     CHOICE_ENDED,
 } choice_state;
 
@@ -97,11 +99,16 @@ struct job {
     int32_t n_marks;
     char session_name[SSM_SESSION_NAME + 1]; // "": none
     uint64_t owner[2];
-    bool is_whole, waits_not;
+    bool is_whole, waits_not, holds;
+    bool is_pinned; // at a place in the session
+    ssm_session_point at;
     session *session;
-    size_t base;     // tokens of the session before the prompt, which then begins with
-    size_t n_old;    // tokens that were pending
-    snapshot *kept;  // the state at the prompt's end
+    size_t base;    // tokens of the session before the prompt, which then begins with
+    size_t n_old;   // tokens that were pending
+    snapshot *kept; // the state at the prompt's end
+    snapshot *last; // of a choice that is held, at its end; NULL: there is none
+    uint8_t memo[SSM_SESSION_MEMO];
+    size_t n_memo;
     uint64_t leader; // waiting for this job to run the beginning that both have; 0: none
     size_t awaited;  // up to this token
     int32_t n_follows;

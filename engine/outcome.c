@@ -54,19 +54,22 @@ void choice_end(ssm_engine *engine, choice *c, ssm_finish reason, int32_t stop_i
     job *j = c->job;
     if (c->state == CHOICE_ENDED)
         return;
-    const choice_state was = c->state;
-    if (j->session)
+    const bool was_held = c->state == CHOICE_HELD;
+    const bool is_held = !was_held && j->session && turn_hold(engine, c, reason);
+    if (j->session && !is_held)
         turn_end(engine, c, reason);
-    else if (reason != SSM_FINISH_ERROR)
+    else if (!j->session && reason != SSM_FINISH_ERROR)
         reuse_save_answer(engine, c);
     if (!hand_over_prompt(engine, c))
         release_slot(engine, c);
-    c->state = CHOICE_ENDED;
-    assert(was != CHOICE_ENDED && j->n_open > 0);
-    job_post(engine, j,
-             &(ssm_event){
-                 .kind = SSM_EVENT_FINISH, .choice = c->index, .token = stop_id, .finish = reason});
-    if (--j->n_open > 0)
+    c->state = is_held ? CHOICE_HELD : CHOICE_ENDED;
+    assert(j->n_open > 0);
+    if (!was_held)
+        job_post(
+            engine, j,
+            &(ssm_event){
+                .kind = SSM_EVENT_FINISH, .choice = c->index, .token = stop_id, .finish = reason});
+    if (is_held || --j->n_open > 0)
         return;
     reuse_forget(engine, j);
     turn_leave(engine, j);
@@ -144,7 +147,7 @@ void outcome_sampled(ssm_engine *engine, flight *f) {
         j->refs--;
         if (e->kind == ENTRY_DRAW)
             c->in_flight--;
-        if (c->state == CHOICE_ENDED)
+        if (c->state == CHOICE_ENDED || c->state == CHOICE_HELD)
             continue; // it was cancelled, or its last token ended it, while this step was under way
         // A one-token prompt has no score to bring its first token's event with it.
         const bool is_bare = j->prompt_logprobs && j->n_prompt == 1 && c->generated == 0 &&

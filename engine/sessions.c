@@ -43,6 +43,9 @@ static void describe(const ssm_engine *engine, const session *s, ssm_session_inf
     out->bytes = engine->state_floats * sizeof(float);
     out->created = s->created;
     out->last_used = s->last_used;
+    out->at = session_point(&s->text);
+    out->n_memo = s->text.n_memo;
+    memcpy(out->memo, s->text.memo, s->text.n_memo);
 }
 
 static int by_name(const void *a, const void *b) {

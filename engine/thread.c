@@ -4,6 +4,7 @@
 
 #include <assert.h>
 #include <stdlib.h>
+#include <string.h>
 
 static job *find_in(const job_list *list, uint64_t id) {
     job *j = list->first;
@@ -37,6 +38,13 @@ static void finish(ssm_engine *engine, job *j, int32_t index, int64_t n_tokens) 
     choice_end(engine, c, SSM_FINISH_STOP, -1);
 }
 
+static void keep(ssm_engine *engine, job *j, const command *c) {
+    if (c->n_memo > 0)
+        memcpy(j->memo, c->memo, c->n_memo);
+    j->n_memo = c->n_memo;
+    finish(engine, j, 0, c->n_tokens);
+}
+
 static void apply(ssm_engine *engine, command *commands) {
     while (commands) {
         command *c = commands;
@@ -54,8 +62,11 @@ static void apply(ssm_engine *engine, command *commands) {
             cancel(engine, j, c->choice);
         if (j && c->kind == COMMAND_FINISH)
             finish(engine, j, c->choice, c->n_tokens);
+        if (j && c->kind == COMMAND_KEEP)
+            keep(engine, j, c);
         if (j && c->kind == COMMAND_PAUSE)
             j->is_paused = c->paused;
+        free(c->memo);
         free(c);
     }
 }

@@ -14,6 +14,12 @@
 // can be run backwards: the one kept at the prompt's end is taken, and the tokens wanted are
 // pending behind it. A turn that is cancelled or fails leaves the session as it was: nothing of it
 // is touched before.
+//
+// Who has the last word. A consumer that cuts answers (stop strings) may find the place to cut when
+// the choice has ended by itself already, so that what a session kept would depend on who was
+// faster. With session_hold an ended choice is HELD: its slot is free, its state is kept twice, at
+// the prompt's end and at its own, and the session stays the turn's until the consumer says how
+// many tokens count, and what note goes with them.
 #include "engine.h"
 
 #include <assert.h>
@@ -42,6 +48,12 @@ static void refuse(ssm_engine *engine, job *j) {
     job_end(engine, j, SSM_FINISH_ERROR, SSM_EMISMATCH, message);
 }
 
+static bool is_at(const session *s, const ssm_session_point *at) {
+    const ssm_session_point here = s->state ? session_point(&s->text) : (ssm_session_point){0};
+    return here.tokens == at->tokens &&
+           (here.tokens == 0 || memcmp(here.chain, at->chain, sizeof here.chain) == 0);
+}
+
 // The pending tokens and the new ones in one array.
 static bool join_prompt(job *j, size_t skip) {
     const session_text *text = &j->session->text;
@@ -65,6 +77,10 @@ void turn_begin(ssm_engine *engine, job *j) {
     assert(!s->holder && j->n_choices == 1);
     s->holder = j;
     j->keeps_tokens = true;
+    if (j->is_pinned && !is_at(s, &j->at)) {
+        job_end(engine, j, SSM_FINISH_ERROR, SSM_EMOVED, "the session has changed meanwhile");
+        return;
+    }
     if (!s->state)
         return;
     const size_t n = (size_t)s->text.n_tokens;
@@ -76,7 +92,8 @@ void turn_begin(ssm_engine *engine, job *j) {
         return;
     }
     const int32_t bos = engine->info.bos_id; // it begins texts, not turns
-    const bool has_bos = !j->is_whole && bos >= 0 && j->n_prompt > 0 && j->prompt[0] == bos;
+    const bool has_bos =
+        !j->is_whole && !j->is_pinned && bos >= 0 && j->n_prompt > 0 && j->prompt[0] == bos;
     if (!join_prompt(j, j->is_whole ? n : has_bos)) {
         job_end(engine, j, SSM_FINISH_ERROR, SSM_ENOMEM, "no memory for the session's prompt");
         return;
@@ -91,7 +108,8 @@ void turn_begin(ssm_engine *engine, job *j) {
 int turn_keep(ssm_engine *engine, choice *c, int32_t row, ssm_error *err) {
     job *j = c->job;
     assert(!j->kept && j->prefilled == j->n_prompt);
-    return cache_keep(&engine->cache, j->base + j->n_prompt, c->slot, j->max_tokens == 0 ? row : -1,
+    const bool may_end_here = j->max_tokens == 0 || j->holds; // then the next turn wants logits
+    return cache_keep(&engine->cache, j->base + j->n_prompt, c->slot, may_end_here ? row : -1,
                       &j->kept, err);
 }
 
@@ -102,22 +120,31 @@ void turn_keep_hit(job *j) {
     j->kept->keeps++;
 }
 
+// The state in a choice's slot, with logits if they are at hand and wanted; NULL: no memory, or the
+// device has failed, as the next step will say.
+static snapshot *keep_slot(ssm_engine *engine, choice *c, bool with_logits) {
+    const job *j = c->job;
+    const bool has_logits = c->fed > 0 && c->serial == engine->n_launched;
+    const uint64_t position = j->base + j->n_prompt + (uint64_t)c->fed;
+    snapshot *state = NULL;
+    if (cache_keep(&engine->cache, position, c->slot, with_logits && has_logits ? c->row : -1,
+                   &state, NULL) != 0)
+        return NULL;
+    return state;
+}
+
 // The state to leave and how many of the answer's first tokens it covers; NULL: there is none.
 static snapshot *take_state(ssm_engine *engine, choice *c, int64_t keep, int64_t *covered) {
     job *j = c->job;
-    const bool has_logits = c->fed > 0 && c->serial == engine->n_launched;
-    snapshot *state = NULL;
-    if (c->fed < keep || (c->fed == keep && has_logits)) {
-        *covered = c->fed;
-        const int32_t row = c->fed == keep ? c->row : -1;
-        if (cache_keep(&engine->cache, j->base + j->n_prompt + (uint64_t)c->fed, c->slot, row,
-                       &state, NULL) != 0)
-            return NULL; // the device has failed: the next step says so
-        if (state && (row < 0 || state->logits))
-            return state;
-        if (state)
-            cache_release(&engine->cache, state);
-    }
+    snapshot *state = j->last;
+    j->last = NULL;
+    if (c->fed <= keep && c->slot >= 0)
+        state = keep_slot(engine, c, c->fed == keep);
+    *covered = c->fed;
+    if (state && (c->fed < keep || (c->fed == keep && state->logits)))
+        return state;
+    if (state)
+        cache_release(&engine->cache, state);
     *covered = 0;
     state = j->kept;
     if (!state || (keep == 0 && !state->logits))
@@ -143,6 +170,8 @@ static void commit(ssm_engine *engine, choice *c) {
         return;
     }
     session_text text = s->text;
+    memcpy(text.memo, j->memo, j->n_memo);
+    text.n_memo = j->n_memo;
     if (n_pending > 0)
         memcpy(pending, c->tokens + covered, n_pending * sizeof *pending);
     text.pending = pending;
@@ -154,20 +183,36 @@ static void commit(ssm_engine *engine, choice *c) {
     durable_turn(engine, j);
 }
 
-void turn_end(ssm_engine *engine, choice *c, ssm_finish reason) {
+// Whether a choice that ends so changes its session.
+static bool is_turn(const ssm_engine *engine, const choice *c, ssm_finish reason) {
     const job *j = c->job;
     const bool is_finished = reason == SSM_FINISH_STOP || reason == SSM_FINISH_LENGTH;
+    const bool has_run = c->state == CHOICE_DECODE || c->state == CHOICE_HELD;
     const bool is_empty = j->base + j->n_prompt + (size_t)c->generated == 0;
-    if (!is_finished || c->state != CHOICE_DECODE || j->error != 0 || engine->is_failed ||
-        j->session->holder != j || !j->session->is_listed || is_empty)
-        return;
-    commit(engine, c);
+    return is_finished && has_run && j->error == 0 && !engine->is_failed &&
+           j->session->holder == j && j->session->is_listed && !is_empty;
+}
+
+bool turn_hold(ssm_engine *engine, choice *c, ssm_finish reason) {
+    job *j = c->job;
+    if (!j->holds || c->cut >= 0 || !is_turn(engine, c, reason))
+        return false;
+    if (c->fed > 0 && c->fed <= c->generated) // else the prompt's end is all there is
+        j->last = keep_slot(engine, c, true);
+    return true;
+}
+
+void turn_end(ssm_engine *engine, choice *c, ssm_finish reason) {
+    if (is_turn(engine, c, reason))
+        commit(engine, c);
 }
 
 void turn_leave(ssm_engine *engine, job *j) {
     if (j->kept)
         cache_release(&engine->cache, j->kept);
-    j->kept = NULL;
+    if (j->last)
+        cache_release(&engine->cache, j->last);
+    j->kept = j->last = NULL;
     if (!j->session)
         return;
     if (j->session->holder == j)

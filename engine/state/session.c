@@ -52,6 +52,10 @@ bool session_text_copy(session_text *to, const session_text *from) {
     return true;
 }
 
+ssm_session_point session_point(const session_text *text) {
+    return (ssm_session_point){text->n_tokens, {text->chain.hi, text->chain.lo}};
+}
+
 void session_text_dispose(session_text *text) {
     free(text->pending);
     *text = (session_text){.chain = chain_begin()};

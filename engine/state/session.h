@@ -39,6 +39,8 @@ typedef struct session_text { // what is known of a session's tokens
     size_t n_pending;
     int32_t last[SESSION_LAST];
     size_t n_last;
+    uint8_t memo[SSM_SESSION_MEMO]; // its last turn's consumer's, not read here
+    size_t n_memo;
 } session_text;
 
 typedef struct session {
@@ -77,6 +79,7 @@ void session_set(session *s, cache *c, snapshot *state, session_text *text);
 // Appends tokens to the text's number, chain and last ones; pending is the caller's business.
 void session_text_add(session_text *text, const int32_t *tokens, size_t n);
 bool session_text_copy(session_text *to, const session_text *from); // false: no memory
+ssm_session_point session_point(const session_text *text);
 void session_text_dispose(session_text *text);
 
 #endif

@@ -125,6 +125,8 @@ static void put_metadata(FILE *f, const ssm_model *model, const session_text *te
             text->chain.lo);
     for (size_t i = 0; i < text->n_last; i++)
         fprintf(f, "%s%d", i ? " " : "", text->last[i]);
+    for (size_t i = 0; i < text->n_memo; i++)
+        fprintf(f, "%s%02x", i ? "" : "\",\"memo\":\"", text->memo[i]);
     fprintf(f, "\"}");
 }
 
@@ -267,6 +269,21 @@ static int read_last(const reader *r, session_text *text) {
     return 0;
 }
 
+// None, or bytes in hexadecimal digits.
+static bool read_memo(const reader *r, session_text *text) {
+    const char *at = text_of(r, "memo");
+    const size_t n = strlen(at);
+    if (n % 2 != 0 || n / 2 > sizeof text->memo || strspn(at, "0123456789abcdef") != n)
+        return false;
+    for (; *at; at += 2) {
+        unsigned byte;
+        if (sscanf(at, "%2x", &byte) != 1)
+            return false;
+        text->memo[text->n_memo++] = (uint8_t)byte;
+    }
+    return true;
+}
+
 static int read_text(const reader *r, session_text *text) {
     uint64_t chain[2], position;
     if (!read_number(r, "tokens", &text->n_tokens) || !read_number(r, "position", &position) ||
@@ -276,6 +293,8 @@ static int read_text(const reader *r, session_text *text) {
         return bad(r, "its position is none");
     text->n_pending = (size_t)(text->n_tokens - position);
     text->chain = (token_chain){.hi = chain[0], .lo = chain[1]};
+    if (!read_memo(r, text))
+        return bad(r, "its memo is none");
     return read_last(r, text);
 }
 

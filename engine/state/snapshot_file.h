@@ -9,9 +9,10 @@
 //
 // The metadata names the format, the architecture, the model's hash, how many tokens there are, how
 // many of them the state covers, the last few, the chain over all (session.h), and a checksum over
-// header and data with the checksum's own digits read as zeros. No times and no names: the same
-// state gives the same bytes. A label, if there is one, adds a session's name, owner and times for
-// a store that must find it again.
+// header and data with the checksum's own digits read as zeros; and what the last turn's consumer
+// left with it (ssm_engine_keep). No times and no names: the same state gives the same bytes. A
+// label, if there is one, adds a session's name, owner and times for a store that must find it
+// again.
 //
 // Hash and checksum are XXH3-128: they guard against accidents, at the speed of memory, where a
 // cryptographic hash would take longer than all the rest of a save. They cannot guard against

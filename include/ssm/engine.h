@@ -133,6 +133,14 @@ void ssm_batch_free(ssm_batch *batches);
 
 // ---- requests
 
+// A place in a session's text: so many tokens, and a hash over all of them. Equal tokens are equal
+// places, whatever the session's name or history. No tokens: the session is not there yet.
+typedef struct ssm_session_point {
+    uint64_t tokens, chain[2];
+} ssm_session_point;
+
+enum { SSM_SESSION_MEMO = 256 };
+
 typedef struct ssm_request {
     ssm_port *port;
     void *user;
@@ -162,6 +170,12 @@ typedef struct ssm_request {
     bool session_whole;   // the prompt is the whole conversation: SSM_EMISMATCH unless it begins
                           // with the session's tokens
     bool session_no_wait; // SSM_ESESSIONBUSY if another request is at the session; else it waits
+    const ssm_session_point *session_at; // copied; NULL: wherever it is. SSM_EMOVED if the session
+                                         // is elsewhere when the turn begins. Whoever knows the
+                                         // place knows what follows: no id is left out in front
+    bool session_hold; // the consumer has the last word on the turn: a choice that ends by itself
+                       // (FINISH) changes the session, and DONE comes, only after
+                       // ssm_engine_finish or ssm_engine_keep; after ssm_engine_cancel it does not
 } ssm_request;
 
 // n 1, max_tokens 16, logprobs -1, cache_prompt, the rest 0.
@@ -179,8 +193,15 @@ void ssm_engine_cancel(ssm_engine *engine, uint64_t id, int32_t choice);
 
 // Ends a choice of which the consumer has all it wants, its first n_tokens tokens (a stop string is
 // complete, say): as a cancel, but FINISH says SSM_FINISH_STOP, and a session keeps the turn with
-// exactly these tokens. (A choice that has ended by itself in the meantime keeps what it had.)
+// exactly these tokens. A choice that has ended by itself in the meantime keeps what it had, unless
+// its request has session_hold.
 void ssm_engine_finish(ssm_engine *engine, uint64_t id, int32_t choice, int64_t n_tokens);
+
+// The same for the one choice of a session's turn, leaving a note at the session for whoever
+// continues it: up to SSM_SESSION_MEMO bytes (copied; more are SSM_EINVAL) that the engine does not
+// read. They are in ssm_session_info, go with forks and files, and are gone after the next turn.
+int ssm_engine_keep(ssm_engine *engine, uint64_t id, int64_t n_tokens, const void *memo,
+                    size_t n_memo);
 
 // A paused request keeps its slots but is left out of steps: the consumer cannot take more for now.
 void ssm_engine_pause(ssm_engine *engine, uint64_t id, bool paused);

@@ -27,6 +27,9 @@ typedef struct ssm_session_info {
     uint64_t tokens;            // so far, the last one drawn included
     uint64_t bytes;             // of its state
     int64_t created, last_used; // Unix time, seconds
+    ssm_session_point at;
+    size_t n_memo; // what the last turn left with ssm_engine_keep
+    uint8_t memo[SSM_SESSION_MEMO];
 } ssm_session_info;
 
 // All of an owner's sessions, by name; *out is the caller's, to be freed with free.

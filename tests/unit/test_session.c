@@ -82,6 +82,8 @@ typedef struct talk {
     size_t n;
     bool exists;
     char name[16];
+    uint8_t memo[SSM_SESSION_MEMO];
+    size_t n_memo;
 } talk;
 
 static void say(talk *t, const int32_t *tokens, size_t n) {
@@ -103,6 +105,7 @@ static ssm_request turn_of(const talk *t, size_t n_new, bool whole) {
     r.session = t->name;
     memcpy(r.session_owner, owner, sizeof owner);
     r.session_whole = whole;
+    r.session_hold = draw(2);
     return r;
 }
 
@@ -122,7 +125,37 @@ static void check_info(const talk *t) {
         return;
     ck_assert_str_eq(info.name, t->name);
     ck_assert_uint_eq(info.tokens, t->n);
+    ck_assert_uint_eq(info.at.tokens, t->n);
     ck_assert_uint_eq(info.bytes, ssm_model_get_info(model)->state_bytes);
+    ck_assert_uint_eq(info.n_memo, t->n_memo);
+    ck_assert_int_eq(memcmp(info.memo, t->memo, t->n_memo), 0);
+}
+
+// The consumer's last word on a turn: so many tokens, and a note.
+static void keep(talk *t, uint64_t id, int64_t n_tokens) {
+    t->n_memo = draw(3) ? draw(SSM_SESSION_MEMO + 1) : 0;
+    for (size_t i = 0; i < t->n_memo; i++)
+        t->memo[i] = (uint8_t)draw(256);
+    ck_assert_int_eq(ssm_engine_keep(con.engine, id, n_tokens, t->memo, t->n_memo), 0);
+}
+
+// A turn that ends by itself and waits for the word; returns how many tokens it keeps, -1: it is
+// dropped.
+static int64_t end_held(talk *t, const waiter *w) {
+    while (!w->choices[0].finishes)
+        consumer_take(&con);
+    for (int i = 0; i < 3; i++) // whatever else happens meanwhile
+        ck_assert_int_eq(ssm_session_get(con.engine, owner, t->name, NULL, NULL),
+                         t->exists ? 0 : SSM_ENOTFOUND);
+    ck_assert_int_eq(w->dones, 0);
+    const int64_t n = w->choices[0].n;
+    const int64_t wanted = draw(2) ? n : (int64_t)draw((uint32_t)n + 1);
+    if (draw(8) == 0) {
+        ssm_engine_cancel(con.engine, w->id, -1);
+        return -1;
+    }
+    keep(t, w->id, wanted);
+    return wanted;
 }
 
 static void start_over(talk *t) {
@@ -130,7 +163,7 @@ static void start_over(talk *t) {
         ck_assert_int_eq(ssm_session_delete(con.engine, owner, t->name, NULL), 0);
     ck_assert_int_eq(ssm_session_delete(con.engine, owner, t->name, NULL), SSM_ENOTFOUND);
     t->exists = false;
-    t->n = 0;
+    t->n = t->n_memo = 0;
 }
 
 static void run_turn(talk *t) {
@@ -151,12 +184,20 @@ static void run_turn(talk *t) {
         r.max_tokens = 50000000; // until it is cut short or cancelled
     const ssm_request q = as_plain(r, t, n_new);
     const uint64_t covered = t->n;
+    ssm_session_info info = {.at = {0}};
+    if (t->exists)
+        ck_assert_int_eq(ssm_session_get(con.engine, owner, t->name, &info, NULL), 0);
+    r.session_at = draw(2) ? &info.at : NULL;
+    int64_t kept = -2; // all
     ck_assert_int_eq(consumer_submit(&con, &w, &r), 0);
     if (kind == 1 || kind == 2) {
         const int32_t wanted = 1 + (int32_t)draw(20);
         while (w.choices[0].n < wanted && !w.dones)
             consumer_take(&con);
-        if (kind == 1)
+        t->n_memo = kind == 2 ? t->n_memo : 0;
+        if (kind == 1 && r.session_hold)
+            keep(t, w.id, wanted);
+        else if (kind == 1)
             ssm_engine_finish(con.engine, w.id, 0, wanted);
         else
             ssm_engine_cancel(con.engine, w.id, -1);
@@ -168,6 +209,10 @@ static void run_turn(talk *t) {
         consumer_run(&plain, &p, &some);
         assert_same_tokens(&p.choices[0], &w.choices[0], wanted);
     } else {
+        if (r.session_hold)
+            kept = end_held(t, &w);
+        else
+            t->n_memo = 0;
         consumer_take_all(&con);
         ck_assert_msg(w.error == 0, "%s", w.message);
         consumer_run(&plain, &p, &q);
@@ -176,9 +221,9 @@ static void run_turn(talk *t) {
         if (t->exists && covered > 30)
             ck_assert_uint_ge(w.usage.cached_tokens, covered - 30);
     }
-    if (kind != 2) {
+    if (kind != 2 && kept != -1) {
         t->n += n_new;
-        say(t, p.choices[0].tokens, (size_t)p.choices[0].n);
+        say(t, p.choices[0].tokens, kept >= 0 ? (size_t)kept : (size_t)p.choices[0].n);
         t->exists = true;
     }
     check_info(t);
@@ -186,16 +231,21 @@ static void run_turn(talk *t) {
     waiter_dispose(&p);
 }
 
+static void take_over(const talk *from, talk *to) {
+    char name[16];
+    memcpy(name, to->name, sizeof name);
+    if (from != to)
+        *to = *from;
+    memcpy(to->name, name, sizeof name);
+}
+
 static void fork_talk(talk *from, talk *to) {
     if (!from->exists || from == to)
         return;
     const int rc = ssm_session_fork(con.engine, owner, from->name, to->name, NULL, NULL);
     ck_assert_int_eq(rc, to->exists ? SSM_EINVAL : 0);
-    if (rc == 0) {
-        memcpy(to->tokens, from->tokens, sizeof to->tokens);
-        to->n = from->n;
-        to->exists = true;
-    }
+    if (rc == 0)
+        take_over(from, to);
     check_info(to);
 }
 
@@ -206,9 +256,7 @@ static void carry_by_file(talk *from, talk *to) {
     ck_assert_int_eq(ssm_session_export(con.engine, owner, from->name, file, &err), 0);
     const int rc = ssm_session_import(con.engine, owner, to->name, file, NULL, &err);
     ck_assert_msg(rc == 0, "%s", rc ? err.message : "");
-    memmove(to->tokens, from->tokens, sizeof to->tokens);
-    to->n = from->n;
-    to->exists = true;
+    take_over(from, to);
     check_info(to);
 }
 
@@ -247,6 +295,7 @@ static void make(const char *name, const int32_t *tokens, size_t n) {
     ssm_request r = turn_of(&t, n, false);
     r.prompt = tokens;
     r.max_tokens = 4;
+    r.session_hold = false;
     consumer_run(&con, &w, &r);
     waiter_dispose(&w);
 }
@@ -262,6 +311,7 @@ START_TEST(turns_of_one_session_wait_for_each_other) {
         ssm_request r = turn_of(&t, 5, false);
         r.prompt = abc;
         r.max_tokens = 3 + i;
+        r.session_hold = false;
         ck_assert_int_eq(consumer_submit(&con, &w[i], &r), 0);
     }
     ssm_request hasty = turn_of(&t, 5, false);
@@ -312,6 +362,69 @@ START_TEST(another_conversation_is_refused) {
     }
     ck_assert_int_eq(ssm_session_get(con.engine, owner, "one", &after, NULL), 0);
     ck_assert_uint_eq(before.tokens, after.tokens);
+    end();
+}
+END_TEST
+
+static int run_at(const ssm_session_point *at, int64_t max_tokens) {
+    waiter w;
+    talk t = {.name = "one"};
+    ssm_request r = turn_of(&t, 5, false);
+    r.prompt = abc;
+    r.max_tokens = max_tokens;
+    r.session_hold = false;
+    r.session_at = at;
+    ck_assert_int_eq(consumer_submit(&con, &w, &r), 0);
+    consumer_take_all(&con);
+    const int rc = w.error;
+    waiter_dispose(&w);
+    return rc;
+}
+
+START_TEST(a_turn_begins_where_it_was_told_or_not_at_all) {
+    ssm_session_info first, second;
+    const ssm_session_point nowhere = {0};
+    begin(_i, 8);
+    ck_assert_int_eq(run_at(&nowhere, 3), 0);
+    ck_assert_int_eq(run_at(&nowhere, 3), SSM_EMOVED); // it is there by now
+    ck_assert_int_eq(ssm_session_get(con.engine, owner, "one", &first, NULL), 0);
+    ck_assert_int_eq(run_at(&first.at, 3), 0);
+    ck_assert_int_eq(run_at(&first.at, 3), SSM_EMOVED);
+    ck_assert_int_eq(ssm_session_get(con.engine, owner, "one", &second, NULL), 0);
+    ssm_session_point other = second.at;
+    other.chain[1] ^= 1;
+    ck_assert_int_eq(run_at(&other, 3), SSM_EMOVED);
+    ck_assert_int_eq(run_at(&second.at, 3), 0);
+    ck_assert_int_eq(ssm_session_delete(con.engine, owner, "one", NULL), 0);
+    ck_assert_int_eq(run_at(&second.at, 3), SSM_EMOVED);
+    end();
+}
+END_TEST
+
+// The engine goes while a choice waits for its consumer's word: it gets its DONE.
+START_TEST(a_held_turn_ends_with_its_engine) {
+    waiter w;
+    begin(_i, 8);
+    talk t = {.name = "one"};
+    ssm_request r = turn_of(&t, 5, false);
+    r.prompt = abc;
+    r.session_hold = true;
+    ck_assert_int_eq(consumer_submit(&con, &w, &r), 0);
+    while (!w.choices[0].finishes)
+        consumer_take(&con);
+    ck_assert_int_eq(w.dones, 0);
+    ck_assert_int_eq(ssm_engine_keep(con.engine, w.id, 1, file, SSM_SESSION_MEMO + 1), SSM_EINVAL);
+    if (_i % 2) { // its consumer goes first
+        consumer_dispose(&con);
+        consumer_init(&con, con.engine);
+    } else {
+        ssm_engine_free(con.engine);
+        consumer_take_all(&con);
+        ck_assert_int_eq(w.error, SSM_ECANCELED);
+        ssm_port_close(con.port);
+        consumer_init(&con, open_engine(backend_at(_i), 3, 8));
+    }
+    waiter_dispose(&w);
     end();
 }
 END_TEST
@@ -381,6 +494,8 @@ int main(void) {
     tcase_add_loop_test(tc, turns_are_those_of_one_long_prompt, 0, N_BACKENDS);
     tcase_add_loop_test(tc, turns_of_one_session_wait_for_each_other, 0, N_BACKENDS);
     tcase_add_loop_test(tc, another_conversation_is_refused, 0, N_BACKENDS);
+    tcase_add_loop_test(tc, a_turn_begins_where_it_was_told_or_not_at_all, 0, N_BACKENDS);
+    tcase_add_loop_test(tc, a_held_turn_ends_with_its_engine, 0, N_BACKENDS);
     tcase_add_loop_test(tc, owners_do_not_meet, 0, N_BACKENDS);
     tcase_add_loop_test(tc, the_same_state_is_the_same_bytes, 0, N_BACKENDS);
     suite_add_tcase(suite, tc);

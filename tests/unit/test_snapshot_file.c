@@ -35,6 +35,9 @@ static void begin(size_t n_pending, const snapshot_label *label) {
     image.text.chain = chain_begin();
     session_text_add(&image.text, tokens, 19);
     image.text.n_pending = n_pending;
+    image.text.n_memo = n_pending == 0 ? SSM_SESSION_MEMO : n_pending - 1; // full, none, one
+    for (size_t i = 0; i < image.text.n_memo; i++)
+        image.text.memo[i] = (uint8_t)(i * 7 + 0xab);
     image.text.pending = malloc(64);
     memcpy(image.text.pending, tokens + 19 - n_pending, n_pending * sizeof *tokens);
     for (size_t i = 0; i < n; i++)
@@ -78,6 +81,8 @@ START_TEST(what_goes_in_comes_out) {
     ck_assert(chain_is(out.text.chain, image.text.chain));
     ck_assert_uint_eq(out.text.n_pending, (size_t)_i);
     ck_assert_int_eq(memcmp(out.text.pending, image.text.pending, (size_t)_i * 4), 0);
+    ck_assert_uint_eq(out.text.n_memo, image.text.n_memo);
+    ck_assert_int_eq(memcmp(out.text.memo, image.text.memo, image.text.n_memo), 0);
     ck_assert_uint_eq(out.text.n_last, SESSION_LAST);
     ck_assert_int_eq(memcmp(out.text.last, image.text.last, sizeof out.text.last), 0);
     ck_assert_int_eq(out.logits != NULL, _i == 0);
@@ -158,6 +163,8 @@ START_TEST(forgeries_are_refused) {
         {"\"last_tokens\":\"1 ", "\"last_tokens\":\"x "},
         {"\"last_tokens\":\"1 5", "\"last_tokens\":\"999"},
         {"\"chain\":\"", "\"chaim\":\""},
+        {"\"memo\":\"ab\"", "\"memo\":\"aB\""},
+        {"\"memo\":\"ab\"", "\"memo\":\"a\" "},
         {"\"pending\":{", "\"bending\":{"},
         {"\"pending\":{\"dtype\":\"I32\"", "\"pending\":{\"dtype\":\"F32\""},
         {"\"shape\":[2,128,3]", "\"shape\":[2,3,128]"},
