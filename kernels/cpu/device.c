@@ -9,6 +9,7 @@
 #include "kernels/backend.h"
 #include "kernels/sampling/draws.h"
 #include "kernels/sampling/sampler.h"
+#include "slots.h"
 #include "step.h"
 
 typedef struct cpu_device {
@@ -199,59 +200,35 @@ static int slots_copy(ssm_device *device, const int32_t *src, const int32_t *dst
     return 0;
 }
 
-// Where a channel of the convolution lies among a slot's blocks: x, then B, then C.
-static size_t conv_place(const cpu_model *m, int32_t channel) {
-    const ssm_geometry *g = &m->g;
-    const int32_t states = g->n_groups * g->d_state;
-    int32_t block = 0;
-    if (channel >= g->d_inner) {
-        channel -= g->d_inner;
-        block = m->inner_blocks;
-        if (channel >= states) {
-            channel -= states;
-            block += m->c_block;
-        }
-    }
-    return (size_t)(block + channel / CPU_LANES) * (size_t)(g->d_conv - 1) * CPU_LANES +
-           (size_t)(channel % CPU_LANES);
-}
+typedef struct move {
+    cpu_device *d;
+    int32_t slot;
+    float *out; // or
+    const float *in;
+} move;
 
-// Visits every number of a slot with its place in canonical form, in that form's order.
-static void move_state(cpu_device *d, int32_t slot, float *canonical, bool to_slot) {
-    const cpu_model *m = &d->model;
-    const ssm_geometry *g = &m->g;
-    const size_t kept = (size_t)(g->d_conv - 1), n = (size_t)g->d_state;
-    const size_t conv_floats = cpu_slot_conv_floats(m), ssm_floats = cpu_slot_ssm_floats(m);
-    float *conv = canonical, *ssm = canonical + ssm_state_conv_floats(g);
-    for (int32_t layer = 0; layer < g->n_layers; layer++) {
-        float *own = state_of(d, slot) + (size_t)layer * (conv_floats + ssm_floats);
-        for (int32_t c = 0; c < g->conv_dim; c++) {
-            float *from = own + conv_place(m, c);
-            for (size_t j = 0; j < kept; j++, conv++) {
-                float *place = from + j * CPU_LANES;
-                *(to_slot ? place : conv) = *(to_slot ? conv : place);
-            }
-        }
-        for (int32_t c = 0; c < g->d_inner; c++) {
-            float *from = own + conv_floats + (size_t)(c / CPU_LANES) * n * CPU_LANES +
-                          (size_t)(c % CPU_LANES);
-            for (size_t s = 0; s < n; s++, ssm++) {
-                float *place = from + s * CPU_LANES;
-                *(to_slot ? place : ssm) = *(to_slot ? ssm : place);
-            }
-        }
+static void move_share(void *arg, int thread) {
+    const move *m = arg;
+    const cpu_model *model = &m->d->model;
+    const size_t own = cpu_slot_conv_floats(model) + cpu_slot_ssm_floats(model);
+    float *state = state_of(m->d, m->slot);
+    for (int32_t l = thread; l < model->g.n_layers; l += cpu_pool_threads(m->d->pool)) {
+        if (m->out)
+            cpu_slot_read(model, state + (size_t)l * own, m->out, l);
+        else
+            cpu_slot_write(model, state + (size_t)l * own, m->in, l);
     }
 }
 
 static int slot_read(ssm_device *device, int32_t slot, float *out, ssm_error *err) {
-    move_state((cpu_device *)device, slot, out, false);
+    cpu_device *d = (cpu_device *)device;
+    cpu_pool_run(d->pool, move_share, &(move){.d = d, .slot = slot, .out = out});
     return 0;
 }
 
 static int slot_write(ssm_device *device, int32_t slot, const float *state, ssm_error *err) {
     cpu_device *d = (cpu_device *)device;
-    memset(state_of(d, slot), 0, d->step.slot_floats * sizeof(float)); // lanes past the channels
-    move_state(d, slot, (float *)state, true);
+    cpu_pool_run(d->pool, move_share, &(move){.d = d, .slot = slot, .in = state});
     return 0;
 }
 
