@@ -235,7 +235,7 @@ int ssm_session_export(ssm_engine *engine, const uint64_t owner[2], const char *
     session_call call = {.op = SESSION_READ, .owner = owner, .name = name};
     int rc = run_call(engine, &call, err);
     if (rc == 0)
-        rc = snapshot_file_write(engine->model, &call.image, path, err);
+        rc = snapshot_file_write(engine->model, &call.image, NULL, path, false, err);
     snapshot_image_dispose(&call.image);
     return rc;
 }

@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // A session's state as a file: safetensors, so that any tool of the field can look inside.
 //
-//     conv     F32 [n_layers][conv_dim][d_conv - 1]       the canonical state of kernels/weights.h
-//     ssm      F32 [n_layers][d_inner][d_state]           Mamba-2:
-//     [n_layers][n_heads][head_dim][d_state] logits   F32 [vocab_size]                           of
-//     the next token; or, if the state does pending  I32 [n]                                    not
-//     cover them all, the tokens behind it
+//     conv     F32 [n_layers][conv_dim][d_conv - 1]   the canonical state of kernels/weights.h
+//     ssm      F32 [n_layers][d_inner][d_state]       (Mamba-2: [n_heads][head_dim] in the middle)
+//     logits   F32 [vocab_size]                       of the next token
+//     pending  I32 [n]                                in place of logits: tokens behind the state
 //
 // The metadata names the format, the architecture, the model's hash, how many tokens there are, how
 // many of them the state covers, the last few, the chain over all (session.h), and a checksum over
@@ -56,10 +55,17 @@ int snapshot_file_decode(const ssm_model *model, const uint8_t *bytes, size_t si
                          snapshot_image *image, snapshot_label *label, bool *has_label,
                          ssm_error *err);
 
-int snapshot_file_write(const ssm_model *model, const snapshot_image *image, const char *path,
-                        ssm_error *err);
+// To a file, as file_replace (files.h); label may be NULL.
+int snapshot_file_write(const ssm_model *model, const snapshot_image *image,
+                        const snapshot_label *label, const char *path, bool sync, ssm_error *err);
 int snapshot_file_read(const ssm_model *model, const char *path, snapshot_image *image,
                        snapshot_label *label, bool *has_label, ssm_error *err);
+
+// A labelled file's header alone: whose it is and how long its text, without pending tokens. Its
+// size is checked, its checksum is not. SSM_EINVAL: it is no session of this model, or has no
+// label.
+int snapshot_file_peek(const ssm_model *model, const char *path, session_text *text,
+                       snapshot_label *label, ssm_error *err);
 
 // Puts the checksum into a file's header, whose length must be within the file; false: there is no
 // place for it, or no memory.
@@ -67,11 +73,6 @@ bool snapshot_file_seal(uint8_t *bytes, size_t size);
 
 // Bytes of the largest file of this model.
 uint64_t snapshot_file_max(const ssm_model *model);
-
-// Writes a whole file beside path and renames it; with sync it is on the disk when this returns.
-int file_replace(const char *path, const uint8_t *bytes, size_t size, bool sync, ssm_error *err);
-
-int file_remove(const char *path, ssm_error *err); // and syncs the folder; none there is no error
 
 // XXH3-128 over geometry and weights; computed once a model, at the speed at which its file can be
 // read. Any thread.

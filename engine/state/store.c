@@ -14,6 +14,8 @@
 
 #include <xxhash.h>
 
+#include "files.h"
+
 typedef struct entry {
     struct entry *next;
     char file[48]; // in the folder
@@ -57,14 +59,7 @@ static int run_entry(const store *s, const entry *e) {
     path_of(s, e->file, "", path);
     if (e->is_delete)
         return file_remove(path, NULL);
-    uint8_t *bytes;
-    size_t size;
-    int rc = snapshot_file_encode(s->model, &e->image, &e->label, &bytes, &size, NULL);
-    if (rc != 0)
-        return rc;
-    rc = file_replace(path, bytes, size, true, NULL);
-    free(bytes);
-    return rc;
+    return snapshot_file_write(s->model, &e->image, &e->label, path, true, NULL);
 }
 
 static entry *wait_entry(store *s) {

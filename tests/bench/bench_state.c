@@ -13,6 +13,7 @@
 #include <ssm/session.h>
 
 #include "engine/engine.h"
+#include "engine/state/files.h"
 #include "engine/state/snapshot_file.h"
 
 static double now(void) {
@@ -110,7 +111,8 @@ static double host_to_slot(void *ctx) {
 static double to_page_cache(void *ctx) {
     copies *c = ctx;
     const double t = now();
-    file_replace("bench_state.tmp", (uint8_t *)c->from, c->bytes, false, NULL);
+    const struct iovec piece = {c->from, c->bytes};
+    file_replace("bench_state.tmp", &piece, 1, false, NULL);
     return now() - t;
 }
 

@@ -1,0 +1,17 @@
+// SPDX-License-Identifier: Apache-2.0
+// Files that are whole or not there.
+#ifndef SSM_ENGINE_FILES_H
+#define SSM_ENGINE_FILES_H
+
+#include <stdbool.h>
+#include <sys/uio.h>
+
+#include <ssm/error.h>
+
+// Writes a whole file beside path, its pieces in order, and renames it; with sync it is on the disk
+// when this returns.
+int file_replace(const char *path, const struct iovec *pieces, int n, bool sync, ssm_error *err);
+
+int file_remove(const char *path, ssm_error *err); // and syncs the folder; none there is no error
+
+#endif
