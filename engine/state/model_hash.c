@@ -2,9 +2,8 @@
 // Which model a state belongs to: a hash over the geometry and every weight, as stored. It is
 // computed when it is first needed, for that touches all of a mapped checkpoint: 130m parameters in
 // bf16 take 50 ms from the page cache, and as long as the disk takes when they are not there.
-#include <xxhash.h>
-
 #include "engine/model/model.h"
+#include "hash.h"
 #include "snapshot_file.h"
 
 static void add_tensor(XXH3_state_t *h, const ssm_tensor *t) {

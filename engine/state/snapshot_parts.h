@@ -8,8 +8,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include <xxhash.h>
-
+#include "hash.h"
 #include "kernels/weights.h"
 
 enum {

@@ -156,7 +156,7 @@ static void measure_copies(void) {
     row("its bytes to a file in the page cache", page, page);
     row("session to a file", best(save_file, NULL, 20), page);
     row("its bytes from a file in the page cache", host, host);
-    row("session from a file", best(load_file, NULL, 20), host);
+    row("session from a file", best(load_file, NULL, 50), host);
     remove("bench_state.tmp");
     remove("bench_state.session");
     free(c.from);
