@@ -169,6 +169,11 @@ static int submit(completion_run *run, ssm_error *err) {
     request.cache_prompt = r->cache_prompt && !request.prompt_logprobs;
     tenant_salt(c->ex, r->cache_salt.data, r->cache_salt.len, request.cache_salt);
     request.session = r->session;
+    request.session_hold = r->session != NULL;
+    if (r->session && r->chat.is_chat) {
+        request.session_whole = c->turn.is_whole;
+        request.session_at = &c->turn.at;
+    }
     tenant_owner(c->ex, request.session_owner);
     request.session_no_wait = strcmp(c->loop->server->o->session_busy, "409") == 0;
     const int rc = ssm_engine_submit(c->model->engine, &request, &run->id, err);
@@ -255,12 +260,20 @@ static void on_encoded(encode *e) {
     }
 }
 
-// On the pool, if the conversation is long.
+// On the pool, if the conversation is long or has a session.
 static int render(encode *e) {
     completer *c = e->owner;
-    const int rc = completion_render(&c->request, c->model, &e->err);
-    e->items[0].text = c->request.prompts[0].text;
-    e->items[0].len = c->request.prompts[0].text_len;
+    completion_prompt *prompt = &c->request.prompts[0];
+    const bool is_first = prompt->text_len == 0; // and not made again for its session's sake
+    int rc = is_first ? completion_render(&c->request, c->model, &e->err) : 0;
+    if (rc == 0 && c->request.session) {
+        e->items[0].text = NULL; // the ids come from here
+        rc = chat_turn_encode(&c->turn, &c->request, c->model, &e->items[0].ids, &e->err);
+        prompt->goes_on = !c->turn.is_whole;
+        return rc;
+    }
+    e->items[0].text = prompt->text;
+    e->items[0].len = prompt->text_len;
     return rc;
 }
 
@@ -269,7 +282,7 @@ static void start_encoding(completer *c) {
     c->encode = (encode){.tokenizer = c->model->tokenizer,
                          .flags = completion_adds_special(r, c->model) ? SSM_ADD_SPECIAL : 0,
                          .prepare = r->chat.is_chat ? render : NULL,
-                         .prepare_bytes = r->chat.messages_len,
+                         .prepare_bytes = r->chat.messages_len + (r->session ? ENCODE_INLINE : 0),
                          .items = calloc(r->n_prompts, sizeof *c->encode.items),
                          .n = r->n_prompts,
                          .done = on_encoded,
@@ -360,6 +373,7 @@ void completer_open(exchange *ex, bool is_chat) {
         free_completer(c);
         return;
     }
+    tenant_owner(ex, c->turn.owner);
     http_wait(ex, &listener, c);
     start_encoding(c);
     // An error found by now is an answer of this very call; the flush may free the completer.
@@ -383,6 +397,25 @@ static size_t score_offset(completion_run *run, int32_t token) {
     return offset;
 }
 
+// The answer's end is known: what of it the session keeps. The engine waits for this word.
+static void keep_turn(completion_run *run, const choice_text *choice) {
+    completer *c = run->owner;
+    uint8_t memo[SSM_SESSION_MEMO];
+    size_t n_memo = 0;
+    int64_t n = choice->n_tokens;
+    if (run->kept || !c->request.session || c->error.code) {
+        return;
+    }
+    if (choice->answer) {
+        n = (int64_t)chat_turn_end(&c->turn, choice, memo, &n_memo);
+    }
+    run->kept = true;
+    const int rc = ssm_engine_keep(c->model->engine, run->id, n, memo, n_memo);
+    if (rc < 0) {
+        fail(c, rc, NULL, "no memory to keep the session's turn");
+    }
+}
+
 static void on_token(completion_run *run, const ssm_event *event) {
     completer *c = run->owner;
     ssm_error err = {0};
@@ -392,13 +425,22 @@ static void on_token(completion_run *run, const ssm_event *event) {
     }
     run->drawn++;
     const int rc = choice_text_push(&run->choices[event->choice], event, &err);
-    if (rc > 0 && c->request.session) { // it keeps what was read, whatever came after
-        ssm_engine_finish(c->model->engine, run->id, event->choice, event->position + 1);
+    if (rc > 0 && c->request.session) {
+        keep_turn(run, &run->choices[event->choice]);
     } else if (rc > 0) {
         ssm_engine_cancel(c->model->engine, run->id, event->choice);
     } else if (rc < 0) {
         fail(c, rc, NULL, err.message);
     }
+}
+
+static void fail_mismatch(completer *c) {
+    char message[256];
+    snprintf(message, sizeof message,
+             "messages are not the conversation of session %.80s with something new behind it: an "
+             "earlier message or answer was changed, or the chat template renders the past anew",
+             c->request.session);
+    fail(c, SSM_EMISMATCH, "messages", message);
 }
 
 static void on_done(completion_run *run, const ssm_event *event) {
@@ -413,7 +455,12 @@ static void on_done(completion_run *run, const ssm_event *event) {
     if (gaps > firsts) {
         metrics_observe(&m->time_per_output_token, run->usage.decode_ns * firsts / (gaps - firsts));
     }
-    if (event->error && c->ex) {
+    if (event->error == SSM_EMOVED && c->ex && c->turn.tries < CHAT_TURN_TRIES) {
+        c->turn.tries++;
+        c->moved = true;
+    } else if (event->error == SSM_EMISMATCH && c->ex && c->request.chat.is_chat) {
+        fail_mismatch(c);
+    } else if (event->error && c->ex) {
         fail(c, event->error, NULL, event->message ? event->message : ssm_error_text(event->error));
     }
 }
@@ -437,6 +484,9 @@ void completer_on_event(const ssm_event *event) {
         rc = logprobs_add(&run->scores, event, score_offset(run, event->token));
     } else if (event->kind == SSM_EVENT_FINISH && event->finish != SSM_FINISH_ERROR) {
         rc = choice_text_finish(&run->choices[event->choice], event->finish, event->token, &err);
+        if (rc == 0 && event->finish != SSM_FINISH_CANCELLED) {
+            keep_turn(run, &run->choices[event->choice]);
+        }
     }
     if (rc < 0) {
         fail(c, rc, NULL, ssm_error_text(rc));
@@ -555,7 +605,7 @@ static void charge_results(completer *c) {
         const completion_run *run = &c->runs[i];
         bytes += 2 * run->prompt->n_ids * sizeof(int32_t) + logprobs_bytes(&run->scores);
         for (int32_t k = 0; k < run->n_choices; k++) {
-            bytes += logprobs_bytes(&run->choices[k].logprobs) + run->choices[k].shown.cap;
+            bytes += choice_text_bytes(&run->choices[k]);
         }
     }
     if (bytes > c->charged + (1 << 20)) {
@@ -567,7 +617,25 @@ static void charge_results(completer *c) {
     }
 }
 
+// The session was elsewhere when the turn was to begin: it is looked at again.
+static void start_again(completer *c) {
+    c->moved = false;
+    for (size_t i = 0; i < c->n_runs; i++) {
+        dispose_run(&c->runs[i]);
+    }
+    free(c->runs);
+    c->runs = NULL;
+    c->n_runs = c->n_submitted = 0;
+    encode_dispose(&c->encode);
+    budget_give(&c->loop->server->budget, c->charged);
+    c->charged = 0;
+    start_encoding(c);
+}
+
 static void flush(completer *c) {
+    if (c->ex && c->moved) {
+        start_again(c);
+    }
     if (c->ex && c->error.code == 0) {
         charge_results(c);
         if (c->request.stream) {

@@ -134,7 +134,7 @@ int completion_bind(completion *c, const served_model *model, ssm_error *err) {
 int completion_check_prompt(completion *c, const served_model *model,
                             const completion_limits *limits, completion_prompt *prompt,
                             ssm_error *err) {
-    if (prompt->n_ids == 0 && model->info->bos_id >= 0) {
+    if (prompt->n_ids == 0 && !prompt->goes_on && model->info->bos_id >= 0) {
         int32_t *bos = arena_alloc(&c->arena, 1, sizeof *bos);
         if (!bos) {
             return no_memory(err);

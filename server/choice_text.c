@@ -23,6 +23,10 @@ int choice_text_init(choice_text *c, const completion *request, const served_mod
         rc = ssm_stopper_create(request->stops, request->n_stops, request->include_stop,
                                 &c->stopper);
     }
+    if (rc == 0 && request->chat.is_chat && request->session) {
+        c->answer = calloc(1, sizeof *c->answer);
+        rc = c->answer ? answer_text_init(c->answer) : SSM_ENOMEM;
+    }
     return rc < 0 ? ssm_error_set(err, rc, NULL, "%s", ssm_error_text(rc)) : 0;
 }
 
@@ -33,6 +37,10 @@ void choice_text_dispose(choice_text *c) {
     ssm_text_dispose(&c->shown);
     logprobs_dispose(&c->logprobs);
     ssm_ids_dispose(&c->ids);
+    if (c->answer) {
+        answer_text_dispose(c->answer);
+        free(c->answer);
+    }
     *c = (choice_text){0};
 }
 
@@ -59,20 +67,31 @@ static bool is_stop(const choice_text *c, int32_t id) {
            (!r->ignore_eos && is_in(info->eos_ids, (size_t)info->n_eos, id));
 }
 
+// Text was shown behind the first `before` bytes.
+static int on_shown(choice_text *c, size_t before) {
+    const size_t len = c->shown.len - before;
+    if (len == 0) {
+        return 0;
+    }
+    c->shown_chars += utf8_count(c->shown.data + before, len);
+    return c->answer ? answer_text_show(c->answer, c->shown.data + before, len) : 0;
+}
+
 // What the detokenizer settled, through the stopper if stop strings count by now.
 static int show(choice_text *c) {
     const size_t before = c->shown.len;
     const bool counts = c->n_tokens >= c->request->min_tokens;
     c->chars += utf8_count(c->scratch.data, c->scratch.len);
+    c->settled += c->scratch.len;
     const int rc = counts ? ssm_stopper_push(c->stopper, c->scratch.data, c->scratch.len, &c->shown)
                           : ssm_text_append(&c->shown, c->scratch.data, c->scratch.len);
     c->scratch.len = 0;
-    c->shown_chars += utf8_count(c->shown.data + before, c->shown.len - before);
     if (rc > 0) {
         c->end = CHOICE_STOP_STRING;
         c->stop_string = (size_t)rc - 1;
     }
-    return rc;
+    const int shown = rc < 0 ? 0 : on_shown(c, before);
+    return shown < 0 ? shown : rc;
 }
 
 static int note(choice_text *c, const ssm_event *event) {
@@ -95,6 +114,9 @@ int choice_text_push(choice_text *c, const ssm_event *event, ssm_error *err) {
         rc = ssm_detokenizer_push(c->detokenizer, event->token, &c->scratch, err);
         rc = rc == 0 ? show(c) : rc;
     }
+    if (rc >= 0 && c->answer && answer_text_token(c->answer, event->token, c->settled) < 0) {
+        rc = SSM_ENOMEM;
+    }
     return rc < 0 ? ssm_error_set(err, rc, NULL, "%s", ssm_error_text(rc)) : rc;
 }
 
@@ -107,7 +129,7 @@ int choice_text_finish(choice_text *c, ssm_finish reason, int32_t token, ssm_err
     if (rc == 0) {
         const size_t before = c->shown.len;
         rc = ssm_stopper_finish(c->stopper, &c->shown);
-        c->shown_chars += utf8_count(c->shown.data + before, c->shown.len - before);
+        rc = rc == 0 ? on_shown(c, before) : rc;
     }
     if (rc < 0) {
         return ssm_error_set(err, rc, NULL, "%s", ssm_error_text(rc));
@@ -129,6 +151,12 @@ size_t choice_text_listed(const choice_text *c) {
         }
     }
     return end;
+}
+
+size_t choice_text_bytes(const choice_text *c) {
+    const answer_text *a = c->answer;
+    return logprobs_bytes(&c->logprobs) + c->shown.cap +
+           (a ? a->cap * sizeof *a->tokens + a->space.cap : 0);
 }
 
 const char *choice_text_reason(const choice_text *c) {

@@ -12,6 +12,7 @@
 #include <ssm/text.h>
 #include <ssm/tokenizer.h>
 
+#include "answer_text.h"
 #include "completion.h"
 #include "logprobs.h"
 
@@ -35,8 +36,10 @@ typedef struct choice_text {
     int64_t n_tokens;
     double sum_logprob;
     enum choice_end end;
-    size_t stop_string; // CHOICE_STOP_STRING: its index
-    int32_t stop_id;    // CHOICE_STOP_ID
+    answer_text *answer; // of a chat's session, or NULL
+    uint64_t settled;    // bytes of text so far, shown or held back
+    size_t stop_string;  // CHOICE_STOP_STRING: its index
+    int32_t stop_id;     // CHOICE_STOP_ID
 } choice_text;
 
 int choice_text_init(choice_text *c, const completion *request, const served_model *model,
@@ -54,6 +57,8 @@ int choice_text_finish(choice_text *c, ssm_finish reason, int32_t token, ssm_err
 
 // Log-probabilities that go with the text shown so far: an end index into logprobs.tokens.
 size_t choice_text_listed(const choice_text *c);
+
+size_t choice_text_bytes(const choice_text *c); // of memory that grows with the answer
 
 const char *choice_text_reason(const choice_text *c); // "stop", "length", NULL while open
 

@@ -16,6 +16,7 @@
 
 #include <ssm/engine.h>
 
+#include "chat_turn.h"
 #include "choice_text.h"
 #include "completion.h"
 #include "conn/http.h"
@@ -40,6 +41,7 @@ typedef struct completion_run {
     size_t score_chars;
     uint64_t first_token; // uv_hrtime, 0: none yet
     int64_t drawn;        // tokens of all choices so far
+    bool kept;            // the session has been told what of the answer it keeps
     ssm_usage usage;      // when done
 } completion_run;
 
@@ -52,6 +54,8 @@ struct completer {
     const served_model *model;
     encode encode;
     bool encoding, in_handler;
+    chat_turn turn; // of a chat with a session
+    bool moved;     // its session has: the prompt is to be made again
     completion_run *runs;
     size_t n_runs, n_submitted, n_open;
     // the answer

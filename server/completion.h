@@ -25,6 +25,7 @@ typedef struct completion_prompt {
     size_t text_len;
     const int32_t *ids; // of a text: filled by whoever tokenizes
     size_t n_ids;
+    bool goes_on; // behind a session's tokens: there may be none
 } completion_prompt;
 
 typedef struct completion_bias {

@@ -268,21 +268,8 @@ static int parse_response_format(const json_t *root, ssm_error *err) {
                          type ? type : "none");
 }
 
-// A session goes on from its state with new text alone; a chat's request holds the whole
-// conversation, which would be read twice.
-static int refuse_session(const json_t *root, ssm_error *err) {
-    const json_t *session = json_object_get(root, "session");
-    return !session || json_is_null(session)
-               ? 0
-               : ssm_error_set(err, SSM_EINVAL, "session",
-                               "session is not supported in chats: use /v1/completions");
-}
-
 int parse_chat(completion *c, const json_t *root, ssm_error *err) {
     int rc = parse_messages(c, root, err);
-    if (rc == 0) {
-        rc = refuse_session(root, err);
-    }
     if (rc < 0 || (rc = parse_kwargs(c, root, err)) < 0 || (rc = parse_ends(c, root, err)) < 0 ||
         (rc = parse_logprobs(c, root, err)) < 0 ||
         (rc = refuse_tools(root, "tools", "tool_choice", err)) < 0 ||

@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "buf.h"
+#include "chat_turn.h"
 #include "log.h"
 
 #ifndef SSMD_DATA_DIR
@@ -144,6 +145,9 @@ static int load_chat(served_model *m, const options *o, ssm_error *err) {
             "model %s has no chat template: chats are given to it in a plain form that it was "
             "not trained on (--chat-template names another)",
             m->name);
+    }
+    if (rc == 0) {
+        chat_turn_closing(m->chat, m->closing);
     }
     return rc;
 }

@@ -17,6 +17,7 @@
 #include <ssm/template.h>
 #include <ssm/tokenizer.h>
 
+#include "chat_note.h"
 #include "options.h"
 
 enum { REGISTRY_MAX = 64 };
@@ -27,6 +28,7 @@ typedef struct served_model {
     const ssm_model_info *info;
     ssm_tokenizer *tokenizer;
     ssm_chat *chat;
+    char closing[CHAT_NOTE_PART + 1]; // what the template writes behind an answer (chat_turn.h)
     ssm_engine *engine;
     time_t created;
     size_t index; // in the registry, and of its port in a loop

@@ -191,7 +191,7 @@ def test_ignored(client, extra):
     ({"max_completion_tokens": -1}, "max_completion_tokens"), ({"max_tokens": "x"}, "max_tokens"),
     ({"temperature": 3}, "temperature"), ({"n": 0}, "n"), ({"chat_template_kwargs": []}, "chat_template_kwargs"),
     ({"continue_final_message": True, "add_generation_prompt": True}, "continue_final_message"),
-    ({"stop": [""]}, "stop"), ({"session": "s"}, "session")])
+    ({"stop": [""]}, "stop")])
 def test_refused(client, extra, param):
     post(client, **extra).error(400, param=param)
 

@@ -79,6 +79,22 @@ def test_a_stop_string_keeps_what_was_read(server):
     assert next_turn["text"] == expected["text"]
 
 
+def test_what_is_kept_does_not_depend_on_who_is_faster(server):
+    """The engine, which knows no stop strings, gets to its own end while the stop is on its way."""
+    client = server.client
+    ids = ids_of(client, PROMPT)
+    (full,) = client.complete(ids, return_token_ids=True, **GREEDY)["choices"]
+    stop = full["text"][10:13]
+    kept = set()
+    for i in range(30):
+        session = f"s{i}"
+        read = len(turn(client, ids, session, stop=[stop], max_tokens=20000)["choices"][0]["token_ids"])
+        (cut,) = turn(client, ids, f"t{i}", stop=[stop], max_tokens=read + i % 3)["choices"]
+        assert cut["finish_reason"] == "stop" and stop not in cut["text"]
+        kept |= {client.get(f"/v1/sessions/{name}{i}").json()["tokens"] - len(ids) for name in "st"}
+    assert kept == {read}
+
+
 def test_a_client_that_leaves_changes_nothing(server):
     client = server.client
     turn(client, PROMPT)
