@@ -54,7 +54,8 @@ job *admission_best(ssm_engine *engine) {
     const uint64_t now = engine_now_ns();
     job *best = NULL;
     for (job *j = engine->waiting.first; j; j = j->next) {
-        if (!j->is_paused && !j->leader && turn_is_due(j) && (!best || is_before(j, best, now)))
+        if (!j->is_paused && !j->leader && turn_is_due(engine, j) &&
+            (!best || is_before(j, best, now)))
             best = j;
     }
     for (job *j = engine->running.first; j; j = j->next) {
@@ -106,6 +107,8 @@ int admission_run(ssm_engine *engine, ssm_error *err) {
         if (!j)
             break;
         if (!j->is_running) {
+            if (durable_fetch(engine, j))
+                continue;
             if (reuse_follow(engine, j))
                 continue;
             start_job(engine, j);

@@ -1,131 +1,81 @@
 // SPDX-License-Identifier: Apache-2.0
-// Durability: what of sessions goes to the store, and who waits for it.
+// Durability: how sessions get to the store and back.
 //
-// With SSM_DURABILITY_SYNC whoever changed a session - a job, a caller of ssm/session.h - is
-// answered when the change is on the disk: its `ticket` goes with the write and comes back as a
-// command. With ASYNC writes are queued at once and nobody waits. With NONE everything is written
-// once, when the engine is freed. At the start all sessions found are taken in, in host memory.
+// A changed session joins the list of dirty ones; a few of them at a time are written (a write
+// holds a copy of a state, a place in the list holds nothing), and a session that changes again
+// meanwhile is written once. A disk that is slower than the turns makes turns wait: none begins
+// while more than BACKLOG of states is in host memory for want of being written. With
+// SSM_DURABILITY_SYNC whoever changed a session - a job, a caller of ssm/session.h - leaves a
+// ticket and is answered when that version or a later one is on the disk. With ASYNC nobody waits.
+// With NONE nothing is written before the engine is freed, but what BACKLOG cannot hold.
+//
+// The start takes in names alone. A session's state is read when a request or a call wants it: the
+// job stays in the queue, without a slot, the call waits, the engine goes on. And a session that is
+// stored and not at work lets go of its state when the cache wants the room: what sessions take in
+// memory is what the cache may have, however many there are.
 #include "engine.h"
 
 #include <assert.h>
-#include <errno.h>
-#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 
+#include "state/secret.h"
 #include "state/store.h"
 
-struct ticket {
+enum { MOST_WRITES = 4, LEAST_BACKLOG = 8 }; // at once; states
+
+static const uint64_t BACKLOG = 256 << 20; // bytes
+
+typedef struct ticket {
+    struct ticket *next;
     job *job;           // or
     session_call *call; // who waits
-};
+    uint64_t version;
+} ticket;
 
-static void on_stored(void *ctx, void *tag, int rc) {
-    // Without memory for a command the waiter would wait for ever: try until there is.
-    while (!engine_send(ctx, &(command){.kind = COMMAND_STORED, .ticket = tag, .choice = rc})) {
-    }
+void durable_owner(const ssm_engine *engine, const uint64_t owner[2], uint64_t out[2]) {
+    if (engine->has_secret)
+        secret_owner(engine->secret, owner, out);
+    else
+        memcpy(out, owner, 2 * sizeof *out);
 }
 
-static void take_in(void *ctx, snapshot_image *image, const snapshot_label *label) {
-    ssm_engine *engine = ctx;
-    session *s = sessions_ref(&engine->sessions, label->owner, label->name);
-    if (!s)
-        return;
-    const uint64_t position = image->text.n_tokens - image->text.n_pending;
-    snapshot *state = cache_adopt(&engine->cache, position, image->state, image->logits);
-    if (state) {
-        image->state = image->logits = NULL;
-        session_set(s, &engine->cache, state, &image->text);
-        s->created = label->created;
-        s->last_used = label->last_used;
-        engine->sessions.n_alive++;
-    }
-    sessions_unref(&engine->sessions, &engine->cache, s);
-}
+// ---- tickets
 
-int durable_open(ssm_engine *engine, ssm_error *err) {
-    const char *root = engine->options.state_dir;
-    char folder[4096];
-    uint64_t hash[2];
-    if (!root)
-        return 0;
-    model_hash(engine->model, hash); // a folder each, so that models may share a state_dir
-    snprintf(folder, sizeof folder, "%.3800s/%016" PRIx64 "%016" PRIx64, root, hash[0], hash[1]);
-    if (mkdir(root, 0700) != 0 && errno != EEXIST)
-        return ssm_error_set(err, SSM_EIO, "state_dir", "cannot make the folder %.300s: %m", root);
-    int rc = store_open(engine->model, folder, on_stored, engine, &engine->store, err);
-    if (rc == 0)
-        rc = store_load(engine->store, take_in, engine, &engine->stats.sessions_set_aside, err);
-    return rc;
-}
-
-// The session's state in a buffer of its own.
-static int make_image(ssm_engine *engine, const session *s, snapshot_image *image) {
-    const size_t vocab = (size_t)engine->info.vocab_size;
-    const bool has_logits = s->text.n_pending == 0;
-    *image = (snapshot_image){.state = malloc(engine->state_floats * sizeof(float)),
-                              .logits = has_logits ? malloc(vocab * sizeof(float)) : NULL};
-    if (!image->state || (has_logits && !image->logits) ||
-        !session_text_copy(&image->text, &s->text)) {
-        snapshot_image_dispose(image);
-        return SSM_ENOMEM;
-    }
-    if (has_logits)
-        memcpy(image->logits, s->state->logits, vocab * sizeof(float));
-    return cache_read(&engine->cache, s->state, image->state, NULL);
-}
-
-static int put(ssm_engine *engine, const session *s, struct ticket *ticket) {
-    snapshot_image image;
-    snapshot_label label = {
-        .owner = {s->owner[0], s->owner[1]}, .created = s->created, .last_used = s->last_used};
-    memcpy(label.name, s->name, sizeof label.name);
-    int rc = make_image(engine, s, &image);
-    if (rc == 0)
-        rc = store_put(engine->store, &image, &label, ticket);
-    snapshot_image_dispose(&image);
-    return rc;
-}
-
-// A ticket for whoever must wait; *out stays NULL if nobody need.
-static int make_ticket(const ssm_engine *engine, job *j, session_call *call, struct ticket **out) {
-    *out = NULL;
+static int add_ticket(const ssm_engine *engine, session *s, job *j, session_call *call,
+                      bool *waits) {
+    *waits = false;
     if (engine->options.durability != SSM_DURABILITY_SYNC)
         return 0;
-    if (!(*out = malloc(sizeof **out)))
+    ticket *t = malloc(sizeof *t);
+    if (!t)
         return SSM_ENOMEM;
-    **out = (struct ticket){.job = j, .call = call};
+    *t = (ticket){.next = s->tickets, .job = j, .call = call, .version = s->version};
+    s->tickets = t;
+    if (j)
+        j->n_stores++;
+    *waits = true;
     return 0;
 }
 
-static bool is_on(const ssm_engine *engine) {
-    return engine->store && engine->options.durability != SSM_DURABILITY_NONE;
-}
-
-static int change(ssm_engine *engine, const session *s, bool is_gone, job *j, session_call *call,
-                  bool *waits) {
-    struct ticket *ticket;
-    *waits = false;
-    if (!is_on(engine) && !(is_gone && engine->store)) // what is gone stays gone
-        return 0;
-    int rc = make_ticket(engine, j, call, &ticket);
-    if (rc == 0)
-        rc = is_gone ? store_delete(engine->store, s->owner, s->name, ticket)
-                     : put(engine, s, ticket);
-    *waits = rc == 0 && ticket;
-    if (rc != 0)
-        free(ticket);
-    return rc;
-}
-
-void durable_turn(ssm_engine *engine, job *j) {
-    bool waits;
-    const int rc = change(engine, j->session, false, j, NULL, &waits);
-    j->n_stores += waits;
-    if (rc != 0)
-        durable_failed(j, rc);
+// Answers those who wait for this version or an older one.
+static void take_tickets(ssm_engine *engine, session *s, uint64_t version, int rc) {
+    for (ticket **at = &s->tickets; *at;) {
+        ticket *t = *at;
+        if (t->version > version) {
+            at = &t->next;
+            continue;
+        }
+        *at = t->next;
+        if (t->call)
+            session_finish(engine, t->call, rc);
+        else
+            t->job->n_stores--;
+        if (t->job && rc != 0)
+            durable_failed(t->job, rc);
+        free(t);
+    }
 }
 
 void durable_failed(job *j, int rc) {
@@ -135,32 +85,326 @@ void durable_failed(job *j, int rc) {
     snprintf(j->message, sizeof j->message, "the session could not be written to the disk");
 }
 
-int durable_call(ssm_engine *engine, const session *s, bool is_gone, session_call *call,
-                 bool *waits) {
-    return change(engine, s, is_gone, NULL, call, waits);
+// ---- writing
+
+static bool is_full(const ssm_engine *engine) {
+    const uint64_t state = engine->state_floats * sizeof(float);
+    const uint64_t backlog = BACKLOG > LEAST_BACKLOG * state ? BACKLOG : LEAST_BACKLOG * state;
+    return cache_host_bytes(&engine->cache) > engine->options.cache_host_bytes + backlog;
 }
 
-void durable_stored(ssm_engine *engine, struct ticket *ticket, int rc) {
-    if (ticket->call) {
-        session_finish(engine, ticket->call, rc);
-    } else {
-        assert(ticket->job->n_stores > 0);
-        ticket->job->n_stores--;
-        if (rc != 0)
-            durable_failed(ticket->job, rc);
+bool durable_is_behind(const ssm_engine *engine) {
+    return engine->n_writes > 0 && is_full(engine);
+}
+
+static store_request *make_request(const session *s, store_kind kind) {
+    store_request *r = calloc(1, sizeof *r);
+    if (!r)
+        return NULL;
+    *r = (store_request){.kind = kind,
+                         .label = {.owner = {s->owner[0], s->owner[1]},
+                                   .created = s->created,
+                                   .last_used = s->last_used},
+                         .version = s->version,
+                         .began_ns = engine_now_ns()};
+    memcpy(r->label.name, s->name, sizeof r->label.name);
+    return r;
+}
+
+static void submit(ssm_engine *engine, session *s, store_request *r) {
+    r->session = s;
+    s->refs++;
+    engine->n_stores++;
+    engine->store->ops->submit(engine->store, r);
+}
+
+// The session's state in a buffer of its own.
+static int make_image(ssm_engine *engine, const session *s, snapshot_image *image) {
+    const size_t vocab = (size_t)engine->info.vocab_size;
+    const bool has_logits = s->text.n_pending == 0;
+    *image = (snapshot_image){.state = malloc(engine->state_floats * sizeof(float)),
+                              .logits = has_logits ? malloc(vocab * sizeof(float)) : NULL};
+    if (!image->state || (has_logits && !image->logits) ||
+        !session_text_copy(&image->text, &s->text))
+        return SSM_ENOMEM;
+    if (has_logits)
+        memcpy(image->logits, s->state->logits, vocab * sizeof(float));
+    return cache_read(&engine->cache, s->state, image->state, NULL);
+}
+
+static int start_write(ssm_engine *engine, session *s) {
+    store_request *r = make_request(s, STORE_PUT);
+    const int rc = r ? make_image(engine, s, &r->image) : SSM_ENOMEM;
+    if (rc != 0) {
+        store_request_free(r);
+        return rc;
     }
-    free(ticket);
+    s->is_writing = true;
+    engine->n_writes++;
+    submit(engine, s, r);
+    return 0;
+}
+
+static void push_dirty(ssm_engine *engine, session *s) {
+    if (s->is_dirty || s->is_writing) // when it is written, what is newer is pushed
+        return;
+    s->is_dirty = true;
+    s->next_dirty = NULL;
+    *engine->dirty_last = s;
+    engine->dirty_last = &s->next_dirty;
+}
+
+static void remove_dirty(ssm_engine *engine, session *s) {
+    session **at = &engine->dirty;
+    if (!s->is_dirty)
+        return;
+    while (*at != s)
+        at = &(*at)->next_dirty;
+    *at = s->next_dirty;
+    if (engine->dirty_last == &s->next_dirty)
+        engine->dirty_last = at;
+    s->is_dirty = false;
+}
+
+static void write_some(ssm_engine *engine) {
+    while (engine->dirty && engine->n_writes < MOST_WRITES) {
+        session *s = engine->dirty;
+        remove_dirty(engine, s);
+        const int rc = start_write(engine, s);
+        if (rc != 0)
+            take_tickets(engine, s, s->version, rc);
+    }
+}
+
+static void on_put(ssm_engine *engine, session *s, const store_request *r) {
+    s->is_writing = false;
+    engine->n_writes--;
+    if (r->rc == 0) {
+        s->stored = r->version;
+        engine->session_counts.writes++;
+    } else {
+        engine->session_counts.write_failures++;
+        s->is_unwritable = engine->is_flushing;
+    }
+    take_tickets(engine, s, r->version, r->rc);
+    if (s->is_listed && s->version > r->version &&
+        engine->options.durability != SSM_DURABILITY_NONE)
+        push_dirty(engine, s);
+}
+
+// ---- changes
+
+static int change(ssm_engine *engine, session *s, job *j, session_call *call, bool *waits) {
+    *waits = false;
+    if (!engine->store || engine->options.durability == SSM_DURABILITY_NONE)
+        return 0;
+    const int rc = add_ticket(engine, s, j, call, waits);
+    push_dirty(engine, s);
+    write_some(engine);
+    return rc;
+}
+
+void durable_turn(ssm_engine *engine, job *j) {
+    bool waits;
+    const int rc = change(engine, j->session, j, NULL, &waits);
+    if (rc != 0)
+        durable_failed(j, rc);
+}
+
+int durable_call(ssm_engine *engine, session *s, session_call *call, bool *waits) {
+    return change(engine, s, NULL, call, waits);
+}
+
+int durable_delete(ssm_engine *engine, session *s, session_call *call, bool *waits) {
+    const bool is_there = s->stored > 0 || s->is_writing; // what is gone stays gone
+    *waits = false;
+    if (engine->store && is_there) {
+        store_request *r = make_request(s, STORE_DELETE);
+        if (!r)
+            return SSM_ENOMEM;
+        *waits = call && engine->options.durability == SSM_DURABILITY_SYNC;
+        r->call = *waits ? call : NULL;
+        submit(engine, s, r);
+    }
+    remove_dirty(engine, s);
+    take_tickets(engine, s, s->version, 0);
+    s->stored = 0;
+    return 0;
+}
+
+// ---- reading
+
+// Those who wait for the session's state look again, or are told why not.
+static void wake(ssm_engine *engine, session *s, int rc) {
+    static const char message[] = "the session could not be read";
+    job *next;
+    for (job *j = engine->waiting.first; j; j = next) {
+        next = j->next;
+        if (j->session != s || !j->is_fetching)
+            continue;
+        j->is_fetching = false;
+        if (rc != 0)
+            job_end(engine, j, SSM_FINISH_ERROR, rc, message);
+    }
+    while (s->calls) {
+        session_call *call = session_next_call(s);
+        if (rc != 0)
+            session_fail(engine, call, rc, message);
+        else
+            session_answer(engine, call);
+    }
+}
+
+void durable_load(ssm_engine *engine, session *s) {
+    assert(session_is_away(s));
+    if (s->is_loading)
+        return;
+    store_request *r = make_request(s, STORE_GET);
+    if (!r) {
+        wake(engine, s, SSM_ENOMEM);
+        return;
+    }
+    s->is_loading = true;
+    submit(engine, s, r);
+}
+
+bool durable_fetch(ssm_engine *engine, job *j) {
+    if (!j->session || !session_is_away(j->session))
+        return false;
+    j->is_fetching = true;
+    durable_load(engine, j->session);
+    return true;
+}
+
+static int take_in(ssm_engine *engine, session *s, snapshot_image *image) {
+    const uint64_t position = image->text.n_tokens - image->text.n_pending;
+    snapshot *state = cache_adopt(&engine->cache, position, image->state, image->logits);
+    if (!state)
+        return SSM_ENOMEM;
+    image->state = image->logits = NULL;
+    session_load(s, state, &image->text);
+    return 0;
+}
+
+static void on_get(ssm_engine *engine, session *s, store_request *r) {
+    s->is_loading = false;
+    if (r->rc == 0 && !s->state && s->stored == r->version)
+        r->rc = take_in(engine, s, &r->image);
+    if (r->rc == 0) {
+        engine->session_counts.loads++;
+        histogram_add(&engine->session_counts.load_seconds, ssm_step_seconds_bounds,
+                      (double)(engine_now_ns() - r->began_ns) * 1e-9);
+    }
+    const bool is_gone = r->rc == SSM_EINVAL || r->rc == SSM_ENOTFOUND;
+    if (is_gone && s->is_listed && !s->state) {
+        engine->session_counts.set_aside += r->rc == SSM_EINVAL;
+        s->stored = 0;
+        engine->sessions.n_alive--;
+        sessions_delete(&engine->sessions, &engine->cache, s);
+    }
+    wake(engine, s, s->state ? 0 : r->rc == SSM_EINVAL ? SSM_EIO : r->rc);
+}
+
+void durable_done(ssm_engine *engine, store_request *r) {
+    session *s = r->session;
+    engine->n_stores--;
+    if (r->kind == STORE_PUT)
+        on_put(engine, s, r);
+    else if (r->kind == STORE_GET)
+        on_get(engine, s, r);
+    else if (r->call)
+        session_finish(engine, r->call, r->rc);
+    sessions_unref(&engine->sessions, &engine->cache, s);
+    store_request_free(r);
+    write_some(engine);
+    cache_trim(&engine->cache);
+}
+
+// ---- room
+
+static bool can_go(ssm_engine *engine, session *s) {
+    if (s->n_jobs > 0 || s->holder || s->is_writing || s->is_loading || s->calls)
+        return false;
+    if (s->stored == s->version)
+        return true;
+    if (engine->options.durability != SSM_DURABILITY_NONE || is_full(engine))
+        push_dirty(engine, s); // it may go when it is written
+    write_some(engine);
+    return false;
+}
+
+bool durable_let_go(void *ctx, snapshot *state) {
+    ssm_engine *engine = ctx;
+    int32_t n = 0;
+    if (!engine->store)
+        return false;
+    for (session *s = state->sessions; s; s = s->next_alike, n++) {
+        if (!can_go(engine, s))
+            return false;
+    }
+    if (n != state->keeps) // a job has it
+        return false;
+    while (n-- > 0) // the last may be its end
+        session_unload(state->sessions, &engine->cache);
+    return true;
+}
+
+// ---- life
+
+static void on_done(void *ctx, store_request *r) {
+    // Without memory for a command the waiter would wait for ever: try until there is.
+    while (!engine_send(ctx, &(command){.kind = COMMAND_STORED, .stored = r})) {
+    }
+}
+
+static void take_name(void *ctx, const store_entry *found) {
+    ssm_engine *engine = ctx;
+    const snapshot_label *label = found->label;
+    session *s = sessions_ref(&engine->sessions, label->owner, label->name);
+    if (!s)
+        return;
+    s->created = label->created;
+    s->last_used = label->last_used;
+    session_text_dispose(&s->text);
+    s->text = *found->text;
+    *found->text = (session_text){0};
+    s->version = s->stored = 1;
+    engine->sessions.n_alive++;
+    sessions_unref(&engine->sessions, &engine->cache, s);
+}
+
+int durable_open(ssm_engine *engine, ssm_error *err) {
+    engine->dirty_last = &engine->dirty;
+    if (!engine->options.state_dir)
+        return 0;
+    int rc = store_open_folder(engine->model, engine->options.state_dir, on_done, engine,
+                               &engine->store, err);
+    if (rc == 0) {
+        engine->has_secret = true;
+        memcpy(engine->secret, engine->store->secret, sizeof engine->secret);
+        rc = engine->store->ops->list(engine->store, take_name, engine,
+                                      &engine->session_counts.set_aside, err);
+        stats_cache(engine); // the thread is not there yet
+    }
+    return rc;
+}
+
+bool durable_flush(ssm_engine *engine) {
+    if (!engine->store)
+        return false;
+    engine->is_flushing = true;
+    for (size_t i = 0; i < SESSION_BUCKETS && !engine->is_failed; i++) {
+        for (session *s = engine->sessions.buckets[i]; s; s = s->next) {
+            if (s->state && s->stored != s->version && !s->is_unwritable)
+                push_dirty(engine, s);
+        }
+    }
+    write_some(engine);
+    return engine->n_stores > 0;
 }
 
 void durable_close(ssm_engine *engine) {
-    if (engine->store && engine->options.durability == SSM_DURABILITY_NONE && !engine->is_failed) {
-        for (size_t i = 0; i < SESSION_BUCKETS; i++) {
-            for (const session *s = engine->sessions.buckets[i]; s; s = s->next) {
-                if (s->state)
-                    put(engine, s, NULL);
-            }
-        }
-    }
-    store_close(engine->store);
+    if (engine->store)
+        engine->store->ops->close(engine->store);
     engine->store = NULL;
 }

@@ -156,7 +156,9 @@ static int allocate(ssm_engine *engine, ssm_error *err) {
                              .host_bytes = engine->options.cache_host_bytes,
                              .state_floats = engine->state_floats,
                              .vocab = (size_t)engine->info.vocab_size,
-                             .poison = engine->options.poison_slots};
+                             .poison = engine->options.poison_slots,
+                             .let_go = durable_let_go,
+                             .ctx = engine};
     int rc = slots_init(&engine->slots, engine->n_sessions);
     if (rc == 0)
         rc = cache_init(&engine->cache, &c);
@@ -301,6 +303,7 @@ int ssm_engine_submit(ssm_engine *engine, const ssm_request *request, uint64_t *
         return ssm_error_set(err, SSM_ENOMEM, NULL, "no memory for the request");
     }
     *c = (command){.kind = COMMAND_SUBMIT, .job = j};
+    durable_owner(engine, request->session_owner, j->owner);
     pthread_mutex_lock(&engine->lock);
     if ((rc = refuse(engine, err)) == 0) {
         j->id = engine->next_id++;

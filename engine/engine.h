@@ -57,11 +57,16 @@ typedef struct command {
     int64_t n_tokens;   // FINISH, KEEP
     uint8_t *memo;      // KEEP: owned, malloc'd; NULL: none
     size_t n_memo;
-    struct ticket *ticket; // STORED: owned; choice is the result
+    struct store_request *stored; // STORED: has come back
     uint64_t id;
     int32_t choice;
     bool paused;
 } command;
+
+typedef struct session_counts {
+    uint64_t writes, write_failures, loads, set_aside;
+    ssm_histogram load_seconds;
+} session_counts;
 
 struct ssm_engine {
     // constant after create
@@ -75,6 +80,8 @@ struct ssm_engine {
     size_t state_floats; // of one slot in canonical form
     char text[320];
     pthread_t thread;
+    uint8_t secret[16]; // of the store, for owners
+    bool has_secret;
 
     // guarded by lock
     pthread_mutex_t lock;
@@ -96,8 +103,12 @@ struct ssm_engine {
     slots slots;
     cache cache;
     session_table sessions;
-    struct store *store; // NULL without state_dir
-    choice **active;     // [n_slots], by slot
+    struct store *store;          // NULL without state_dir
+    session *dirty, **dirty_last; // sessions to be written, oldest first
+    int32_t n_stores, n_writes;   // requests at the store; of these that write
+    bool is_flushing;             // the engine is going away
+    session_counts session_counts;
+    choice **active; // [n_slots], by slot
     clients clients;
     flight flights[2];
     int32_t first_flight, n_flights;
@@ -151,7 +162,7 @@ void reuse_release_followers(ssm_engine *engine);
 // ---- turn.c: a job with a session
 // Finds its session; the job may end here.
 void turn_submit(ssm_engine *engine, job *j);
-bool turn_is_due(const job *j);
+bool turn_is_due(const ssm_engine *engine, const job *j);
 // The turn begins: the prompt becomes what is to run after the session's state. Ends the job if its
 // session is another conversation's.
 void turn_begin(ssm_engine *engine, job *j);
@@ -169,16 +180,27 @@ void turn_leave(ssm_engine *engine, job *j);
 // ---- sessions.c
 void session_answer(ssm_engine *engine, session_call *call);
 void session_finish(ssm_engine *engine, session_call *call, int rc); // its caller goes on
+void session_fail(ssm_engine *engine, session_call *call, int rc, const char *message);
+session_call *session_next_call(session *s); // of those that wait for its state; NULL: none
 
 // ---- durable.c
 int durable_open(ssm_engine *engine, ssm_error *err); // before the thread starts
-void durable_turn(ssm_engine *engine, job *j);        // the job's session has a new state
+// An owner as sessions and the store know it. Any thread.
+void durable_owner(const ssm_engine *engine, const uint64_t owner[2], uint64_t out[2]);
+void durable_turn(ssm_engine *engine, job *j); // the job's session has a new state
 void durable_failed(job *j, int rc);
-// A call has changed a session, or taken it away; *waits: session_finish will come.
-int durable_call(ssm_engine *engine, const session *s, bool is_gone, session_call *call,
-                 bool *waits);
-void durable_stored(ssm_engine *engine, struct ticket *ticket, int rc);
-void durable_close(ssm_engine *engine); // all that is queued is on the disk when it returns
+// A call has changed a session, or is to take it away; *waits: session_finish will come.
+int durable_call(ssm_engine *engine, session *s, session_call *call, bool *waits);
+int durable_delete(ssm_engine *engine, session *s, session_call *call, bool *waits);
+// True: the job's session is being read, and wakes it.
+bool durable_fetch(ssm_engine *engine, job *j);
+bool durable_is_behind(const ssm_engine *engine); // no turn begins for now
+// Reads a session that is away, for the calls that wait for it.
+void durable_load(ssm_engine *engine, session *s);
+void durable_done(ssm_engine *engine, struct store_request *request); // it has come back
+bool durable_let_go(void *engine, snapshot *state);                   // for the cache
+bool durable_flush(ssm_engine *engine); // writes what is not stored; false: nothing is under way
+void durable_close(ssm_engine *engine);
 
 // ---- plan.c
 // Fills the flight with the next step's rows; false if there is nothing to run.

@@ -92,6 +92,7 @@ struct job {
     bool uses_cache;
     bool keeps_tokens;       // of its choices, as a key for their ends
     int32_t tenant[4];       // cache_salt
+    bool is_fetching;        // waits for a state that is being read
     snapshot *hit;           // pinned: where choices without a slot begin
     size_t cached;           // tokens of the prompt that did not run
     size_t grid;             // checkpoints at multiples of so many tokens; 0: none

@@ -175,7 +175,7 @@ static size_t shared_with(const job *a, const job *j) {
 }
 
 bool reuse_follow(ssm_engine *engine, job *j) {
-    const bool is_later_turn = j->session && j->session->state;
+    const bool is_later_turn = j->session && session_is_alive(j->session);
     if (!j->uses_cache || is_later_turn || engine->cache.o.n_slots == 0 ||
         j->n_follows >= MAX_FOLLOWS)
         return false;

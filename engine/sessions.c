@@ -20,8 +20,9 @@ typedef enum session_op {
 } session_op;
 
 struct session_call {
+    session_call *next; // of those that wait for a session's state
     session_op op;
-    const uint64_t *owner;
+    uint64_t owner[2];
     const char *name, *target;
     ssm_session_info *infos; // LIST: malloc'd; else where to put one, or NULL
     size_t n_infos;
@@ -59,7 +60,7 @@ static int list(ssm_engine *engine, session_call *call) {
         return ssm_error_set(&call->error, SSM_ENOMEM, NULL, "no memory for the list of sessions");
     for (size_t i = 0; i < SESSION_BUCKETS; i++) {
         for (const session *s = t->buckets[i]; s; s = s->next) {
-            if (s->state && memcmp(s->owner, call->owner, sizeof s->owner) == 0)
+            if (session_is_alive(s) && memcmp(s->owner, call->owner, sizeof s->owner) == 0)
                 describe(engine, s, &call->infos[call->n_infos++]);
         }
     }
@@ -84,7 +85,7 @@ static int fork_session(ssm_engine *engine, session_call *call, const session *f
     session_set(to, &engine->cache, from->state, &text);
     describe(engine, to, call->infos);
     t->n_alive++;
-    const int rc = durable_call(engine, to, false, call, waits);
+    const int rc = durable_call(engine, to, call, waits);
     sessions_unref(t, &engine->cache, to);
     return rc;
 }
@@ -119,10 +120,10 @@ static int write_session(ssm_engine *engine, session_call *call, bool *waits) {
         rc = ssm_error_set(&call->error, SSM_ENOMEM, NULL, "no memory for a session");
     if (rc == 0) {
         image->state = image->logits = NULL;
-        t->n_alive += s->state == NULL;
+        t->n_alive += !session_is_alive(s);
         session_set(s, &engine->cache, state, &image->text);
         describe(engine, s, call->infos);
-        rc = durable_call(engine, s, false, call, waits);
+        rc = durable_call(engine, s, call, waits);
     }
     sessions_unref(t, &engine->cache, s);
     return rc;
@@ -137,9 +138,16 @@ static int answer(ssm_engine *engine, session_call *call, bool *waits) {
     if (call->op == SESSION_WRITE)
         return write_session(engine, call, waits);
     session *s = sessions_find(t, call->owner, call->name);
-    if (!s || !s->state)
+    if (!s || !session_is_alive(s))
         return ssm_error_set(&call->error, SSM_ENOTFOUND, NULL, "there is no session %s",
                              call->name);
+    if (session_is_away(s) && (call->op == SESSION_FORK || call->op == SESSION_READ)) {
+        call->next = s->calls;
+        s->calls = call;
+        *waits = true;
+        durable_load(engine, s);
+        return 0;
+    }
     if (call->op == SESSION_FORK)
         return fork_session(engine, call, s, waits);
     if (call->op == SESSION_READ)
@@ -147,7 +155,7 @@ static int answer(ssm_engine *engine, session_call *call, bool *waits) {
     describe(engine, s, call->infos);
     if (call->op != SESSION_DELETE)
         return 0;
-    const int rc = durable_call(engine, s, true, call, waits);
+    const int rc = durable_delete(engine, s, call, waits);
     if (rc == 0) {
         t->n_alive--;
         sessions_delete(t, &engine->cache, s);
@@ -163,6 +171,18 @@ void session_finish(ssm_engine *engine, session_call *call, int rc) {
     call->is_done = true;
     pthread_cond_signal(&call->done);
     pthread_mutex_unlock(&engine->lock);
+}
+
+void session_fail(ssm_engine *engine, session_call *call, int rc, const char *message) {
+    ssm_error_set(&call->error, rc, NULL, "%s", message);
+    session_finish(engine, call, rc);
+}
+
+session_call *session_next_call(session *s) {
+    session_call *call = s->calls;
+    if (call)
+        s->calls = call->next;
+    return call;
 }
 
 void session_answer(ssm_engine *engine, session_call *call) {
@@ -181,12 +201,14 @@ static int check_name(const char *name, const char *param, ssm_error *err) {
                          "a session's name is 1 to 128 characters of A-Z a-z 0-9 . _ -");
 }
 
-static int run_call(ssm_engine *engine, session_call *call, ssm_error *err) {
+static int run_call(ssm_engine *engine, const uint64_t owner[2], session_call *call,
+                    ssm_error *err) {
     int rc = call->name ? check_name(call->name, "session", err) : 0;
     if (rc == 0 && call->target)
         rc = check_name(call->target, "id", err);
     if (rc != 0)
         return rc;
+    durable_owner(engine, owner, call->owner);
     pthread_cond_init(&call->done, NULL);
     if (engine_send(engine, &(command){.kind = COMMAND_SESSION, .call = call})) {
         pthread_mutex_lock(&engine->lock);
@@ -204,8 +226,8 @@ static int run_call(ssm_engine *engine, session_call *call, ssm_error *err) {
 
 int ssm_session_list(ssm_engine *engine, const uint64_t owner[2], ssm_session_info **out, size_t *n,
                      ssm_error *err) {
-    session_call call = {.op = SESSION_LIST, .owner = owner};
-    const int rc = run_call(engine, &call, err);
+    session_call call = {.op = SESSION_LIST};
+    const int rc = run_call(engine, owner, &call, err);
     *out = call.infos;
     *n = call.n_infos;
     return rc;
@@ -213,27 +235,26 @@ int ssm_session_list(ssm_engine *engine, const uint64_t owner[2], ssm_session_in
 
 int ssm_session_get(ssm_engine *engine, const uint64_t owner[2], const char *name,
                     ssm_session_info *out, ssm_error *err) {
-    session_call call = {.op = SESSION_GET, .owner = owner, .name = name, .infos = out};
-    return run_call(engine, &call, err);
+    session_call call = {.op = SESSION_GET, .name = name, .infos = out};
+    return run_call(engine, owner, &call, err);
 }
 
 int ssm_session_delete(ssm_engine *engine, const uint64_t owner[2], const char *name,
                        ssm_error *err) {
-    session_call call = {.op = SESSION_DELETE, .owner = owner, .name = name};
-    return run_call(engine, &call, err);
+    session_call call = {.op = SESSION_DELETE, .name = name};
+    return run_call(engine, owner, &call, err);
 }
 
 int ssm_session_fork(ssm_engine *engine, const uint64_t owner[2], const char *name,
                      const char *target, ssm_session_info *out, ssm_error *err) {
-    session_call call = {
-        .op = SESSION_FORK, .owner = owner, .name = name, .target = target, .infos = out};
-    return run_call(engine, &call, err);
+    session_call call = {.op = SESSION_FORK, .name = name, .target = target, .infos = out};
+    return run_call(engine, owner, &call, err);
 }
 
 int ssm_session_export(ssm_engine *engine, const uint64_t owner[2], const char *name,
                        const char *path, ssm_error *err) {
-    session_call call = {.op = SESSION_READ, .owner = owner, .name = name};
-    int rc = run_call(engine, &call, err);
+    session_call call = {.op = SESSION_READ, .name = name};
+    int rc = run_call(engine, owner, &call, err);
     if (rc == 0)
         rc = snapshot_file_write(engine->model, &call.image, NULL, path, false, err);
     snapshot_image_dispose(&call.image);
@@ -242,20 +263,20 @@ int ssm_session_export(ssm_engine *engine, const uint64_t owner[2], const char *
 
 int ssm_session_import(ssm_engine *engine, const uint64_t owner[2], const char *name,
                        const char *path, ssm_session_info *out, ssm_error *err) {
-    session_call call = {.op = SESSION_WRITE, .owner = owner, .name = name, .infos = out};
+    session_call call = {.op = SESSION_WRITE, .name = name, .infos = out};
     int rc = check_name(name, "session", err);
     if (rc == 0)
         rc = snapshot_file_read(engine->model, path, &call.image, NULL, NULL, err);
     if (rc == 0)
-        rc = run_call(engine, &call, err);
+        rc = run_call(engine, owner, &call, err);
     snapshot_image_dispose(&call.image);
     return rc;
 }
 
 int ssm_session_export_bytes(ssm_engine *engine, const uint64_t owner[2], const char *name,
                              uint8_t **out, size_t *size, ssm_error *err) {
-    session_call call = {.op = SESSION_READ, .owner = owner, .name = name};
-    int rc = run_call(engine, &call, err);
+    session_call call = {.op = SESSION_READ, .name = name};
+    int rc = run_call(engine, owner, &call, err);
     if (rc == 0)
         rc = snapshot_file_encode(engine->model, &call.image, NULL, out, size, err);
     snapshot_image_dispose(&call.image);
@@ -265,12 +286,12 @@ int ssm_session_export_bytes(ssm_engine *engine, const uint64_t owner[2], const 
 int ssm_session_import_bytes(ssm_engine *engine, const uint64_t owner[2], const char *name,
                              const uint8_t *bytes, size_t size, ssm_session_info *out,
                              ssm_error *err) {
-    session_call call = {.op = SESSION_WRITE, .owner = owner, .name = name, .infos = out};
+    session_call call = {.op = SESSION_WRITE, .name = name, .infos = out};
     int rc = check_name(name, "session", err);
     if (rc == 0)
         rc = snapshot_file_decode(engine->model, bytes, size, &call.image, NULL, NULL, err);
     if (rc == 0)
-        rc = run_call(engine, &call, err);
+        rc = run_call(engine, owner, &call, err);
     snapshot_image_dispose(&call.image);
     return rc;
 }

@@ -38,6 +38,11 @@ void stats_cache(ssm_engine *engine) {
     s->cache_slots_used = c->o.n_slots - c->n_free;
     s->cache_host_bytes = cache_host_bytes(c);
     s->sessions = engine->sessions.n_alive;
+    s->sessions_set_aside = engine->session_counts.set_aside;
+    s->session_writes = engine->session_counts.writes;
+    s->session_write_failures = engine->session_counts.write_failures;
+    s->session_loads = engine->session_counts.loads;
+    s->session_load_seconds = engine->session_counts.load_seconds;
     s->cache_hits = c->counts.hits;
     s->cache_misses = c->counts.misses;
     s->cache_saves = c->counts.saves;

@@ -53,7 +53,7 @@ static void apply(ssm_engine *engine, command *commands) {
         if (c->kind == COMMAND_SUBMIT)
             submit(engine, j);
         else if (c->kind == COMMAND_STORED)
-            durable_stored(engine, c->ticket, c->choice);
+            durable_done(engine, c->stored);
         else if (c->kind == COMMAND_SESSION)
             session_answer(engine, c->call);
         else if (!(j = find_in(&engine->running, c->id)))
@@ -201,7 +201,8 @@ static void publish(ssm_engine *engine) {
 // Waits for something to do if `is_idle`; takes the inbox. False: the engine is to stop.
 static bool take_inbox(ssm_engine *engine, bool is_idle, command **commands, bool *closed_ports) {
     pthread_mutex_lock(&engine->lock);
-    while (is_idle && !engine->inbox_first && !engine->has_closed_ports && !engine->is_stopping)
+    while (is_idle && !engine->inbox_first && !engine->has_closed_ports &&
+           (!engine->is_stopping || engine->is_flushing))
         pthread_cond_wait(&engine->wake, &engine->lock);
     *commands = engine->inbox_first;
     engine->inbox_first = NULL;
@@ -227,6 +228,10 @@ static bool has_ended(const ssm_engine *engine) {
 static void close_store(ssm_engine *engine) {
     command *commands;
     bool closed_ports;
+    while (durable_flush(engine)) {
+        take_inbox(engine, true, &commands, &closed_ports);
+        apply(engine, commands);
+    }
     durable_close(engine);
     take_inbox(engine, false, &commands, &closed_ports);
     apply(engine, commands);

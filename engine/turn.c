@@ -31,13 +31,13 @@ void turn_submit(ssm_engine *engine, job *j) {
     j->session = sessions_ref(&engine->sessions, j->owner, j->session_name);
     if (!j->session)
         job_end(engine, j, SSM_FINISH_ERROR, SSM_ENOMEM, "no memory for the session");
-    else if (j->waits_not && j->session->refs > 2) // the table's and this one's
+    else if (j->session->n_jobs++ > 0 && j->waits_not)
         job_end(engine, j, SSM_FINISH_ERROR, SSM_ESESSIONBUSY,
                 "another request is at this session");
 }
 
-bool turn_is_due(const job *j) {
-    return !j->session || !j->session->holder;
+bool turn_is_due(const ssm_engine *engine, const job *j) {
+    return !j->is_fetching && (!j->session || (!j->session->holder && !durable_is_behind(engine)));
 }
 
 static void refuse(ssm_engine *engine, job *j) {
@@ -49,7 +49,8 @@ static void refuse(ssm_engine *engine, job *j) {
 }
 
 static bool is_at(const session *s, const ssm_session_point *at) {
-    const ssm_session_point here = s->state ? session_point(&s->text) : (ssm_session_point){0};
+    const ssm_session_point here =
+        session_is_alive(s) ? session_point(&s->text) : (ssm_session_point){0};
     return here.tokens == at->tokens &&
            (here.tokens == 0 || memcmp(here.chain, at->chain, sizeof here.chain) == 0);
 }
@@ -74,7 +75,7 @@ static bool join_prompt(job *j, size_t skip) {
 
 void turn_begin(ssm_engine *engine, job *j) {
     session *s = j->session;
-    assert(!s->holder && j->n_choices == 1);
+    assert(!s->holder && !session_is_away(s) && j->n_choices == 1);
     s->holder = j;
     j->keeps_tokens = true;
     if (j->is_pinned && !is_at(s, &j->at)) {
@@ -178,7 +179,7 @@ static void commit(ssm_engine *engine, choice *c) {
     text.n_pending = n_pending;
     session_text_add(&text, j->prompt + j->n_old, j->n_prompt - j->n_old);
     session_text_add(&text, c->tokens, (size_t)keep);
-    engine->sessions.n_alive += !s->state && s->is_listed;
+    engine->sessions.n_alive += !session_is_alive(s) && s->is_listed;
     session_set(s, &engine->cache, state, &text);
     durable_turn(engine, j);
 }
@@ -217,6 +218,7 @@ void turn_leave(ssm_engine *engine, job *j) {
         return;
     if (j->session->holder == j)
         j->session->holder = NULL;
+    j->session->n_jobs--;
     sessions_unref(&engine->sessions, &engine->cache, j->session);
     j->session = NULL;
 }

@@ -105,7 +105,11 @@ static const struct engine_metric {
     ROW("cache_slots_used", "gauge", cache_slots_used, "Device rows that hold one."),
     ROW("sessions", "gauge", sessions, "Sessions kept."),
     ROW("sessions_set_aside", "gauge", sessions_set_aside,
-        "Files of --state-dir that were no sessions of this model at the start."),
+        "Files of --state-dir that were damaged or no sessions of this model."),
+    ROW("session_writes_total", "counter", session_writes, "Sessions written to the store."),
+    ROW("session_write_failures_total", "counter", session_write_failures,
+        "Sessions that could not be written."),
+    ROW("session_loads_total", "counter", session_loads, "Sessions read back from the store."),
     ROW("generation_tokens_total", "counter", generated_tokens, "Tokens generated."),
     ROW("steps_total", "counter", steps, "Steps of the engine."),
     ROW("slots_total", "gauge", slots_total, "State slots."),
@@ -137,6 +141,11 @@ static void put_engines(buf *out, const struct registry *models, const ssm_stats
         buf_str(out, "ssmd_state_bytes{");
         put_label(out, "model", models->items[i].name);
         buf_printf(out, ",tier=\"host\"} %llu\n", (unsigned long long)stats[i].cache_host_bytes);
+    }
+    put_head(out, "session_load_seconds", "histogram", "A session asked for to its state here.");
+    for (size_t i = 0; i < models->n; i++) {
+        put_engine_histogram(out, "session_load_seconds", models->items[i].name,
+                             &stats[i].session_load_seconds, ssm_step_seconds_bounds);
     }
     put_head(out, "step_duration_seconds", "histogram", "Duration of one step of the engine.");
     for (size_t i = 0; i < models->n; i++) {

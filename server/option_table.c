@@ -49,8 +49,8 @@ const option_row option_table[] = {
      "what a request does that finds another one at its session: wait, or be answered 409",
      OPTIONS_SERVE, false},
     {"state-dir", OPTION_STRING, FIELD(state_dir), NULL, 0, 0, NULL, "FOLDER",
-     "keep sessions in files here, a folder a model, and find them again at the next start; no two "
-     "processes may share it",
+     "keep sessions in files here, a folder a model, and find them again at the next start; states "
+     "beyond the memory for them stay here until they are used; one process at a time",
      OPTIONS_SERVE, false},
     {"durability", OPTION_STRING, FIELD(durability), "async", 0, 0, "async|sync|none", "WHEN",
      "when a session is on the disk: sync: before its answer ends; async: soon after; none: at a "

@@ -77,19 +77,40 @@ static void discard(cache *c, snapshot *s) {
     free(s);
 }
 
-static snapshot *oldest_idle(const snapshot_list *list) {
-    snapshot *s = list->oldest;
-    while (s && !is_idle(s))
-        s = s->newer;
-    return s;
+static bool have_let_go(cache *c, snapshot *s) {
+    return c->o.let_go && c->o.let_go(c->o.ctx, s);
+}
+
+enum { MOST_ASKED = 8 }; // of those that are kept, before a search ends
+
+// The oldest that nobody needs goes, or has just gone with the last session that kept it.
+static bool drop_oldest(cache *c, snapshot_list *list) {
+    int asked = 0;
+    snapshot *newer;
+    for (snapshot *s = list->oldest; s && asked < MOST_ASKED; s = newer) {
+        newer = s->newer;
+        if (s->pins > 0)
+            continue;
+        const bool is_known = s->node, is_kept = s->keeps > 0;
+        asked += is_kept;
+        if (is_kept && !have_let_go(c, s))
+            continue;
+        if (!is_kept || is_known) {
+            c->counts.evictions++;
+            discard(c, s);
+        }
+        return true;
+    }
+    return false;
 }
 
 static void trim_host(cache *c, uint64_t bytes) {
-    snapshot *s;
-    while (cache_host_bytes(c) > bytes && (s = oldest_idle(&c->on_host))) {
-        c->counts.evictions++;
-        discard(c, s);
+    while (cache_host_bytes(c) > bytes && drop_oldest(c, &c->on_host)) {
     }
+}
+
+void cache_trim(cache *c) {
+    trim_host(c, c->o.host_bytes);
 }
 
 // Whether one more state may go to the host; the oldest there make room.
@@ -119,6 +140,21 @@ static int demote(cache *c, snapshot *s, ssm_error *err) {
     return 0;
 }
 
+// Takes a snapshot's row if that can be.
+static int vacate(cache *c, snapshot *s, ssm_error *err) {
+    const bool is_known = s->node;
+    int rc = 0;
+    if (s->keeps > 0 && have_let_go(c, s) && !is_known)
+        return 0; // it has gone
+    if (s->keeps > 0 || has_host_room(c))
+        rc = demote(c, s, err);
+    if (rc == 0 && s->slot >= 0 && is_idle(s)) {
+        c->counts.evictions++;
+        discard(c, s);
+    }
+    return rc;
+}
+
 // A row for a new snapshot, -1 if none can be had; rc is the device's.
 static int take_row(cache *c, bool eager, int32_t *slot, ssm_error *err) {
     *slot = -1;
@@ -128,15 +164,9 @@ static int take_row(cache *c, bool eager, int32_t *slot, ssm_error *err) {
             s = s->newer;
         if (!s)
             return 0;
-        int rc = 0;
-        if (s->keeps > 0 || has_host_room(c))
-            rc = demote(c, s, err);
+        const int rc = vacate(c, s, err);
         if (rc != 0)
             return rc;
-        if (s->slot >= 0 && is_idle(s)) {
-            c->counts.evictions++;
-            discard(c, s);
-        }
     }
     if (c->n_free > 0)
         *slot = c->free[--c->n_free];

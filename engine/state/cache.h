@@ -12,6 +12,7 @@
 //
 // A snapshot is in one of them. Each place has a list by last use. When a row is needed the oldest
 // goes: to the host if it may (host_bytes) or must (a session has no other copy of it), else away.
+// Sessions that can be read back from a store are asked first whether they let go of theirs.
 // One that is pinned - a restore from it is planned - is passed over. What falls off the host's end
 // is forgotten.
 //
@@ -39,7 +40,8 @@ typedef struct snapshot {
     float *host;                    // [state_floats] canonical, if not on the device
     float *logits;                  // [vocab] of the next token, or NULL
     int32_t pins;                   // restores that are planned
-    int32_t keeps;                  // sessions that own it
+    int32_t keeps;                  // sessions, and jobs of sessions, that own it
+    struct session *sessions;       // of them (session.c)
 } snapshot;
 
 typedef struct snapshot_list {
@@ -54,6 +56,9 @@ typedef struct cache_options {
     uint64_t host_bytes;         // for what falls off the device; sessions beyond it all the same
     size_t state_floats, vocab;
     bool poison; // tests: a row that is given up is filled with NaN
+    // Whether all that keep a snapshot have let go of it, which may have been its end. May be NULL.
+    bool (*let_go)(void *ctx, snapshot *s);
+    void *ctx;
 } cache_options;
 
 typedef struct cache_counts {
@@ -109,6 +114,9 @@ int cache_restore(cache *c, snapshot *s, int32_t slot, ssm_error *err);
 int cache_read(cache *c, const snapshot *s, float *out, ssm_error *err);
 
 uint64_t cache_host_bytes(const cache *c);
+
+// Forgets the oldest states on the host, and has sessions let go of theirs, down to host_bytes.
+void cache_trim(cache *c);
 
 // Aborts unless every row is in one place: tests.
 void cache_check(const cache *c);

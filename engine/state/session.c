@@ -108,12 +108,28 @@ session *sessions_ref(session_table *t, const uint64_t owner[2], const char *nam
     return s;
 }
 
+static void take_state(session *s, snapshot *state) {
+    s->state = state;
+    s->next_alike = state->sessions;
+    state->sessions = s;
+}
+
+static void drop_state(session *s, cache *c) {
+    if (!s->state)
+        return;
+    session **at = &s->state->sessions;
+    while (*at != s)
+        at = &(*at)->next_alike;
+    *at = s->next_alike;
+    cache_release(c, s->state);
+    s->state = NULL;
+}
+
 static void unref(cache *c, session *s) {
     if (--s->refs > 0)
         return;
-    assert(!s->is_listed && !s->holder);
-    if (s->state)
-        cache_release(c, s->state);
+    assert(!s->is_listed && !s->holder && !s->is_dirty && !s->tickets && !s->calls);
+    drop_state(s, c);
     session_text_dispose(&s->text);
     free(s);
 }
@@ -129,7 +145,7 @@ void sessions_delete(session_table *t, cache *c, session *s) {
 }
 
 void sessions_unref(session_table *t, cache *c, session *s) {
-    if (s->refs == 2 && s->is_listed && !s->state)
+    if (s->refs == 2 && s->is_listed && !session_is_alive(s))
         sessions_delete(t, c, s);
     unref(c, s);
 }
@@ -146,11 +162,27 @@ void sessions_dispose(session_table *t, cache *c) {
 void session_set(session *s, cache *c, snapshot *state, session_text *text) {
     assert(state->keeps > 0 && (text->n_pending > 0 || state->logits));
     assert(state->position + text->n_pending == text->n_tokens);
-    if (s->state)
-        cache_release(c, s->state);
+    drop_state(s, c);
     session_text_dispose(&s->text);
-    s->state = state;
+    take_state(s, state);
     s->text = *text;
     *text = (session_text){0};
     s->last_used = (int64_t)time(NULL);
+    s->version++;
+}
+
+void session_load(session *s, snapshot *state, session_text *text) {
+    assert(!s->state && s->stored > 0 && s->stored == s->version);
+    session_text_dispose(&s->text);
+    take_state(s, state);
+    s->text = *text;
+    *text = (session_text){0};
+}
+
+void session_unload(session *s, cache *c) {
+    assert(s->stored > 0 && s->stored == s->version && !s->holder);
+    drop_state(s, c);
+    free(s->text.pending);
+    s->text.pending = NULL;
+    s->text.n_pending = 0;
 }

@@ -9,6 +9,11 @@
 // whether a conversation that a client sends whole is this session's, continued; it is no defence
 // against someone who may write the session anyway.
 //
+// With a store (store.h) a session is where its state is: here, there, or both. `version` counts
+// its changes, `stored` is the version that the store has. One that is stored and not at work may
+// be let go (session_unload): the record stays, with what a list says of it; its state comes back
+// when it is used.
+//
 // Names belong to owners. A record lives while it is in the table or a job refers to it: one that
 // is deleted under a turn goes with that turn. Engine thread only.
 #ifndef SSM_ENGINE_SESSION_H
@@ -47,13 +52,30 @@ typedef struct session {
     struct session *next; // in its bucket
     uint64_t owner[2];
     char name[SSM_SESSION_NAME + 1];
-    snapshot *state; // kept; NULL: no turn yet
-    session_text text;
+    snapshot *state;            // kept; NULL: no turn yet, or it is in the store
+    struct session *next_alike; // another one in the same state
+    session_text text;          // without a state: no pending tokens
     int64_t created, last_used; // Unix time, seconds
     const void *holder;         // the job whose turn it is
-    int32_t refs;               // the table's and jobs'
+    int32_t refs;               // the table's, jobs' and the store's
+    int32_t n_jobs;             // that refer to it
     bool is_listed;             // in the table
+    uint64_t version, stored;   // 0: none
+    bool is_loading, is_writing;
+    bool is_dirty; // in the list of those to be written
+    bool is_unwritable;
+    struct session *next_dirty;
+    struct ticket *tickets;     // durable.c: who waits for a version to be stored
+    struct session_call *calls; // sessions.c: who waits for the state
 } session;
+
+static inline bool session_is_alive(const session *s) {
+    return s->state || s->stored > 0;
+}
+
+static inline bool session_is_away(const session *s) { // in the store alone
+    return !s->state && s->stored > 0;
+}
 
 enum { SESSION_BUCKETS = 1024 };
 
@@ -75,6 +97,10 @@ void sessions_dispose(session_table *t, cache *c);
 
 // A new state and its text, both taken over; what was there before is released.
 void session_set(session *s, cache *c, snapshot *state, session_text *text);
+
+// The state of a session that is stored, back from there; both are taken over.
+void session_load(session *s, snapshot *state, session_text *text);
+void session_unload(session *s, cache *c);
 
 // Appends tokens to the text's number, chain and last ones; pending is the caller's business.
 void session_text_add(session_text *text, const int32_t *tokens, size_t n);

@@ -1,38 +1,61 @@
 // SPDX-License-Identifier: Apache-2.0
-// Sessions on disk: a folder with a file each, written by a thread of its own.
+// Where sessions are kept: put, get, delete, list. One interface, a file an implementation:
 //
-// A file is the whole session (snapshot_file.h) with its name, owner and times, under the hash of
-// owner and name. It is written under a temporary name, synced, renamed, and the folder synced: at
-// any moment, kill -9 included, a name stands for one whole version. Files are checked when they
-// are read; one that is torn, foreign or of another model is set aside as NAME.bad and not looked
-// at again, and a temporary one is what a killed process left: it goes.
+//     store_folder.c   files in a folder
 //
-// The engine's thread hands over images and goes on; what is to be answered only when a file is on
-// the disk comes back through `on_stored`, on the store's thread, in the order of the puts.
+// A request is its caller's to make and its caller's again when it comes back through on_done, on a
+// thread of the store's, in the order of submission for each session. Nothing here waits but open,
+// list and close. Labels carry owners in the form in which the store keeps them (secret.h).
 #ifndef SSM_ENGINE_STORE_H
 #define SSM_ENGINE_STORE_H
 
 #include "snapshot_file.h"
 
+typedef enum store_kind { STORE_PUT, STORE_GET, STORE_DELETE } store_kind;
+
+typedef struct store_request {
+    struct store_request *next; // the store's
+    store_kind kind;
+    snapshot_label label; // GET, DELETE: owner and name
+    snapshot_image image; // PUT: the caller's until on_done. GET: filled, the caller's
+    int rc; // 0, SSM_E*. GET: SSM_ENOTFOUND, SSM_EINVAL: what was there was damaged, and is set
+            // aside
+    // the caller's, not looked at
+    struct session *session;
+    struct session_call *call;
+    uint64_t version;
+    uint64_t began_ns;
+} store_request;
+
+void store_request_free(store_request *r); // with its image; NULL is allowed
+
+typedef struct store_entry { // one of the list
+    const snapshot_label *label;
+    session_text *text; // without pending tokens; may be taken
+} store_entry;
+
 typedef struct store store;
+typedef void (*store_done)(void *ctx, store_request *request);
+typedef void (*store_each)(void *ctx, const store_entry *entry);
 
-// on_stored(ctx, tag, rc): a put or delete with that tag (not NULL) is on the disk, or failed.
-// Takes ownership of nothing. The folder is made if need be.
-int store_open(const ssm_model *model, const char *folder,
-               void (*on_stored)(void *ctx, void *tag, int rc), void *ctx, store **out,
-               ssm_error *err);
+typedef struct store_ops {
+    // Calls each with every session there. *set_aside counts what is no session of this model.
+    int (*list)(store *s, store_each each, void *ctx, uint64_t *set_aside, ssm_error *err);
+    void (*submit)(store *s, store_request *request);
+    void (*close)(store *s); // finishes what was submitted, then frees
+} store_ops;
 
-// Calls each with every session found; each takes the image's buffers and leaves it empty, or does
-// not. Before the first put. *set_aside counts files that are not sessions of this model.
-typedef void (*store_each)(void *ctx, snapshot_image *image, const snapshot_label *label);
-int store_load(store *s, store_each each, void *ctx, uint64_t *set_aside, ssm_error *err);
+struct store { // an implementation's first member
+    const store_ops *ops;
+    const ssm_model *model;
+    uint8_t secret[16];
+    store_done on_done;
+    void *ctx;
+};
 
-// Queues a write; takes the image over. A queued version of the same session that nobody waits for
-// is dropped. SSM_ENOMEM: nothing was queued, on_stored will not be called.
-int store_put(store *s, snapshot_image *image, const snapshot_label *label, void *tag);
-int store_delete(store *s, const uint64_t owner[2], const char *name, void *tag);
-
-// Writes what is queued, stops the thread, frees. NULL is allowed.
-void store_close(store *s);
+// A folder of this model's inside `root`, made if need be, held by one process at a time: SSM_EIO
+// names the one that has it.
+int store_open_folder(const ssm_model *model, const char *root, store_done on_done, void *ctx,
+                      store **out, ssm_error *err);
 
 #endif

@@ -227,7 +227,10 @@ typedef struct ssm_stats {
     uint64_t cache_hits, cache_misses;           // requests that looked for a beginning
     uint64_t cache_saves, cache_evictions, cache_demotions;
     uint64_t sessions;           // with a state
-    uint64_t sessions_set_aside; // files at the start that were none of this model's
+    uint64_t sessions_set_aside; // files that were none of this model's, or damaged
+    uint64_t session_writes, session_write_failures; // to the store
+    uint64_t session_loads;                          // from it
+    ssm_histogram session_load_seconds;              // asked for to here
     double idle_seconds; // since the last step, 0 when there is no work: a stuck engine shows here
     bool draining, failed;
 } ssm_stats;

@@ -4,6 +4,8 @@
 // that are torn or foreign are set aside.
 #include <check.h>
 #include <dirent.h>
+#include <glob.h>
+#include <inttypes.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -15,6 +17,8 @@
 #include <ssm/engine.h>
 #include <ssm/session.h>
 
+#include "engine/state/secret.h"
+#include "engine/state/snapshot_file.h"
 #include "support/consumer.h"
 
 enum { TURN = 3, ANSWER = 2, PER_TURN = TURN + ANSWER };
@@ -51,6 +55,15 @@ static void begin(void) {
     ck_assert_ptr_nonnull(mkdtemp(folder));
 }
 
+static void flip_byte(const char *path, long at) {
+    FILE *f = fopen(path, "r+");
+    ck_assert(f && fseek(f, at, SEEK_SET) == 0);
+    const int byte = fgetc(f);
+    ck_assert_int_eq(fseek(f, at, SEEK_SET), 0);
+    fputc(byte ^ 1, f);
+    fclose(f);
+}
+
 // Visits every file of the store: its one folder in the folder.
 static int count_files(const char *suffix, const char *cut_to) {
     char inner[600] = "", path[1200];
@@ -71,6 +84,8 @@ static int count_files(const char *suffix, const char *cut_to) {
         n++;
         if (cut_to && strcmp(cut_to, "remove") == 0)
             ck_assert_int_eq(unlink(path), 0);
+        else if (cut_to && strcmp(cut_to, "flip") == 0)
+            flip_byte(path, 5000);
         else if (cut_to)
             ck_assert_int_eq(truncate(path, 1000), 0);
     }
@@ -80,10 +95,36 @@ static int count_files(const char *suffix, const char *cut_to) {
     return n;
 }
 
+// The files that are not sessions: there from the first start, and never more than these.
+static void remove_hidden(void) {
+    char path[1200];
+    uint64_t hash[2];
+    model_hash(model, hash);
+    snprintf(path, sizeof path, "%s/%016" PRIx64 "%016" PRIx64 "/.lock", folder, hash[0], hash[1]);
+    unlink(path);
+    snprintf(path, sizeof path, "%s/.secret", folder);
+    unlink(path);
+}
+
 static void end(void) {
+    remove_hidden();
     count_files("", "remove");
     ck_assert_int_eq(rmdir(folder), 0);
     ssm_model_free(model);
+}
+
+// The header of the one session that there is.
+static void slurp_session(char *out, size_t size) {
+    char pattern[200];
+    glob_t found;
+    snprintf(pattern, sizeof pattern, "%s/*/*.session", folder);
+    ck_assert_int_eq(glob(pattern, 0, NULL, &found), 0);
+    ck_assert_uint_eq(found.gl_pathc, 1);
+    FILE *f = fopen(found.gl_pathv[0], "r");
+    ck_assert_int_eq(fseek(f, 8, SEEK_SET), 0);
+    out[fread(out, 1, 4096, f)] = '\0';
+    fclose(f);
+    globfree(&found);
 }
 
 // The k-th turn of any session: the same tokens every time.
@@ -173,6 +214,148 @@ START_TEST(damaged_files_are_set_aside) {
 }
 END_TEST
 
+// Forty sessions where the cache holds three: their states live on the disk, a start reads none of
+// them, and every turn is that of one long prompt.
+START_TEST(sessions_beyond_memory_are_read_when_used) {
+    enum { NAMES = 40, TURNS = 3 };
+    char name[16];
+    waiter there[NAMES], here;
+    ssm_stats stats;
+    ssm_session_info *infos, one;
+    size_t n;
+    begin();
+    for (int k = 0; k < TURNS; k++) {
+        open_engine((ssm_durability)_i, true);
+        ssm_engine_get_stats(con.engine, &stats);
+        ck_assert_uint_eq(stats.sessions, k > 0 ? NAMES : 0);
+        ck_assert_uint_eq(stats.session_loads, 0);
+        ck_assert_int_eq(ssm_session_list(con.engine, owner, &infos, &n, NULL), 0);
+        ck_assert_uint_eq(n, k > 0 ? NAMES : 0);
+        for (size_t i = 0; i < n; i++)
+            ck_assert_uint_eq(infos[i].tokens, (uint64_t)k * PER_TURN);
+        free(infos);
+        for (int i = 0; i < NAMES; i++) {
+            snprintf(name, sizeof name, "s%d", i);
+            run_turn(name, k + i % 2, &there[i]);
+            ck_assert_uint_eq(there[i].usage.cached_tokens > 0, k > 0);
+            if (k < TURNS - 1)
+                waiter_dispose(&there[i]);
+        }
+        ck_assert_int_eq(ssm_session_fork(con.engine, owner, "s0", "fork", &one, NULL), 0);
+        ck_assert_uint_eq(one.tokens, (uint64_t)(k + 1) * PER_TURN);
+        ck_assert_int_eq(ssm_session_delete(con.engine, owner, "fork", NULL), 0);
+        do { // until the disk has it all
+            usleep(1000);
+            ssm_engine_get_stats(con.engine, &stats);
+        } while (stats.cache_host_bytes > 0 && _i != SSM_DURABILITY_NONE);
+        ck_assert_uint_ge(stats.session_loads, k > 0 ? NAMES : 0);
+        close_engine();
+    }
+    open_engine(SSM_DURABILITY_ASYNC, false);
+    for (int i = 0; i < NAMES; i++) {
+        snprintf(name, sizeof name, "s%d", i % 2);
+        for (int k = 0; k < TURNS && i < 2; k++) {
+            run_turn(name, k + i % 2, &here);
+            if (k == TURNS - 1) {
+                for (int other = i; other < NAMES; other += 2) {
+                    assert_same_answer(&here.choices[0], &there[other].choices[0]);
+                    waiter_dispose(&there[other]);
+                }
+            }
+            waiter_dispose(&here);
+        }
+    }
+    close_engine();
+    end();
+}
+END_TEST
+
+START_TEST(a_file_damaged_later_is_found_when_used) {
+    waiter w;
+    ssm_stats stats;
+    ssm_error err;
+    begin();
+    open_engine(SSM_DURABILITY_SYNC, true);
+    run_turn("one", 0, &w);
+    waiter_dispose(&w);
+    close_engine();
+    ck_assert_int_eq(count_files(".session", "flip"), 1);
+    open_engine(SSM_DURABILITY_SYNC, true); // its header is in order
+    ck_assert_uint_eq(tokens_of("one"), PER_TURN);
+    uint8_t *bytes;
+    size_t size;
+    ck_assert_int_eq(ssm_session_export_bytes(con.engine, owner, "one", &bytes, &size, &err),
+                     SSM_EIO);
+    ck_assert_uint_eq(tokens_of("one"), 0);
+    ssm_engine_get_stats(con.engine, &stats);
+    ck_assert_uint_eq(stats.sessions_set_aside, 1);
+    ck_assert_int_eq(count_files(".bad", NULL), 1);
+    run_turn("one", 0, &w); // its name is free
+    waiter_dispose(&w);
+    close_engine();
+    end();
+}
+END_TEST
+
+START_TEST(a_folder_has_one_holder) {
+    ssm_engine *second;
+    ssm_engine_options o;
+    ssm_error err;
+    char number[24];
+    begin();
+    open_engine(SSM_DURABILITY_ASYNC, true);
+    ssm_engine_options_init(&o);
+    o.device = "cpu";
+    o.max_sessions = 1;
+    o.state_dir = folder;
+    ck_assert_int_eq(ssm_engine_create(model, &o, &second, &err), SSM_EIO);
+    snprintf(number, sizeof number, "process %ld", (long)getpid());
+    ck_assert_msg(strstr(err.message, number), "%s", err.message);
+    close_engine();
+    ck_assert_int_eq(ssm_engine_create(model, &o, &second, &err), 0);
+    ssm_engine_free(second);
+    end();
+}
+END_TEST
+
+// From the reference code of the hash's authors: the input is 0, 1, 2 .., the key as long.
+START_TEST(owners_on_the_disk_are_keyed) {
+    static const uint8_t none[16] = {0xa3, 0x81, 0x7f, 0x04, 0xba, 0x25, 0xa8, 0xe6,
+                                     0x6d, 0xf6, 0x72, 0x14, 0xc7, 0x55, 0x02, 0x93};
+    static const uint8_t first[16] = {0xda, 0x87, 0xc1, 0xd8, 0x6b, 0x99, 0xaf, 0x44,
+                                      0x34, 0x76, 0x59, 0x11, 0x9b, 0x22, 0xfc, 0x45};
+    uint8_t key[16], out[16], secret[16], other[16];
+    char path[1200], digits[40], text[5000];
+    struct stat info;
+    waiter w;
+    for (uint8_t i = 0; i < 16; i++)
+        key[i] = i;
+    siphash128(key, key, 0, out);
+    ck_assert_int_eq(memcmp(out, none, 16), 0);
+    siphash128(key, key, 1, out);
+    ck_assert_int_eq(memcmp(out, first, 16), 0);
+    begin();
+    open_engine(SSM_DURABILITY_SYNC, true);
+    run_turn("one", 0, &w);
+    waiter_dispose(&w);
+    close_engine();
+    snprintf(path, sizeof path, "%s/.secret", folder);
+    ck_assert_int_eq(stat(path, &info), 0);
+    ck_assert_int_eq(info.st_mode & 0777, 0600);
+    ck_assert_int_eq(secret_open(folder, secret, NULL), 0);
+    ck_assert_int_eq(secret_make(other, NULL), 0);
+    ck_assert_int_ne(memcmp(secret, other, 16), 0);
+    uint64_t hashed[2];
+    secret_owner(secret, owner, hashed);
+    slurp_session(text, sizeof text);
+    snprintf(digits, sizeof digits, "%016" PRIx64 "%016" PRIx64, hashed[0], hashed[1]);
+    ck_assert_ptr_nonnull(strstr(text, digits));
+    snprintf(digits, sizeof digits, "%016" PRIx64, owner[0]);
+    ck_assert_ptr_null(strstr(text, digits));
+    end();
+}
+END_TEST
+
 // In a process of its own: turn after turn of three sessions, each told once it is durable.
 static void work_until_killed(int out) {
     static const char *const names[] = {"a", "b", "c"};
@@ -254,7 +437,12 @@ int main(void) {
     tcase_set_timeout(tc, 240);
     tcase_add_loop_test(tc, an_engine_opened_again_goes_on, SSM_DURABILITY_ASYNC,
                         SSM_DURABILITY_NONE + 1);
+    tcase_add_loop_test(tc, sessions_beyond_memory_are_read_when_used, SSM_DURABILITY_ASYNC,
+                        SSM_DURABILITY_NONE + 1);
     tcase_add_test(tc, damaged_files_are_set_aside);
+    tcase_add_test(tc, a_file_damaged_later_is_found_when_used);
+    tcase_add_test(tc, a_folder_has_one_holder);
+    tcase_add_test(tc, owners_on_the_disk_are_keyed);
     tcase_add_test(tc, what_was_acknowledged_survives_a_kill);
     suite_add_tcase(suite, tc);
     SRunner *runner = srunner_create(suite);
