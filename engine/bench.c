@@ -65,8 +65,13 @@ static void count_work(const bench *b, ssm_bench_row *row) {
         const ssm_tensor *rest[] = {&l->norm,      &l->in_bias,   &l->conv_weight,
                                     &l->conv_bias, &l->dt_bias,   &l->A_log,
                                     &l->D,         &l->gate_norm, &l->out_bias};
+        const ssm_tensor *large[] = {&l->in_proj, &l->out_proj, &l->lti.q_proj, &l->lti.k_proj,
+                                     &l->lti.v_proj};
         const ssm_tensor *middle[] = {&l->x_proj, &l->dt_proj};
-        bytes += matrix_bytes(&l->in_proj, dtype) + matrix_bytes(&l->out_proj, dtype);
+        for (size_t k = 0; k < sizeof large / sizeof large[0]; k++) {
+            bytes += large[k]->data ? matrix_bytes(large[k], dtype) : 0;
+            per_token += elements(large[k]);
+        }
         for (int k = 0; k < 2; k++) {
             const ssm_tensor *t = middle[k];
             bytes += t->data ? matrix_bytes(t, is_quantised(dtype) ? t->dtype : dtype) : 0;
@@ -74,7 +79,6 @@ static void count_work(const bench *b, ssm_bench_row *row) {
         }
         for (size_t k = 0; k < sizeof rest / sizeof rest[0]; k++)
             bytes += small_bytes(rest[k]);
-        per_token += elements(&l->in_proj) + elements(&l->out_proj);
     }
     row->bytes = bytes + matrix_bytes(&w->lm_head, dtype);
     row->flops = 2 * (per_token * row->tokens + elements(&w->lm_head) * row->sessions);
@@ -240,7 +244,7 @@ int ssm_bench_run(const ssm_model *model, const ssm_bench_options *options, ssm_
     b->weights = ssm_model_weights(model);
     b->weight_dtype = options->engine->weight_dtype != SSM_DTYPE_AUTO
                           ? options->engine->weight_dtype
-                          : b->weights->layers[0].in_proj.dtype;
+                          : ssm_weights_dtype(b->weights);
     b->out = out;
     rc = run(b, err);
     if (b->device)

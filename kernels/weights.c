@@ -4,6 +4,15 @@
 #include <assert.h>
 #include <string.h>
 
+bool ssm_block_is_lti(ssm_block_kind kind) {
+    return kind == SSM_BLOCK_S4D || kind == SSM_BLOCK_S4 || kind == SSM_BLOCK_H3;
+}
+
+ssm_dtype ssm_weights_dtype(const ssm_weights *w) {
+    const ssm_layer *l = &w->layers[0];
+    return l->in_proj.data ? l->in_proj.dtype : l->out_proj.dtype;
+}
+
 size_t ssm_state_conv_floats(const ssm_geometry *g) {
     return (size_t)g->n_layers * (size_t)g->conv_dim * (size_t)(g->d_conv - 1);
 }

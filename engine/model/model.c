@@ -75,12 +75,17 @@ static void count_weights(const ssm_model *model, ssm_model_info *info) {
         count_tensor(info, &w->lm_head, false, by_dtype);
     for (int32_t i = 0; i < w->geometry.n_layers; i++) {
         const ssm_layer *l = &w->layers[i];
+        const ssm_tensor *projections[] = {&l->in_proj, &l->out_proj, &l->lti.q_proj,
+                                           &l->lti.k_proj, &l->lti.v_proj};
         const ssm_tensor *rest[] = {
-            &l->norm,    &l->in_bias, &l->conv_weight, &l->conv_bias, &l->x_proj,   &l->dt_proj,
-            &l->dt_bias, &l->A_log,   &l->D,           &l->gate_norm, &l->out_bias,
+            &l->norm,        &l->in_bias,     &l->conv_weight, &l->conv_bias,  &l->x_proj,
+            &l->dt_proj,     &l->dt_bias,     &l->A_log,       &l->D,          &l->gate_norm,
+            &l->out_bias,    &l->lti.log_dt,  &l->lti.A_imag,  &l->lti.A,      &l->lti.B,
+            &l->lti.C,       &l->lti.q_bias,  &l->lti.k_bias,  &l->lti.v_bias, &l->lti.shift_B,
+            &l->lti.shift_C, &l->lti.shift_D,
         };
-        count_tensor(info, &l->in_proj, true, by_dtype);
-        count_tensor(info, &l->out_proj, true, by_dtype);
+        for (size_t k = 0; k < sizeof projections / sizeof projections[0]; k++)
+            count_tensor(info, projections[k], true, by_dtype);
         for (size_t k = 0; k < sizeof rest / sizeof rest[0]; k++)
             count_tensor(info, rest[k], false, by_dtype);
     }

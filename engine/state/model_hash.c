@@ -2,6 +2,8 @@
 // Which model a state belongs to: a hash over the geometry and every weight, as stored. It is
 // computed when it is first needed, for that touches all of a mapped checkpoint: 130m parameters in
 // bf16 take 50 ms from the page cache, and as long as the disk takes when they are not there.
+#include <stddef.h>
+
 #include "engine/model/model.h"
 #include "hash.h"
 #include "snapshot_file.h"
@@ -22,6 +24,8 @@ static void add_geometry(XXH3_state_t *h, const ssm_geometry *g) {
     const float numbers[] = {g->norm_eps, g->gate_eps, g->bc_dt_eps, g->dt_min, g->dt_max};
     XXH3_128bits_update(h, sizes, sizeof sizes);
     XXH3_128bits_update(h, numbers, sizeof numbers);
+    if (ssm_block_is_lti(g->kind))
+        XXH3_128bits_update(h, &(int32_t){(int32_t)g->rule}, sizeof(int32_t));
 }
 
 static void compute(const ssm_model *model, uint64_t out[2]) {
@@ -38,7 +42,9 @@ static void compute(const ssm_model *model, uint64_t out[2]) {
     for (int32_t i = 0; i < w->geometry.n_layers; i++) {
         _Static_assert(sizeof(ssm_layer) % sizeof(ssm_tensor) == 0, "a layer is tensors alone");
         const ssm_tensor *t = (const ssm_tensor *)&w->layers[i];
-        for (size_t k = 0; k < sizeof(ssm_layer) / sizeof(ssm_tensor); k++)
+        const bool lti = ssm_block_is_lti(w->geometry.kind);
+        const size_t bytes = lti ? sizeof(ssm_layer) : offsetof(ssm_layer, lti);
+        for (size_t k = 0; k < bytes / sizeof(ssm_tensor); k++)
             add_tensor(h, &t[k]);
     }
     const XXH128_hash_t hash = XXH3_128bits_digest(h);

@@ -10,7 +10,7 @@ void snapshot_parts(const ssm_geometry *g, size_t n_pending, snapshot_part out[N
     const int64_t layers = g->n_layers;
     out[PART_CONV] = (snapshot_part){"conv", "F32", {layers, g->conv_dim, g->d_conv - 1}, 3, 0};
     out[PART_CONV].bytes = ssm_state_conv_floats(g) * sizeof(float);
-    if (g->kind == SSM_BLOCK_MAMBA)
+    if (g->kind != SSM_BLOCK_MAMBA2)
         out[PART_SSM] = (snapshot_part){"ssm", "F32", {layers, g->d_inner, g->d_state}, 3, 0};
     else
         out[PART_SSM] =

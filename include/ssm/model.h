@@ -18,10 +18,10 @@ typedef struct ssm_model ssm_model;
 enum { SSM_MAX_EOS = 8 };
 
 typedef struct ssm_model_info {
-    char architecture[32]; // "mamba", "falcon_mamba", "mamba2"
+    char architecture[32]; // "mamba", "falcon_mamba", "mamba2", "s4d", "s4", "h3"
     int32_t n_layers, d_model, d_inner, d_state, d_conv;
     int32_t dt_rank;                     // Mamba-1 only, else 0
-    int32_t n_heads, head_dim, n_groups; // Mamba-2 only, else 0
+    int32_t n_heads, head_dim, n_groups; // Mamba-2; H3 the first two; else 0
     int32_t vocab_size;                  // rows of the embedding, padding rows included
     bool tied;                           // lm_head is the embedding
     uint64_t parameters;                 // a tied head counted once
