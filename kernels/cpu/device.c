@@ -9,6 +9,7 @@
 #include "kernels/backend.h"
 #include "kernels/sampling/draws.h"
 #include "kernels/sampling/sampler.h"
+#include "lti.h"
 #include "slots.h"
 #include "step.h"
 
@@ -86,14 +87,18 @@ static int open_all(cpu_device *d, const ssm_weights *weights, const ssm_device_
         return rc;
     d->n_slots = o->n_slots > 0 ? o->n_slots : 64;
     d->weight_dtype =
-        o->weight_dtype != SSM_DTYPE_AUTO ? o->weight_dtype : weights->layers[0].in_proj.dtype;
+        o->weight_dtype != SSM_DTYPE_AUTO ? o->weight_dtype : ssm_weights_dtype(weights);
     d->max_tokens = o->max_tokens > 0 ? o->max_tokens : 512;
-    const int32_t window = d->max_tokens < CPU_WINDOW ? d->max_tokens : CPU_WINDOW;
+    const bool is_lti = ssm_block_is_lti(weights->geometry.kind);
+    const int32_t window =
+        d->max_tokens < CPU_WINDOW || is_lti ? d->max_tokens : CPU_WINDOW; // lti_step.c
     const int32_t max_rows = o->max_rows > 0 ? o->max_rows : d->n_slots + 128;
     d->pool = cpu_pool_create(threads, o->pin_threads);
     if (!d->pool)
         return ssm_error_set(err, SSM_ENOMEM, "threads", "%d threads cannot be started", threads);
     rc = open_slots(d, err);
+    if (rc == 0 && is_lti)
+        rc = cpu_lti_discretise(&d->model, err);
     if (rc != 0)
         return rc;
     d->step.wanted = calloc((size_t)max_rows, sizeof *d->step.wanted);
@@ -150,7 +155,10 @@ static int step(ssm_device *device, const ssm_plan *plan, ssm_error *err) {
     cpu_device *d = (cpu_device *)device;
     assert(plan->n_tokens <= d->max_tokens && plan->n_segments <= d->n_slots);
     d->step.plan = plan;
-    cpu_step_run(&d->step);
+    if (ssm_block_is_lti(d->model.g.kind))
+        cpu_lti_step_run(&d->step);
+    else
+        cpu_step_run(&d->step);
     return 0;
 }
 

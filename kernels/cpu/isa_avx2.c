@@ -11,6 +11,7 @@
 
 #include "template_math.h"
 
+#include "template_lti.h"
 #include "template_rows.h"
 #include "template_scan.h"
 
@@ -25,6 +26,7 @@ const cpu_kernels cpu_kernels_avx2 = {
     .norm = norm,
     .softplus = softplus,
     .convert = convert,
+    .lti = &lti_kernels,
     .read_stream = read_stream,
     .product_rounds = product_rounds,
 };

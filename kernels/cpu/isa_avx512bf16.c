@@ -12,6 +12,7 @@
 
 #include "template_math.h"
 
+#include "template_lti.h"
 #include "template_rows.h"
 #include "template_scan.h"
 
@@ -26,6 +27,7 @@ const cpu_kernels cpu_kernels_avx512bf16 = {
     .norm = norm,
     .softplus = softplus,
     .convert = convert,
+    .lti = &lti_kernels,
     .read_stream = read_stream,
     .product_rounds = product_rounds,
 };

@@ -11,6 +11,7 @@
 
 #include "template_math.h"
 
+#include "template_lti.h"
 #include "template_rows.h"
 #include "template_scan.h"
 
@@ -29,6 +30,7 @@ const cpu_kernels cpu_kernels_portable = {
     .norm = norm,
     .softplus = softplus,
     .convert = convert,
+    .lti = &lti_kernels,
     .read_stream = read_stream,
     .product_rounds = product_rounds,
 };

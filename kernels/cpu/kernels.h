@@ -117,6 +117,8 @@ typedef struct cpu_kernels {
     void (*convert)(cpu_form form, const float *x, int32_t blocks, int32_t tokens, int32_t first,
                     int32_t count, void *out, float *scale, int32_t *sum);
 
+    const struct cpu_lti_kernels *lti; // lti_kernels.h
+
     // The machine's ceilings (template_ceiling.h): reads `bytes`, a multiple of 256; runs products
     // in registers and returns the multiply-adds done.
     float (*read_stream)(const void *data, size_t bytes);

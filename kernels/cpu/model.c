@@ -8,6 +8,8 @@
 // pages lie on its node, in the order in which a step reads them.
 #include "model.h"
 
+#include "lti.h"
+
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -55,7 +57,10 @@ static void count_blocks(cpu_model *m) {
     m->inner_blocks = cpu_blocks(g->d_inner);
     m->vocab_blocks = cpu_blocks(g->vocab_size);
     m->conv_blocks = m->inner_blocks;
-    if (g->kind == SSM_BLOCK_MAMBA) {
+    if (ssm_block_is_lti(g->kind)) {
+        m->conv_blocks = m->model_blocks;
+        m->inner_blocks = m->model_blocks * (g->kind == SSM_BLOCK_H3 ? g->head_dim : 1);
+    } else if (g->kind == SSM_BLOCK_MAMBA) {
         m->dt_block = 0;
         m->b_block = cpu_blocks(g->dt_rank);
         m->c_block = m->b_block + cpu_blocks(g->d_state);
@@ -72,7 +77,7 @@ static void count_blocks(cpu_model *m) {
 
 int cpu_model_choose(cpu_model *m, const ssm_weights *w, const ssm_device_options *o,
                      ssm_error *err) {
-    const ssm_dtype stored = w->layers[0].in_proj.dtype;
+    const ssm_dtype stored = ssm_weights_dtype(w);
     const ssm_dtype dtype = o->weight_dtype != SSM_DTYPE_AUTO ? o->weight_dtype : stored;
     m->g = w->geometry;
     m->weights = w;
@@ -94,7 +99,7 @@ int cpu_model_choose(cpu_model *m, const ssm_weights *w, const ssm_device_option
                              "activations are f32 or bf16 on a CPU, not %s",
                              ssm_dtype_name(o->activation_dtype));
     }
-    if (m->g.d_conv > 64)
+    if (m->g.d_conv > 64 && !ssm_block_is_lti(m->g.kind))
         return ssm_error_set(err, SSM_EUNSUPPORTED, "conv_kernel",
                              "convolutions of up to 64 taps, not %d", m->g.d_conv);
     count_blocks(m);
@@ -243,6 +248,10 @@ static void pack_mamba2(const cpu_model *m, cpu_thread *t, const ssm_layer *l, c
 static void walk(const cpu_model *m, cpu_thread *t) {
     for (int32_t i = 0; i < m->g.n_layers; i++) {
         const ssm_layer *l = &m->weights->layers[i];
+        if (ssm_block_is_lti(m->g.kind)) {
+            cpu_lti_pack(m, t, i);
+            continue;
+        }
         if (m->g.kind == SSM_BLOCK_MAMBA)
             pack_mamba(m, t, l, &t->parts[i]);
         else
@@ -316,6 +325,7 @@ int cpu_model_load(cpu_model *m, cpu_pool *pool) {
             return SSM_ENOMEM;
     }
     cpu_pool_run(pool, walk_thread, m);
+    cpu_lti_forget(m);
     return 0;
 }
 
@@ -325,6 +335,7 @@ void cpu_model_dispose(cpu_model *m) {
         cpu_unmap(m->threads[i].arena.base, m->threads[i].arena.size);
     }
     cpu_unmap(m->shared.base, m->shared.size);
+    cpu_lti_forget(m);
     free(m->threads);
     free(m->norm);
     free(m->gate_norm);

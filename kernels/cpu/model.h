@@ -7,8 +7,20 @@
 
 #include "kernels.h"
 #include "kernels/backend.h"
+#include "kernels/lti.h"
 #include "pack.h"
 #include "pool.h"
+
+// The same of a layer of S4D, S4 or H3 (lti_model.c), its channels being those of d_model; see
+// lti_kernels.h for the layouts.
+typedef struct cpu_lti_part {
+    cpu_slice out_a, out_b;                   // S4D, S4: the rows of each half
+    cpu_slice q, k, v, out;                   // H3; out's columns in the order of our channels
+    const float *poles;                       // S4D, H3 [blocks][N / 2][6][16]
+    const float *ab, *bb, *c;                 // S4 [blocks][...]
+    const float *d;                           // [blocks][16]
+    const float *shift_b, *shift_c, *shift_d; // H3 [blocks][N][16], [blocks][16]
+} cpu_lti_part;
 
 // One thread's share of a layer: a range of blocks of d_inner (its channels), of the convolution's
 // other channels, and of the rows of each projection.
@@ -22,6 +34,7 @@ typedef struct cpu_part {
     const float *bc_conv_weight, *bc_conv_bias; // MAMBA2: of its blocks of B and C
     const float *a;                             // [blocks][N or 1][16]
     const float *d;                             // [blocks][16]
+    cpu_lti_part lti;
 } cpu_part;
 
 typedef struct cpu_range {
@@ -51,7 +64,11 @@ typedef struct cpu_model {
     int32_t (*lane_group)[CPU_LANES]; // MAMBA2 [inner_blocks][16]: first row of B of each lane
     const float **norm, **gate_norm;  // [n_layers] of whole blocks
     const float *norm_f;
-    cpu_arena shared; // norms
+    cpu_arena shared;       // norms
+    bool is_lower;          // S4: no layer has anything above the diagonal
+    lti_diagonal *diagonal; // S4D, H3 [n_layers], while loading
+    lti_dense *dense;       // S4 [n_layers], while loading
+    ssm_tensor *lti_out;    // H3 [n_layers], while loading: out_proj, its columns in our order
     int n_threads;
     cpu_thread *threads; // [n_threads]
 } cpu_model;

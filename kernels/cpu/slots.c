@@ -16,6 +16,7 @@
 #include <string.h>
 
 #include "kernels.h"
+#include "lti.h"
 
 typedef float v4 __attribute__((vector_size(16)));
 
@@ -131,6 +132,10 @@ static size_t ssm_at(const ssm_geometry *g, int32_t layer) {
 
 void cpu_slot_read(const cpu_model *model, const float *own, float *canonical, int32_t layer) {
     const ssm_geometry *g = &model->g;
+    if (g->kind == SSM_BLOCK_H3) {
+        cpu_h3_slot_read(model, own, canonical, layer);
+        return;
+    }
     const size_t taps = (size_t)(g->d_conv - 1), n = (size_t)g->d_state;
     float *conv = canonical + conv_at(g, layer), *ssm = canonical + ssm_at(g, layer);
     part parts[3];
@@ -148,6 +153,10 @@ void cpu_slot_read(const cpu_model *model, const float *own, float *canonical, i
 
 void cpu_slot_write(const cpu_model *model, float *own, const float *canonical, int32_t layer) {
     const ssm_geometry *g = &model->g;
+    if (g->kind == SSM_BLOCK_H3) {
+        cpu_h3_slot_write(model, own, canonical, layer);
+        return;
+    }
     const size_t taps = (size_t)(g->d_conv - 1), n = (size_t)g->d_state;
     const float *conv = canonical + conv_at(g, layer), *ssm = canonical + ssm_at(g, layer);
     part parts[3];

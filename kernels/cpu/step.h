@@ -25,8 +25,9 @@ typedef struct cpu_work {
     float *bc;       // [bc_blocks][N][16]
     float *delta;    // [inner_blocks][N][16]
     cpu_stage shared;
-    cpu_stage *own; // [threads], of CPU_FEW_TOKENS tokens
-    float *logits;  // [max_rows][vocab_blocks * 16]
+    cpu_stage *own;   // [threads], of CPU_FEW_TOKENS tokens
+    float *logits;    // [max_rows][vocab_blocks * 16]
+    float **lti_next; // S4 [threads]: [N filled up to 4][16]
     cpu_arena arena;
 } cpu_work;
 

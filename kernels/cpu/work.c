@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "step.h"
 
+#include "lti_kernels.h"
+
 #include <stdlib.h>
 #include <string.h>
 
@@ -8,8 +10,14 @@ static float *blocks_of(cpu_work *w, int32_t blocks, int32_t tokens) {
     return cpu_arena_take(&w->arena, (size_t)blocks * (size_t)tokens * CPU_LANES * sizeof(float));
 }
 
+// Of x, z and delta: an LTI layer works on as many channels as the residual has.
+static int32_t mixing_blocks(const cpu_model *m) {
+    return ssm_block_is_lti(m->g.kind) ? m->model_blocks : m->inner_blocks;
+}
+
 static void take_stage(cpu_work *w, const cpu_model *m, int32_t tokens, cpu_stage *s) {
-    const int32_t widest = m->inner_blocks > m->model_blocks ? m->inner_blocks : m->model_blocks;
+    const int32_t inner = mixing_blocks(m);
+    const int32_t widest = inner > m->model_blocks ? inner : m->model_blocks;
     s->f32 = blocks_of(w, widest, tokens);
     s->bytes = m->form == CPU_X_F32 ? NULL : blocks_of(w, widest + 1, tokens);
     s->scale = cpu_arena_take(&w->arena, (size_t)tokens * sizeof *s->scale);
@@ -17,21 +25,25 @@ static void take_stage(cpu_work *w, const cpu_model *m, int32_t tokens, cpu_stag
 }
 
 static void take_all(cpu_work *w, const cpu_model *m) {
+    const int32_t inner = mixing_blocks(m);
     w->residual = blocks_of(w, m->model_blocks, w->max_tokens);
-    w->x = blocks_of(w, m->inner_blocks, w->max_tokens);
-    w->z = blocks_of(w, m->inner_blocks, w->max_tokens);
-    w->bc = blocks_of(w, m->bc_blocks, w->max_tokens);
-    w->delta = blocks_of(w, m->inner_blocks, w->max_tokens);
+    w->x = blocks_of(w, inner, w->max_tokens);
+    w->z = blocks_of(w, inner, w->max_tokens);
+    w->bc = blocks_of(w, ssm_block_is_lti(m->g.kind) ? inner : m->bc_blocks, w->max_tokens);
+    w->delta = blocks_of(w, inner, w->max_tokens);
     take_stage(w, m, w->max_tokens, &w->shared);
     for (int i = 0; i < m->n_threads; i++)
         take_stage(w, m, CPU_FEW_TOKENS, &w->own[i]);
+    for (int i = 0; m->g.kind == SSM_BLOCK_S4 && i < m->n_threads; i++)
+        w->lti_next[i] = blocks_of(w, 1, m->g.d_state + LTI_ROWS);
     w->logits = blocks_of(w, m->vocab_blocks, w->max_rows);
 }
 
 int cpu_work_init(cpu_work *w, const cpu_model *m, int32_t max_tokens, int32_t max_rows) {
     *w = (cpu_work){.max_tokens = max_tokens, .max_rows = max_rows};
     w->own = calloc((size_t)m->n_threads, sizeof *w->own);
-    if (!w->own)
+    w->lti_next = calloc((size_t)m->n_threads, sizeof *w->lti_next);
+    if (!w->own || !w->lti_next)
         return SSM_ENOMEM;
     take_all(w, m);
     const size_t size = w->arena.used;
@@ -45,5 +57,6 @@ int cpu_work_init(cpu_work *w, const cpu_model *m, int32_t max_tokens, int32_t m
 void cpu_work_dispose(cpu_work *w) {
     cpu_unmap(w->arena.base, w->arena.size);
     free(w->own);
+    free(w->lti_next);
     *w = (cpu_work){0};
 }

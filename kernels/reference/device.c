@@ -68,10 +68,15 @@ static int open_device(const ssm_weights *weights, const ssm_device_options *o, 
     d->states = calloc((size_t)d->n_slots * d->state_floats, sizeof *d->states);
     d->logits = calloc((size_t)d->max_rows * (size_t)g->vocab_size, sizeof *d->logits);
     d->drawn = calloc((size_t)d->n_slots, sizeof *d->drawn);
-    if (!d->states || !d->logits || !d->drawn || ref_model_init(&d->model, weights) != 0 ||
+    if (!d->states || !d->logits || !d->drawn ||
         ssm_sampler_init(&d->sampler, limit < g->vocab_size ? limit : g->vocab_size) != 0 ||
         ssm_draws_init(&d->draws, 4 * (size_t)(d->n_slots + d->max_rows)) != 0)
         goto no_memory;
+    rc = ref_model_init(&d->model, weights, err);
+    if (rc != 0) {
+        close_device(&d->base);
+        return rc;
+    }
     *out = &d->base;
     return 0;
 no_memory:

@@ -61,13 +61,25 @@ static float *floats(loader *l, size_t n) {
     return p;
 }
 
-int ref_model_init(ref_model *m, const ssm_weights *w) {
+static int init_lti(ref_model *m, const ssm_weights *w, ssm_error *err) {
+    int rc = 0;
+    m->lti = calloc((size_t)m->g.n_layers, sizeof *m->lti);
+    if (!m->lti)
+        return ssm_error_set(err, SSM_ENOMEM, NULL, "no memory for the layers");
+    for (int32_t i = 0; rc == 0 && i < m->g.n_layers; i++) {
+        rc = ref_lti_init(&m->lti[i], &m->g, &w->layers[i], err);
+        m->bytes += m->lti[i].bytes;
+    }
+    return rc;
+}
+
+int ref_model_init(ref_model *m, const ssm_weights *w, ssm_error *err) {
     const ssm_geometry *g = &w->geometry;
     *m = (ref_model){.g = *g};
     loader l = {0};
     m->layers = calloc((size_t)g->n_layers, sizeof *m->layers);
     if (!m->layers)
-        return SSM_ENOMEM;
+        return ssm_error_set(err, SSM_ENOMEM, NULL, "no memory for the layers");
     for (int32_t i = 0; i < g->n_layers; i++)
         expand_layer(&l, &w->layers[i], &m->layers[i]);
     m->embedding = expand(&l, &w->embedding);
@@ -82,21 +94,28 @@ int ref_model_init(ref_model *m, const ssm_weights *w) {
     m->y = floats(&l, (size_t)g->d_inner);
     m->dbc = floats(&l, m->x_rows);
     m->delta = floats(&l, (size_t)g->d_inner);
-    if (!l.failed)
-        return 0;
-    ref_model_dispose(m);
-    return SSM_ENOMEM;
+    int rc = 0;
+    if (l.failed)
+        rc = ssm_error_set(err, SSM_ENOMEM, NULL, "no memory for the model");
+    else if (ssm_block_is_lti(g->kind))
+        rc = init_lti(m, w, err);
+    if (rc != 0)
+        ref_model_dispose(m);
+    return rc;
 }
 
 void ref_model_dispose(ref_model *m) {
     for (int32_t i = 0; m->layers && i < m->g.n_layers; i++)
         free_layer(&m->layers[i]);
+    for (int32_t i = 0; m->lti && i < m->g.n_layers; i++)
+        ref_lti_dispose(&m->lti[i]);
     if (m->lm_head != m->embedding)
         free(m->lm_head);
     float *all[] = {m->embedding, m->norm_f, m->residual, m->u, m->in, m->y, m->dbc, m->delta};
     for (size_t i = 0; i < sizeof all / sizeof all[0]; i++)
         free(all[i]);
     free(m->layers);
+    free(m->lti);
     *m = (ref_model){0};
 }
 
@@ -143,22 +162,30 @@ static void mix_mamba2(ref_model *m, const ref_layer *l, float *conv, float *h) 
         ref_rms_norm(width, m->y + i, l->gate_norm + i, g->gate_eps, m->y + i);
 }
 
+static void mix_selective(ref_model *m, const ref_layer *l, float *conv, float *h) {
+    const ssm_geometry *g = &m->g;
+    ref_linear(m->in_rows, (size_t)g->d_model, l->in_proj, l->in_bias, m->u, m->in);
+    if (g->kind == SSM_BLOCK_MAMBA)
+        mix_mamba(m, l, conv, h);
+    else
+        mix_mamba2(m, l, conv, h);
+    ref_linear((size_t)g->d_model, (size_t)g->d_inner, l->out_proj, l->out_bias, m->y, m->u);
+}
+
 void ref_model_forward(ref_model *m, int32_t token, float *state, float *logits) {
     const ssm_geometry *g = &m->g;
-    const size_t dm = (size_t)g->d_model, inner = (size_t)g->d_inner;
+    const size_t dm = (size_t)g->d_model;
     const size_t conv_size = (size_t)g->conv_dim * (size_t)(g->d_conv - 1);
-    const size_t ssm_size = inner * (size_t)g->d_state;
+    const size_t ssm_size = (size_t)g->d_inner * (size_t)g->d_state;
     float *conv = state, *h = state + ssm_state_conv_floats(g);
     memcpy(m->residual, m->embedding + (size_t)token * dm, dm * sizeof(float));
     for (int32_t i = 0; i < g->n_layers; i++, conv += conv_size, h += ssm_size) {
         const ref_layer *l = &m->layers[i];
         ref_rms_norm(dm, m->residual, l->norm, g->norm_eps, m->u);
-        ref_linear(m->in_rows, dm, l->in_proj, l->in_bias, m->u, m->in);
-        if (g->kind == SSM_BLOCK_MAMBA)
-            mix_mamba(m, l, conv, h);
+        if (m->lti)
+            ref_lti_mix(&m->lti[i], g, conv, h, m->u);
         else
-            mix_mamba2(m, l, conv, h);
-        ref_linear(dm, inner, l->out_proj, l->out_bias, m->y, m->u);
+            mix_selective(m, l, conv, h);
         for (size_t k = 0; k < dm; k++)
             m->residual[k] += m->u[k];
     }

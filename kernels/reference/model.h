@@ -6,6 +6,7 @@
 #include <ssm/error.h>
 
 #include "kernels/weights.h"
+#include "lti_layer.h"
 
 // As ssm_layer, expanded; absent tensors are NULL.
 typedef struct ref_layer {
@@ -16,13 +17,15 @@ typedef struct ref_layer {
 typedef struct ref_model {
     ssm_geometry g;
     ref_layer *layers;
+    ref_lti_layer *lti;                  // [n_layers] of an LTI model, else NULL
     float *embedding, *norm_f, *lm_head; // lm_head is the embedding if tied
     size_t in_rows, x_rows;              // rows of in_proj and x_proj
     size_t bytes;
     float *residual, *u, *in, *y, *dbc, *delta; // one token's activations
 } ref_model;
 
-int ref_model_init(ref_model *model, const ssm_weights *weights); // 0 or SSM_ENOMEM
+// SSM_ENOMEM, or what discretising refuses (lti.h).
+int ref_model_init(ref_model *model, const ssm_weights *weights, ssm_error *err);
 void ref_model_dispose(ref_model *model);
 
 // Advances a session's state (canonical form, fp32) by one token; logits[vocab_size] or NULL.

@@ -1,0 +1,21 @@
+// SPDX-License-Identifier: Apache-2.0
+// S4D, S4 and H3 on the CPU: what model.c and device.c call for them.
+#ifndef SSM_KERNELS_CPU_LTI_H
+#define SSM_KERNELS_CPU_LTI_H
+
+#include "step.h"
+
+// Before packing: every layer's discrete form in fp64. SSM_ENOMEM or what lti.h refuses.
+int cpu_lti_discretise(cpu_model *model, ssm_error *err);
+void cpu_lti_forget(cpu_model *model); // after packing
+
+// One thread's part of a layer, counting or packing.
+void cpu_lti_pack(const cpu_model *model, cpu_thread *thread, int32_t layer);
+
+void cpu_lti_step_run(cpu_step *step);
+
+// As cpu_slot_read and cpu_slot_write (slots.h), whose layout other kinds share: H3.
+void cpu_h3_slot_read(const cpu_model *model, const float *own, float *canonical, int32_t layer);
+void cpu_h3_slot_write(const cpu_model *model, float *own, const float *canonical, int32_t layer);
+
+#endif

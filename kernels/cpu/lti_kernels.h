@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: Apache-2.0
+// Operations of the linear time-invariant layers on blocks of 16 channels: like kernels.h, one
+// table an instruction set, from template_lti.h.
+#ifndef SSM_KERNELS_CPU_LTI_KERNELS_H
+#define SSM_KERNELS_CPU_LTI_KERNELS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+enum {
+    LTI_POLE_FLOATS =
+        6,        // of a pole, each of 16 lanes: Ab, Bb, 2 C, real and imaginary, C's negated
+    LTI_ROWS = 4, // of a dense Ab that lie together
+};
+
+// Some tokens of a block of channels through a diagonal SSM. Without weights y = D u + sum_n 2 Re(C
+// s); with them, H3's, that times weight is added to y.
+typedef struct lti_poles {
+    const float *poles;  // [n][6][16]
+    const float *d;      // [16]
+    const float *u;      // [count][16]
+    const float *weight; // [count][16] or NULL
+    float *y;            // [count][16], not u
+    float *s;            // [n][2][16] in the slot
+    int32_t n, count;
+    bool fresh; // begins from zeros, s is not read
+} lti_poles;
+
+// The same through a dense one: Ab by groups of LTI_ROWS rows, each group [n][LTI_ROWS][16], the
+// last one filled with zeros.
+typedef struct lti_dense_scan {
+    const float *ab, *bb, *c; // [groups][n][4][16], [groups * 4][16], [n][16]
+    const float *d;           // [16]
+    const float *u;           // [count][16]
+    float *y;                 // [count][16], not u
+    float *s;                 // [n][16] in the slot
+    float *next;              // [groups * 4][16] of the thread
+    int32_t n, count;
+    bool is_lower, fresh;
+} lti_dense_scan;
+
+// H3's shift SSM, in place: s = (0, s_0, ..) + B u; u = C . s + D u.
+typedef struct lti_shift {
+    const float *b, *c; // [n][16]
+    const float *d;     // [16]
+    float *u;           // [count][16]
+    float *s;           // [n][16] in the slot
+    int32_t n, count;
+    bool fresh;
+} lti_shift;
+
+typedef struct cpu_lti_kernels {
+    void (*poles)(const lti_poles *args);
+    void (*dense)(const lti_dense_scan *args);
+    void (*shift)(const lti_shift *args);
+    // In place, n floats, a multiple of 16: x/2 (1 + erf(x / sqrt 2)).
+    void (*gelu)(float *x, size_t n);
+    // to += a / (1 + exp(-b)), n floats, a multiple of 16.
+    void (*gate)(const float *a, const float *b, size_t n, float *to);
+} cpu_lti_kernels;
+
+#endif

@@ -1,0 +1,437 @@
+// SPDX-License-Identifier: Apache-2.0
+// One step of S4D, S4 or H3. Every thread runs this file's function from the embedding to the
+// logits, a thread owning blocks of 16 channels and of every projection's rows.
+//
+//   S4D, S4 layer   norm | recurrence of own channels, gelu | both halves of own rows of out_proj,
+//                   gate, into the residual |
+//   H3 layer        norm | q, k, v of own channels, shift SSM on k | diagonal SSM of own channels |
+//                   own rows of out_proj into the residual |
+//
+// Each bar is a barrier. Up to CPU_FEW_TOKENS tokens every thread norms for itself and the first
+// one goes.
+//
+// All tokens of the plan pass through a layer before the next one begins, not a window at a time as
+// in step.c: over time only the channels' own states connect tokens, and a convolution wants as
+// long a prompt as there is. What lies between, norms and products, is done in windows of
+// CPU_WINDOW tokens, so that a window's activations and a panel of weights meet in the caches:
+// buffers are [window][block][tokens of the window][16].
+#include <assert.h>
+#include <math.h>
+#include <string.h>
+
+#include "lti.h"
+#include "lti_kernels.h"
+
+typedef struct worker {
+    cpu_step *step;
+    const cpu_model *m;
+    const cpu_thread *t;
+    cpu_work *w;
+    int id, n;      // this thread, of so many
+    int32_t tokens; // of the step
+} worker;
+
+enum { CHUNK = 64 }; // tokens of a block that pass through all poles together, in first-level cache
+
+static void meet(const worker *k) {
+    cpu_pool_barrier(k->step->pool);
+}
+
+static int32_t least(int32_t a, int32_t b) {
+    return a < b ? a : b;
+}
+
+// Tokens of the window that begins at `first`.
+static int32_t window_tokens(const worker *k, int32_t first) {
+    return least(CPU_WINDOW, k->tokens - first);
+}
+
+static float *window_of(const worker *k, float *buffer, int32_t first) {
+    return buffer + (size_t)first * (size_t)k->m->model_blocks * CPU_LANES;
+}
+
+// A token of a block; those of its window after it follow.
+static float *at(const worker *k, float *buffer, int32_t block, int32_t token) {
+    const int32_t first = token / CPU_WINDOW * CPU_WINDOW;
+    const size_t row = (size_t)block * (size_t)window_tokens(k, first) + (size_t)(token - first);
+    return window_of(k, buffer, first) + row * CPU_LANES;
+}
+
+// Tokens from `token` on that lie together, at most `most`.
+static int32_t run_at(const worker *k, int32_t token, int32_t most) {
+    const int32_t first = token / CPU_WINDOW * CPU_WINDOW;
+    return least(most, first + window_tokens(k, first) - token);
+}
+
+// ---- ends
+
+static void embed(const worker *k) {
+    const ssm_tensor *embedding = &k->m->weights->embedding;
+    const int32_t dm = k->m->g.d_model;
+    for (int32_t i = 0; i < k->step->plan->n_segments; i++) {
+        const ssm_segment *segment = &k->step->plan->segments[i];
+        for (int32_t t = segment->first; t < segment->first + segment->count; t++) {
+            const int32_t id = k->step->plan->tokens[t];
+            const int32_t token = id == SSM_TOKEN_SAMPLED ? k->step->drawn[segment->slot] : id;
+            const size_t row = (size_t)token * (size_t)dm;
+            for (int32_t b = k->t->model.first; b < k->t->model.end; b++) {
+                const int32_t left = least(CPU_LANES, dm - b * CPU_LANES);
+                float *to = at(k, k->w->residual, b, t);
+                memset(to, 0, CPU_LANES * sizeof *to);
+                ssm_tensor_read(embedding, row + (size_t)b * CPU_LANES, (size_t)left, to);
+            }
+        }
+    }
+}
+
+// A window's norm, tokens [first, end) of the step, from the residual.
+static void norm_tokens(const worker *k, const float *weight, int32_t first, int32_t end,
+                        float *to) {
+    for (int32_t t = first; t < end;) {
+        const int32_t window = t / CPU_WINDOW * CPU_WINDOW, count = run_at(k, t, end - t);
+        const cpu_norm args = {.x = window_of(k, k->w->residual, window),
+                               .weight = weight,
+                               .out = window_of(k, to, window),
+                               .n = k->m->g.d_model,
+                               .groups = 1,
+                               .tokens = window_tokens(k, window),
+                               .out_tokens = window_tokens(k, window),
+                               .first = t - window,
+                               .count = count,
+                               .out_first = t - window,
+                               .eps = k->m->g.norm_eps};
+        k->m->kernels->norm(&args);
+        t += count;
+    }
+}
+
+// The layer's normed input, of all channels of all tokens.
+static float *norm_all(const worker *k, int32_t layer) {
+    const float *weight = k->m->norm[layer];
+    if (k->tokens <= CPU_FEW_TOKENS) {
+        norm_tokens(k, weight, 0, k->tokens, k->w->own[k->id].f32);
+        return k->w->own[k->id].f32;
+    }
+    const cpu_range range = cpu_share(k->tokens, k->id, k->n);
+    norm_tokens(k, weight, range.first, range.end, k->w->shared.f32);
+    meet(k);
+    return k->w->shared.f32;
+}
+
+// ---- products
+
+// Windows of x [blocks][tokens][16] in the form that products take. Forms other than fp32 are made
+// of all tokens first, shared out, and a barrier ends that.
+static cpu_input input_of(const worker *k, const cpu_stage *stage, float *x, int32_t first) {
+    const size_t blocks = (size_t)k->m->model_blocks;
+    const bool plain = k->m->form == CPU_X_F32;
+    const char *bytes = (const char *)stage->bytes;
+    return (cpu_input){.data =
+                           plain ? (const void *)window_of(k, x, first)
+                                 : bytes + (size_t)first * (blocks + 1) * CPU_LANES * sizeof(float),
+                       .scale = stage->scale + first,
+                       .sum = stage->sum + (size_t)first * (blocks + 1),
+                       .tokens = window_tokens(k, first)};
+}
+
+static const cpu_stage *convert(const worker *k, float *x) {
+    const bool few = k->tokens <= CPU_FEW_TOKENS;
+    const cpu_stage *stage = few ? &k->w->own[k->id] : &k->w->shared;
+    if (k->m->form == CPU_X_F32)
+        return stage;
+    for (int32_t first = 0; first < k->tokens; first += CPU_WINDOW) {
+        const cpu_input to = input_of(k, stage, x, first);
+        const cpu_range range = few ? (cpu_range){0, to.tokens} : cpu_share(to.tokens, k->id, k->n);
+        k->m->kernels->convert(k->m->form, window_of(k, x, first), k->m->model_blocks, to.tokens,
+                               range.first, range.end - range.first, (void *)to.data,
+                               (float *)to.scale, (int32_t *)to.sum);
+    }
+    if (!few)
+        meet(k);
+    return stage;
+}
+
+static void multiply(const worker *k, const cpu_slice *slice, const cpu_stage *stage, float *x,
+                     int32_t first, float *to, bool add) {
+    const cpu_input in = input_of(k, stage, x, first);
+    const cpu_output out = {.data = window_of(k, to, first),
+                            .block_stride = (size_t)in.tokens * CPU_LANES,
+                            .token_stride = CPU_LANES,
+                            .add = add};
+    k->m->kernels->product(slice, &in, &out);
+}
+
+// ---- layers
+
+static float *slot_layer(const worker *k, int32_t slot, int32_t layer) {
+    const size_t floats = cpu_slot_conv_floats(k->m) + cpu_slot_ssm_floats(k->m);
+    return k->step->slots + (size_t)slot * k->step->slot_floats + (size_t)layer * floats;
+}
+
+// A run of tokens of one channel block through its SSM: u to y, gelu taken, the state moved on.
+static void scan_run(const worker *k, const cpu_lti_part *part, int32_t own, const float *u,
+                     float *y, int32_t count, bool fresh, float *s) {
+    const size_t n = (size_t)k->m->g.d_state, rows = (n + LTI_ROWS - 1) / LTI_ROWS * LTI_ROWS;
+    const float *d = part->d + (size_t)own * CPU_LANES;
+    const cpu_lti_kernels *kernels = k->m->kernels->lti;
+    float out[CHUNK * CPU_LANES];
+    for (int32_t t = 0; t < count; t += CHUNK) {
+        const int32_t some = least(CHUNK, count - t);
+        const float *from = u + (size_t)t * CPU_LANES;
+        if (k->m->g.kind == SSM_BLOCK_S4) {
+            const lti_dense_scan args = {.ab = part->ab + (size_t)own * rows * n * CPU_LANES,
+                                         .bb = part->bb + (size_t)own * rows * CPU_LANES,
+                                         .c = part->c + (size_t)own * n * CPU_LANES,
+                                         .d = d,
+                                         .u = from,
+                                         .y = out,
+                                         .s = s,
+                                         .next = k->w->lti_next[k->id],
+                                         .n = (int32_t)n,
+                                         .count = some,
+                                         .is_lower = k->m->is_lower,
+                                         .fresh = fresh && t == 0};
+            kernels->dense(&args);
+        } else {
+            const size_t poles = n / 2 * LTI_POLE_FLOATS * CPU_LANES;
+            const lti_poles args = {.poles = part->poles + (size_t)own * poles,
+                                    .d = d,
+                                    .u = from,
+                                    .y = out,
+                                    .s = s,
+                                    .n = (int32_t)n / 2,
+                                    .count = some,
+                                    .fresh = fresh && t == 0};
+            kernels->poles(&args);
+        }
+        kernels->gelu(out, (size_t)some * CPU_LANES);
+        memcpy(y + (size_t)t * CPU_LANES, out, (size_t)some * CPU_LANES * sizeof *y);
+    }
+}
+
+// Own channels of every segment: u to y.
+static void recur(const worker *k, int32_t layer, float *u, float *y) {
+    const cpu_lti_part *part = &k->t->parts[layer].lti;
+    const size_t state = (size_t)k->m->g.d_state * CPU_LANES;
+    for (int32_t j = 0; j < k->step->plan->n_segments; j++) {
+        const ssm_segment *segment = &k->step->plan->segments[j];
+        for (int32_t b = k->t->model.first; b < k->t->model.end; b++) {
+            float *s = slot_layer(k, segment->slot, layer) + (size_t)b * state;
+            for (int32_t done = 0; done < segment->count;) {
+                const int32_t token = segment->first + done;
+                const int32_t count = run_at(k, token, segment->count - done);
+                scan_run(k, part, b - k->t->model.first, at(k, u, b, token), at(k, y, b, token),
+                         count, segment->fresh && done == 0, s);
+                done += count;
+            }
+        }
+    }
+}
+
+static void run_gated(const worker *k, int32_t layer) {
+    const cpu_lti_part *part = &k->t->parts[layer].lti;
+    const size_t own = (size_t)(k->t->model.end - k->t->model.first);
+    float *u = norm_all(k, layer);
+    recur(k, layer, u, k->w->x);
+    meet(k);
+    const cpu_stage *stage = convert(k, k->w->x);
+    for (int32_t first = 0; first < k->tokens; first += CPU_WINDOW) {
+        multiply(k, &part->out_a, stage, k->w->x, first, k->w->z, false);
+        multiply(k, &part->out_b, stage, k->w->x, first, k->w->delta, false);
+        const int32_t block = k->t->model.first;
+        k->m->kernels->lti->gate(at(k, k->w->z, block, first), at(k, k->w->delta, block, first),
+                                 own * (size_t)window_tokens(k, first) * CPU_LANES,
+                                 at(k, k->w->residual, block, first));
+    }
+    meet(k);
+}
+
+static void shift_keys(const worker *k, int32_t layer, float *keys) {
+    const cpu_lti_part *part = &k->t->parts[layer].lti;
+    const size_t state = (size_t)k->m->g.d_state * CPU_LANES;
+    for (int32_t j = 0; j < k->step->plan->n_segments; j++) {
+        const ssm_segment *segment = &k->step->plan->segments[j];
+        for (int32_t b = k->t->model.first; b < k->t->model.end; b++) {
+            const size_t own = (size_t)(b - k->t->model.first);
+            for (int32_t done = 0; done < segment->count;) {
+                const int32_t token = segment->first + done;
+                const lti_shift args = {.b = part->shift_b + own * state,
+                                        .c = part->shift_c + own * state,
+                                        .d = part->shift_d + own * CPU_LANES,
+                                        .u = at(k, keys, b, token),
+                                        .s =
+                                            slot_layer(k, segment->slot, layer) + (size_t)b * state,
+                                        .n = k->m->g.d_state,
+                                        .count = run_at(k, token, segment->count - done),
+                                        .fresh = segment->fresh && done == 0};
+                k->m->kernels->lti->shift(&args);
+                done += args.count;
+            }
+        }
+    }
+}
+
+// Channel h d + a for lane (h, b): where q and k of a pair lie. Lanes past the channels take any:
+// their v is 0.
+static int32_t partner(const worker *k, int32_t block, int lane, int32_t a) {
+    const int32_t d = k->m->g.head_dim, c = block * CPU_LANES + lane;
+    return c < k->m->g.d_model ? c / d * d + a : 0;
+}
+
+// For all lanes of a block and tokens [token, token + count) of one window: q of the pair, and k
+// times v.
+static void pair_up(const worker *k, int32_t block, int32_t token, int32_t count, int32_t a,
+                    float *q, float *kv) {
+    const float *qs[CPU_LANES], *ks[CPU_LANES], *v = at(k, k->w->delta, block, token);
+    for (int lane = 0; lane < CPU_LANES; lane++) {
+        const int32_t from = partner(k, block, lane, a);
+        qs[lane] = at(k, k->w->z, from / CPU_LANES, token) + from % CPU_LANES;
+        ks[lane] = at(k, k->w->bc, from / CPU_LANES, token) + from % CPU_LANES;
+    }
+    for (int32_t t = 0; t < count * CPU_LANES; t += CPU_LANES) {
+        for (int lane = 0; lane < CPU_LANES; lane++) {
+            q[t + lane] = qs[lane][t];
+            kv[t + lane] = ks[lane][t] * v[t + lane];
+        }
+    }
+}
+
+static void scan_pairs(const worker *k, const cpu_lti_part *part, int32_t block, int32_t token,
+                       int32_t count, bool fresh, float *s) {
+    const size_t n = (size_t)k->m->g.d_state, own = (size_t)(block - k->t->model.first);
+    float q[CHUNK * CPU_LANES], kv[CHUNK * CPU_LANES];
+    for (int32_t t = 0; t < count; t += CHUNK) {
+        const int32_t some = least(CHUNK, count - t);
+        float *y = at(k, k->w->x, block, token + t);
+        memset(y, 0, (size_t)some * CPU_LANES * sizeof *y);
+        for (int32_t a = 0; a < k->m->g.head_dim; a++) {
+            pair_up(k, block, token + t, some, a, q, kv);
+            const lti_poles args = {.poles =
+                                        part->poles + own * (n / 2) * LTI_POLE_FLOATS * CPU_LANES,
+                                    .d = part->d + own * CPU_LANES,
+                                    .u = kv,
+                                    .weight = q,
+                                    .y = y,
+                                    .s = s + (size_t)a * n * CPU_LANES,
+                                    .n = (int32_t)n / 2,
+                                    .count = some,
+                                    .fresh = fresh && t == 0};
+            k->m->kernels->lti->poles(&args);
+        }
+    }
+}
+
+static void recur_pairs(const worker *k, int32_t layer) {
+    const size_t state = (size_t)k->m->g.head_dim * (size_t)k->m->g.d_state * CPU_LANES;
+    for (int32_t j = 0; j < k->step->plan->n_segments; j++) {
+        const ssm_segment *segment = &k->step->plan->segments[j];
+        for (int32_t b = k->t->model.first; b < k->t->model.end; b++) {
+            float *s = slot_layer(k, segment->slot, layer) + cpu_slot_conv_floats(k->m) +
+                       (size_t)b * state;
+            for (int32_t done = 0; done < segment->count;) {
+                const int32_t token = segment->first + done;
+                const int32_t count = run_at(k, token, segment->count - done);
+                scan_pairs(k, &k->t->parts[layer].lti, b, token, count, segment->fresh && done == 0,
+                           s);
+                done += count;
+            }
+        }
+    }
+}
+
+static void run_h3(const worker *k, int32_t layer) {
+    const cpu_lti_part *part = &k->t->parts[layer].lti;
+    float *u = norm_all(k, layer);
+    const cpu_stage *stage = convert(k, u);
+    for (int32_t first = 0; first < k->tokens; first += CPU_WINDOW) {
+        multiply(k, &part->q, stage, u, first, k->w->z, false);
+        multiply(k, &part->k, stage, u, first, k->w->bc, false);
+        multiply(k, &part->v, stage, u, first, k->w->delta, false);
+    }
+    shift_keys(k, layer, k->w->bc);
+    meet(k);
+    recur_pairs(k, layer);
+    meet(k);
+    stage = convert(k, k->w->x);
+    for (int32_t first = 0; first < k->tokens; first += CPU_WINDOW)
+        multiply(k, &part->out, stage, k->w->x, first, k->w->residual, true);
+    meet(k);
+}
+
+// ---- head
+
+static void run_head(const worker *k) {
+    const cpu_model *m = k->m;
+    const int32_t wanted = k->step->n_wanted;
+    const bool few = wanted <= CPU_FEW_TOKENS;
+    const cpu_stage *stage = few ? &k->w->own[k->id] : &k->w->shared;
+    const cpu_range range = few ? (cpu_range){0, wanted} : cpu_share(wanted, k->id, k->n);
+    if (wanted == 0)
+        return;
+    for (int32_t i = range.first; i < range.end; i++) {
+        const int32_t t = k->step->wanted[i], window = t / CPU_WINDOW * CPU_WINDOW;
+        const cpu_norm args = {.x = window_of(k, k->w->residual, window),
+                               .weight = m->norm_f,
+                               .out = stage->f32,
+                               .n = m->g.d_model,
+                               .groups = 1,
+                               .tokens = window_tokens(k, window),
+                               .out_tokens = wanted,
+                               .first = t - window,
+                               .count = 1,
+                               .out_first = i,
+                               .eps = m->g.norm_eps};
+        m->kernels->norm(&args);
+    }
+    if (m->form != CPU_X_F32)
+        m->kernels->convert(m->form, stage->f32, m->model_blocks, wanted, range.first,
+                            range.end - range.first, stage->bytes, stage->scale, stage->sum);
+    if (!few)
+        meet(k);
+    const cpu_input x = {.data = m->form == CPU_X_F32 ? (const void *)stage->f32 : stage->bytes,
+                         .scale = stage->scale,
+                         .sum = stage->sum,
+                         .tokens = wanted};
+    const cpu_output out = {.data = k->w->logits,
+                            .block_stride = CPU_LANES,
+                            .token_stride = (size_t)m->vocab_blocks * CPU_LANES};
+    m->kernels->product(&k->t->head, &x, &out);
+}
+
+// ---- the step
+
+static void run_thread(void *arg, int id) {
+    cpu_step *s = arg;
+    const worker k = {.step = s,
+                      .m = s->model,
+                      .t = &s->model->threads[id],
+                      .w = s->work,
+                      .id = id,
+                      .n = s->model->n_threads,
+                      .tokens = s->plan->n_tokens};
+    embed(&k);
+    meet(&k);
+    for (int32_t i = 0; i < s->model->g.n_layers; i++) {
+        if (s->model->g.kind == SSM_BLOCK_H3)
+            run_h3(&k, i);
+        else
+            run_gated(&k, i);
+    }
+    run_head(&k);
+}
+
+void cpu_lti_step_run(cpu_step *s) {
+    s->n_wanted = 0;
+    for (int32_t i = 0; i < s->plan->n_segments; i++) {
+        const ssm_segment *segment = &s->plan->segments[i];
+        const int32_t past = segment->first + segment->count;
+        int32_t t = segment->want == SSM_WANT_ALL    ? segment->first
+                    : segment->want == SSM_WANT_LAST ? past - 1
+                                                     : past;
+        for (; t < past; t++) {
+            assert(s->n_wanted < s->work->max_rows);
+            s->wanted[s->n_wanted++] = t;
+        }
+    }
+    cpu_pool_run(s->pool, run_thread, s);
+}
