@@ -91,13 +91,19 @@ static void print_tokenizer(const struct subject *s, int32_t rows) {
 static void print_sizes(const ssm_model_info *m) {
     char a[32], b[32];
     printf("    architecture  %s, %d layers\n", m->architecture, m->n_layers);
-    printf("    width         %d, inner %d, state %d, convolution %d", m->d_model, m->d_inner,
-           m->d_state, m->d_conv);
-    if (m->n_heads) {
+    printf("    width         %d", m->d_model);
+    if (m->dt_rank || m->n_groups) {
+        printf(", inner %d, state %d, convolution %d", m->d_inner, m->d_state, m->d_conv);
+    } else { // linear and time-invariant: channels of the model's width, h3's in heads
+        printf(", state %d", m->d_state);
+    }
+    if (m->n_heads && !m->n_groups) {
+        printf(", %d heads of %d x %d\n", m->n_heads, m->head_dim, m->head_dim);
+    } else if (m->n_heads) {
         printf(", %d heads of %d in %d group%s\n", m->n_heads, m->head_dim, m->n_groups,
                m->n_groups == 1 ? "" : "s");
     } else {
-        printf(", dt rank %d\n", m->dt_rank);
+        printf(m->dt_rank ? ", dt rank %d\n" : "\n", m->dt_rank);
     }
     printf("    vocabulary    %s rows, %s head\n", with_commas((uint64_t)m->vocab_size, a),
            m->tied ? "tied" : "its own");

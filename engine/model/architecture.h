@@ -38,7 +38,7 @@ typedef enum tensor_fill {
     FILL_A_UNIFORM, // log of 1 to 16
 } tensor_fill;
 
-enum { LAYER_MAX_TENSORS = 16, TENSOR_MAX_DIMS = 3 };
+enum { LAYER_MAX_TENSORS = 20, TENSOR_MAX_DIMS = 4 };
 
 typedef struct layer_tensor {
     const char *name;              // in a checkpoint, after "layers.N."
@@ -55,9 +55,14 @@ struct architecture {
 
     // The tensors of one layer of a blueprint; returns how many.
     int (*layer)(const blueprint *b, layer_tensor out[LAYER_MAX_TENSORS]);
+
+    // Looks at the values of a layer that is bound, its names beginning with prefix; NULL: any will
+    // do. 0, or the failure with the tensor's whole name.
+    int (*check)(const blueprint *b, const ssm_layer *layer, const char *prefix, ssm_error *err);
 };
 
-extern const architecture architecture_mamba, architecture_falcon_mamba, architecture_mamba2;
+extern const architecture architecture_mamba, architecture_falcon_mamba, architecture_mamba2,
+    architecture_s4d, architecture_s4, architecture_h3;
 
 // By model_type, or NULL; names are all of them, for messages.
 const architecture *architecture_find(const char *model_type);

@@ -12,12 +12,11 @@
 #include <string.h>
 
 static const architecture *const table[] = {
-    &architecture_mamba,
-    &architecture_falcon_mamba,
-    &architecture_mamba2,
+    &architecture_mamba, &architecture_falcon_mamba, &architecture_mamba2,
+    &architecture_s4d,   &architecture_s4,           &architecture_h3,
 };
 
-const char architecture_names[] = "mamba, falcon_mamba, mamba2";
+const char architecture_names[] = "mamba, falcon_mamba, mamba2, s4d, s4, h3";
 
 // What must not be asked for: absent, null, false, 0 or empty.
 static const char *const unsupported[] = {

@@ -18,6 +18,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "lti.h"
 #include "model.h"
 
 static const char *const prefixes[] = {"backbone.", "model.backbone.", ""};
@@ -88,7 +89,9 @@ static int bind_entry(binder *b, checkpoint_entry *e, const int64_t *dims, ssm_t
         data = align(b->model, t);
     if (!data)
         return ssm_error_set(b->err, SSM_ENOMEM, t->name, "no memory for a copy of %s", t->name);
-    const int64_t cols = (dims[1] ? dims[1] : 1) * (dims[1] && dims[2] ? dims[2] : 1);
+    int64_t cols = 1;
+    for (int32_t i = 1; i < count_dims(dims); i++)
+        cols *= dims[i];
     *out = (ssm_tensor){.data = data, .dtype = t->dtype, .rows = dims[0], .cols = cols};
     return 0;
 }
@@ -113,7 +116,11 @@ static int bind_layer(binder *b, const blueprint *bp, int32_t layer) {
         if (rc)
             return rc;
     }
-    return 0;
+    if (!bp->architecture->check)
+        return 0;
+    char prefix[MAX_NAME];
+    snprintf(prefix, sizeof prefix, "%slayers.%d.", b->prefix, layer);
+    return bp->architecture->check(bp, &b->model->layers[layer], prefix, b->err);
 }
 
 static checkpoint_entry *find_embedding(const binder *b, char name[MAX_NAME]) {
@@ -170,6 +177,17 @@ static int bind_ends(binder *b, const blueprint *bp) {
     return rc;
 }
 
+// Of an architecture that looks at values: those that belong to no layer.
+static int check_ends(const ssm_model *model, ssm_error *err) {
+    const ssm_weights *w = &model->weights;
+    int rc = lti_check_finite(&w->embedding, "embeddings.weight", err);
+    if (rc == 0)
+        rc = lti_check_finite(&w->norm_f, "norm_f.weight", err);
+    if (rc == 0)
+        rc = lti_check_finite(&w->lm_head, "lm_head.weight", err);
+    return rc;
+}
+
 static const char *find_prefix(const checkpoint *ck) {
     for (size_t i = 0; i < sizeof prefixes / sizeof prefixes[0]; i++) {
         char name[MAX_NAME];
@@ -204,5 +222,9 @@ int model_bind(ssm_model *model, const blueprint *bp, ssm_error *err) {
         rc = bind_layer(&b, bp, i);
     model->weights.geometry = bp->geometry;
     model->weights.layers = model->layers;
-    return rc ? rc : check_all_used(&model->checkpoint, err);
+    if (rc == 0)
+        rc = check_all_used(&model->checkpoint, err);
+    if (rc == 0 && bp->architecture->check)
+        rc = check_ends(model, err);
+    return rc;
 }

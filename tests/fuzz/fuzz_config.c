@@ -26,7 +26,8 @@ static void look_at(const blueprint *b) {
         }
     }
     must(g->n_layers > 0 && g->d_model > 0 && g->d_inner > 0 && g->d_state > 0 && g->d_conv > 0);
-    must(g->conv_dim >= g->d_inner && g->norm_eps >= 0 && g->norm_eps <= 1);
+    must(g->conv_dim >= (g->kind == SSM_BLOCK_H3 ? g->d_model : g->d_inner));
+    must(g->norm_eps >= 0 && g->norm_eps <= 1);
     must(g->dt_min >= 0 && (g->kind == SSM_BLOCK_MAMBA || g->dt_max >= g->dt_min));
     must(ssm_state_ssm_floats(g) / (size_t)g->d_state / (size_t)g->d_inner == (size_t)g->n_layers);
 }

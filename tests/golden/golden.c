@@ -11,9 +11,19 @@
 #define GOLDENS SSM_TEST_DATA "/goldens/"
 
 const golden_model golden_trained[] = {
-    {SSM_DEMO_MODEL, 1e-4},           {MODELS "shakespeare-mamba2", 1e-4},
-    {MODELS "induction-heads", 1e-4}, {MODELS "selective-copying", 5e-3},
+    {SSM_DEMO_MODEL, 1e-4},
+    {MODELS "shakespeare-mamba2", 1e-4},
+    {MODELS "induction-heads", 1e-4},
+    {MODELS "selective-copying", 5e-3},
     {MODELS "copying-mamba", 5e-3},
+    {MODELS "shakespeare-s4d", 1e-4},
+    {MODELS "copying-s4d", 5e-3},
+    {MODELS "copying-lssl", 5e-3},
+    {MODELS "induction-h3", 5e-3},
+    {MODELS "selective-s4d", 5e-3},
+    {MODELS "selective-s4d-256", 5e-3},
+    {MODELS "selective-h3", 5e-3},
+    {MODELS "selective-h3-256", 5e-3},
 };
 const int golden_n_trained = sizeof golden_trained / sizeof golden_trained[0];
 
