@@ -6,6 +6,8 @@
 // Numbers are those of the canonical form, moved: a snapshot comes back bit for bit.
 #include "lti.h"
 
+#include <string.h>
+
 // Where channel c's first number lies among blocks of `floats` numbers a channel.
 static size_t lane_of(size_t c, size_t floats) {
     return c / CPU_LANES * floats * CPU_LANES + c % CPU_LANES;
@@ -50,5 +52,7 @@ void cpu_h3_slot_read(const cpu_model *model, const float *own, float *canonical
 }
 
 void cpu_h3_slot_write(const cpu_model *model, float *own, const float *canonical, int32_t layer) {
+    if (model->g.d_model % CPU_LANES != 0) // lanes past the last channel
+        memset(own, 0, (cpu_slot_conv_floats(model) + cpu_slot_ssm_floats(model)) * sizeof *own);
     visit(model, layer, &(copy){canonical, own}, to_slot);
 }
