@@ -24,8 +24,9 @@ static void add_geometry(XXH3_state_t *h, const ssm_geometry *g) {
     const float numbers[] = {g->norm_eps, g->gate_eps, g->bc_dt_eps, g->dt_min, g->dt_max};
     XXH3_128bits_update(h, sizes, sizeof sizes);
     XXH3_128bits_update(h, numbers, sizeof numbers);
+    const int32_t rule = (int32_t)g->rule;
     if (ssm_block_is_lti(g->kind))
-        XXH3_128bits_update(h, &(int32_t){(int32_t)g->rule}, sizeof(int32_t));
+        XXH3_128bits_update(h, &rule, sizeof rule);
 }
 
 static void compute(const ssm_model *model, uint64_t out[2]) {

@@ -120,9 +120,10 @@ int ref_convolve_fft(size_t length, const double *k, const double *u, double *y)
     size_t n = 2;
     while (n < 2 * length)
         n *= 2;
-    double *a = calloc(4 * n, sizeof *a), *b = a + 2 * n;
+    double *a = calloc(4 * n, sizeof *a);
     if (!a)
         return SSM_ENOMEM;
+    double *b = a + 2 * n;
     for (size_t i = 0; i < length; i++) {
         a[2 * i] = k[i];
         b[2 * i] = u[i];
