@@ -324,6 +324,7 @@ int cmd_serve(int argc, char **argv) {
     signal(SIGPIPE, SIG_IGN);
     raise_file_limit();
     log_set_level(s.options.log_level);
+    log_set_output(s.options.log_to);
     s.server.o = &s.options;
     budget_init(&s.server.budget, (size_t)s.options.max_request_memory);
     uv_mutex_init(&s.lock);

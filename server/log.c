@@ -8,6 +8,7 @@
 
 static const char *const level_text[] = {"error", "warn", "info", "debug"};
 static enum log_level most = LOG_INFO; // frozen before threads start
+static int output = STDERR_FILENO;     // likewise
 
 void log_set_level(const char *name) {
     for (int i = LOG_ERROR; i <= LOG_DEBUG; i++) {
@@ -15,6 +16,10 @@ void log_set_level(const char *name) {
             most = (enum log_level)i;
         }
     }
+}
+
+void log_set_output(const char *name) {
+    output = strcmp(name, "stdout") == 0 ? STDOUT_FILENO : STDERR_FILENO;
 }
 
 bool log_is_on(enum log_level level) {
@@ -60,7 +65,7 @@ void log_ms(buf *line, const char *key, uint64_t ns) {
 void log_end(buf *line) {
     buf_add(line, "\n", 1);
     if (!line->failed) {
-        const ssize_t n = write(STDERR_FILENO, line->data, line->len);
+        const ssize_t n = write(output, line->data, line->len);
         (void)n; // there is nowhere to complain
     }
     buf_dispose(line);

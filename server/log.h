@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// The log: one line an event on standard error, `time=... level=... msg=... key=value ...`, written
-// with one write(2), so that lines of several threads never mix. No prompt and no answer ever goes
-// into it. Levels are set once, before the first thread starts.
+// The log: one line an event, `time=... level=... msg=... key=value ...`, written with one
+// write(2), so that lines of several threads never mix. It goes to standard error, where it does
+// not mix with what a command was asked to print, or to standard output, where containers look for
+// it. No prompt and no answer ever goes into it. Level and place are set once, before the first
+// thread starts.
 #ifndef SSMD_LOG_H
 #define SSMD_LOG_H
 
@@ -11,7 +13,8 @@
 
 enum log_level { LOG_ERROR, LOG_WARN, LOG_INFO, LOG_DEBUG };
 
-void log_set_level(const char *name); // "error", "warn", "info", "debug"
+void log_set_level(const char *name);  // "error", "warn", "info", "debug"
+void log_set_output(const char *name); // "stderr", "stdout"
 bool log_is_on(enum log_level level);
 
 // A line of its own: time, level and msg="...".

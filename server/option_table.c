@@ -108,8 +108,10 @@ const option_row option_table[] = {
     {"cors-origin", OPTION_LIST, FIELD(cors_origin), NULL, 0, 0, NULL, "ORIGIN",
      "let pages of this origin call the server (* for any); may be repeated", OPTIONS_SERVE, false},
     {"log-level", OPTION_STRING, FIELD(log_level), "info", 0, 0, "error|warn|info|debug", "LEVEL",
-     "what goes to standard error; info writes a line a request", OPTIONS_SERVE | OPTIONS_GENERATE,
+     "what goes into the log; info writes a line a request", OPTIONS_SERVE | OPTIONS_GENERATE,
      false},
+    {"log-to", OPTION_STRING, FIELD(log_to), "stderr", 0, 0, "stderr|stdout", "WHERE",
+     "where the log goes (the image says stdout)", OPTIONS_SERVE, false},
 
     {"max-tokens", OPTION_INT, FIELD(max_tokens), "256", 0, 2147483647, NULL, "N",
      "most tokens to generate", OPTIONS_GENERATE, false},

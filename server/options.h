@@ -46,7 +46,8 @@ typedef struct options {
     int64_t cache_bytes, cache_host_bytes, checkpoint_tokens;
     bool pin_threads, poison_slots;
     // the server
-    char *host, *api_key_file, *log_level, *session_busy, *state_dir, *durability, *chat_template;
+    char *host, *api_key_file, *log_level, *log_to, *session_busy, *state_dir, *durability,
+        *chat_template;
     int64_t default_max_tokens;
     int64_t port, loops, max_connections, max_body_bytes, max_request_memory, max_prompt_tokens,
         max_prompts;

@@ -134,6 +134,10 @@ status_has() { # status_has PATTERN: a line of the process's status
     grep -qE "$1" "/proc/$pid/status"
 }
 
+log_is_on_stdout() { # podman keeps the two apart
+    podman logs "$name" 2>/dev/null | grep -q 'msg=request .*path=/v1/completions status=200'
+}
+
 memory_is_limited() {
     local v1 v2
     v1=$(sed -n 's/^[0-9]*:memory://p' "/proc/$pid/cgroup")
@@ -202,6 +206,7 @@ check "image: EXPOSE 8080" image_is '{{range $p,$_ := .Config.ExposedPorts}}{{$p
 first_token || { podman logs "$name" | tail -n 20; failed=$((failed + 1)); finish; }
 pid=$(podman inspect "$name" --format '{{.State.Pid}}')
 check "HEALTHCHECK passes" pod healthcheck run "$name"
+check "the log is on standard output" log_is_on_stdout
 check "no capabilities" status_has '^CapEff:.0+$'
 check "seccomp" status_has '^Seccomp:.2'
 check "no new privileges" status_has '^NoNewPrivs:.1'
