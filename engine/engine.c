@@ -74,12 +74,18 @@ static int parse_device(const char *name, const ssm_backend **backend, int32_t *
 // many sessions to hold is asked for what fits and shared out afterwards.
 enum { CPU_SESSIONS = 64, LEAST_CACHE_ROWS = 4, MOST_CACHE_ROWS = 1 << 20 };
 
+// In a container of 256 MiB the usual 256 MiB of states would be its end.
+static int64_t cpu_cache_bytes(const ssm_engine *engine) {
+    const uint64_t host = engine->options.host_bytes;
+    return host > 0 && host / 4 < 256 << 20 ? (int64_t)(host / 4) : 256 << 20;
+}
+
 static int32_t cache_rows(const ssm_engine *engine, bool is_gpu, int32_t sessions) {
     const int64_t bytes = engine->options.cache_bytes;
     const int64_t row = (int64_t)engine->info.state_bytes;
     int64_t rows = bytes / row;
     if (bytes < 0) {
-        rows = is_gpu ? sessions / 4 : (256 << 20) / row;
+        rows = is_gpu ? sessions / 4 : cpu_cache_bytes(engine) / row;
         rows = rows > LEAST_CACHE_ROWS ? rows : LEAST_CACHE_ROWS;
     }
     return rows < MOST_CACHE_ROWS ? (int32_t)rows : MOST_CACHE_ROWS;

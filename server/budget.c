@@ -2,7 +2,6 @@
 #include "budget.h"
 
 #include <assert.h>
-#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -44,14 +43,14 @@ static uint64_t cgroup_limit(void) {
     return limit;
 }
 
+uint64_t budget_memory(void) {
+    const uint64_t machine = (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
+    const uint64_t group = cgroup_limit();
+    return group < machine ? group : machine;
+}
+
 void budget_init(budget *b, size_t limit) {
-    if (limit == 0) {
-        const uint64_t machine =
-            (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
-        const uint64_t group = cgroup_limit();
-        limit = (size_t)((group < machine ? group : machine) / 4);
-    }
-    b->limit = limit;
+    b->limit = limit > 0 ? limit : (size_t)(budget_memory() / 4);
     atomic_init(&b->used, 0);
 }
 

@@ -6,13 +6,17 @@
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
 
 typedef struct budget {
     size_t limit;
     atomic_size_t used;
 } budget;
 
-// limit 0: a quarter of what the process's cgroup may use, or of the machine's memory.
+// What the process may use at all: its cgroup's memory, or the machine's.
+uint64_t budget_memory(void);
+
+// limit 0: a quarter of budget_memory().
 void budget_init(budget *b, size_t limit);
 bool budget_take(budget *b, size_t bytes); // false: it would pass the limit; nothing is taken
 void budget_give(budget *b, size_t bytes);

@@ -36,8 +36,8 @@ const option_row option_table[] = {
     {"chunk-tokens", OPTION_INT, FIELD(chunk_tokens), "0", 0, 1 << 20, NULL, "N",
      "longest piece of one prompt in a step; 0: step-tokens", ENGINE, false},
     {"cache-bytes", OPTION_BYTES, FIELD(cache_bytes), "-1", -1, BIG, NULL, "BYTES",
-     "device memory for saved states of prompts and sessions; -1: 256M on a CPU, a quarter of the "
-     "slots that fit on a GPU; 0: none",
+     "device memory for saved states of prompts and sessions; -1: 256M on a CPU, or a quarter of "
+     "what the cgroup has, a quarter of the slots that fit on a GPU; 0: none",
      ENGINE, false},
     {"cache-host-bytes", OPTION_BYTES, FIELD(cache_host_bytes), "0", 0, BIG, NULL, "BYTES",
      "host memory for states that fall off the device", ENGINE, false},

@@ -7,6 +7,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "budget.h"
 #include "buf.h"
 #include "chat_turn.h"
 #include "log.h"
@@ -152,7 +153,7 @@ static int load_chat(served_model *m, const options *o, ssm_error *err) {
     return rc;
 }
 
-static int load_one(served_model *m, const options *o, ssm_error *err) {
+static int load_one(served_model *m, const options *o, uint64_t host_bytes, ssm_error *err) {
     ssm_engine_options engine;
     int rc = ssm_model_open(m->path, &m->model, err);
     if (rc < 0) {
@@ -168,6 +169,7 @@ static int load_one(served_model *m, const options *o, ssm_error *err) {
         return rc;
     }
     registry_engine_options(o, m->tokenizer, m->info, &engine);
+    engine.host_bytes = host_bytes;
     rc = ssm_engine_create(m->model, &engine, &m->engine, err);
     m->created = time(NULL);
     if (rc == 0) {
@@ -177,9 +179,10 @@ static int load_one(served_model *m, const options *o, ssm_error *err) {
 }
 
 int registry_load(registry *r, const options *o, ssm_error *err) {
+    const uint64_t share = r->n > 0 ? budget_memory() / r->n : 0;
     for (size_t i = 0; i < r->n; i++) {
         ssm_error inner = {0};
-        const int rc = load_one(&r->items[i], o, &inner);
+        const int rc = load_one(&r->items[i], o, share, &inner);
         if (rc < 0) {
             return ssm_error_set(err, rc, inner.param, "model %.60s (%.120s): %s", r->items[i].name,
                                  r->items[i].path, inner.message);

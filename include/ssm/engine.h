@@ -48,6 +48,8 @@ typedef struct ssm_engine_options {
     int64_t cache_bytes; // device memory for saved states (prefixes, sessions); -1: the default,
                          // 256 MiB or at least four states on a CPU, a quarter of the slots that
                          // fit on a GPU; 0: none
+    uint64_t host_bytes; // host memory that this engine may count on, such as a cgroup's limit: a
+                         // CPU's default of cache_bytes takes a quarter at most; 0: not known
     uint64_t cache_host_bytes; // host memory for those that fall off the device; 0: none
     int32_t checkpoint_tokens; // a prompt's state is saved every so many tokens, a multiple of it
                                // in a long one, and at its end; 0: only there
