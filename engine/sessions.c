@@ -261,6 +261,16 @@ int ssm_session_export(ssm_engine *engine, const uint64_t owner[2], const char *
     return rc;
 }
 
+int ssm_session_export_fd(ssm_engine *engine, const uint64_t owner[2], const char *name, int fd,
+                          uint64_t *size, ssm_error *err) {
+    session_call call = {.op = SESSION_READ, .name = name};
+    int rc = run_call(engine, owner, &call, err);
+    if (rc == 0)
+        rc = snapshot_file_put(engine->model, &call.image, fd, size, err);
+    snapshot_image_dispose(&call.image);
+    return rc;
+}
+
 int ssm_session_import(ssm_engine *engine, const uint64_t owner[2], const char *name,
                        const char *path, ssm_session_info *out, ssm_error *err) {
     session_call call = {.op = SESSION_WRITE, .name = name, .infos = out};

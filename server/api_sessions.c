@@ -26,11 +26,10 @@ typedef struct task {
     enum task_kind kind;
     uint64_t owner[2];
     char name[SSM_SESSION_NAME + 1], target[SSM_SESSION_NAME + 1];
-    buf body;                  // IMPORT: the file, taken from the exchange
-    size_t charged;            // of the budget, for it
+    spool *spool;              // IMPORT: the file, taken from the exchange; EXPORT: to be sent
     const served_model *model; // where it was found
     ssm_session_info info;
-    buf answer; // LIST, EXPORT
+    buf answer; // LIST
     int rc;
     ssm_error err;
 } task;
@@ -61,13 +60,20 @@ static void list_model(task *t, const served_model *m) {
 }
 
 static void export_state(task *t, const served_model *m) {
-    uint8_t *bytes;
-    size_t size;
-    t->rc = ssm_session_export_bytes(m->engine, t->owner, t->name, &bytes, &size, &t->err);
+    t->rc = t->spool ? 0 : spool_open(&t->loop->server->spools, &t->spool, &t->err);
     if (t->rc == 0) {
-        buf_add(&t->answer, (const char *)bytes, size);
-        free(bytes);
+        t->rc = spool_reserve(t->spool, ssm_session_max_file(m->engine), &t->err);
     }
+    if (t->rc == 0) {
+        t->rc = ssm_session_export_fd(m->engine, t->owner, t->name, t->spool->fd, &t->spool->size,
+                                      &t->err);
+    }
+}
+
+static void import_state(task *t, const served_model *m) {
+    char path[SPOOL_PATH];
+    spool_path(t->spool, path);
+    t->rc = ssm_session_import(m->engine, t->owner, t->name, path, &t->info, &t->err);
 }
 
 static void run_on(task *t, const served_model *m) {
@@ -88,9 +94,7 @@ static void run_on(task *t, const served_model *m) {
         export_state(t, m);
         break;
     case TASK_IMPORT:
-        t->rc =
-            ssm_session_import_bytes(m->engine, t->owner, t->name, (const uint8_t *)t->body.data,
-                                     t->body.len, &t->info, &t->err);
+        import_state(t, m);
         break;
     }
 }
@@ -114,8 +118,7 @@ static void on_work(uv_work_t *work) {
 
 static void free_task(task *t) {
     t->loop->n_jobs--;
-    budget_give(&t->loop->server->budget, t->charged);
-    buf_dispose(&t->body);
+    spool_close(t->spool);
     buf_dispose(&t->answer);
     free(t);
 }
@@ -133,9 +136,13 @@ static void reply(task *t) {
         reply_not_found(ex, t->name);
     } else if (t->rc < 0) {
         t->err.code = t->rc;
+        if (t->kind == TASK_IMPORT && t->rc == SSM_EINVAL) {
+            strcpy(t->err.param, "state"); // and no part of it, such as a tensor's name
+        }
         http_reply_ssm_error(ex, &t->err);
     } else if (t->kind == TASK_EXPORT) {
-        http_reply(ex, 200, "application/octet-stream", &t->answer);
+        http_reply_spool(ex, 200, "application/octet-stream", t->spool);
+        t->spool = NULL;
     } else if (t->kind == TASK_LIST) {
         buf_str(&t->answer, "]}");
         http_reply_json(ex, 200, &t->answer);
@@ -282,6 +289,26 @@ void api_session_post(exchange *ex) {
     }
 }
 
+// A state is as long as its model says, whatever --max-body-bytes says of other bodies.
+bool api_session_put_begin(exchange *ex) {
+    server *s = ex->conn->loop->server;
+    char name[SSM_SESSION_NAME + 1];
+    ssm_error err;
+    if (!read_path(ex, "/state", name)) {
+        return false;
+    }
+    ex->body_most = 0;
+    for (size_t i = 0; i < s->models.n; i++) {
+        const uint64_t most = ssm_session_max_file(s->models.items[i].engine);
+        ex->body_most = most > ex->body_most ? most : ex->body_most;
+    }
+    if (spool_open(&s->spools, &ex->spool, &err) < 0) {
+        http_reply_ssm_error(ex, &err);
+        return false;
+    }
+    return true;
+}
+
 void api_session_put(exchange *ex) {
     char name[SSM_SESSION_NAME + 1];
     task *t = read_path(ex, "/state", name) ? open_task(ex, TASK_IMPORT) : NULL;
@@ -289,9 +316,7 @@ void api_session_put(exchange *ex) {
         return;
     }
     memcpy(t->name, name, sizeof name);
-    t->body = ex->body; // with what the budget was charged for it
-    t->charged = ex->charged;
-    ex->body = (buf){0};
-    ex->charged = 0;
+    t->spool = ex->spool;
+    ex->spool = NULL;
     start_task(t);
 }

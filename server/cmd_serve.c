@@ -327,6 +327,8 @@ int cmd_serve(int argc, char **argv) {
     log_set_output(s.options.log_to);
     s.server.o = &s.options;
     budget_init(&s.server.budget, (size_t)s.options.max_request_memory);
+    s.server.spools =
+        (spool_room){.folders = {s.options.state_dir, "/tmp"}, .budget = &s.server.budget};
     uv_mutex_init(&s.lock);
     uv_cond_init(&s.loaded);
     rc = start(&s, &err);

@@ -12,7 +12,7 @@ static const route table[] = {
     {"/v1/chat/completions", false, NULL, api_chat, ROUTE_TIMED, NULL, NULL},
     {"/apply-template", false, NULL, api_apply_template, 0, NULL, NULL},
     {"/v1/sessions", false, api_sessions, NULL, 0, NULL, NULL},
-    {"/v1/sessions/", true, api_session_get, api_session_post, 0, api_session_put,
+    {"/v1/sessions/", true, api_session_get, api_session_post, ROUTE_SPOOL, api_session_put,
      api_session_delete},
     {"/v1/models", false, api_models, NULL, 0, NULL, NULL},
     {"/v1/models/", true, api_model, NULL, 0, NULL, NULL},
@@ -94,6 +94,11 @@ bool routes_check(server *s, exchange *ex, const char *authorization) {
     }
     ex->timed = ex->route && (ex->route->flags & ROUTE_TIMED);
     return !ex->ready;
+}
+
+bool routes_begin(exchange *ex) {
+    const bool is_state = (ex->route->flags & ROUTE_SPOOL) && strcmp(ex->method, "PUT") == 0;
+    return !is_state || api_session_put_begin(ex);
 }
 
 // application/json and application/...+json, with charset=utf-8 if any; none at all is taken, too.

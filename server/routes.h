@@ -25,10 +25,13 @@ enum {
     ROUTE_METRICS = 2, // needs none with --public-metrics
     ROUTE_ALWAYS = 4,  // answers also while models load and while the server drains
     ROUTE_TIMED = 8,   // openai-processing-ms
+    ROUTE_SPOOL = 16,  // a PUT's body is a session's state: it goes to a spool
 };
 
 // Finds the route, checks method, key and readiness. False: a reply has been made.
 bool routes_check(struct server *s, exchange *ex, const char *authorization);
+// Prepares for the body; ex->body_most may change. False: a reply has been made.
+bool routes_begin(exchange *ex);
 bool routes_takes_type(const exchange *ex, const char *content_type);
 void routes_dispatch(exchange *ex);
 
@@ -45,10 +48,11 @@ void api_health(exchange *ex);
 void api_livez(exchange *ex);
 void api_metrics(exchange *ex);
 void api_version(exchange *ex);
-void api_sessions(exchange *ex);     // GET /v1/sessions
-void api_session_get(exchange *ex);  // /v1/sessions/{id}, /v1/sessions/{id}/state
-void api_session_post(exchange *ex); // /v1/sessions/{id}/fork
-void api_session_put(exchange *ex);  // /v1/sessions/{id}/state
+void api_sessions(exchange *ex);          // GET /v1/sessions
+void api_session_get(exchange *ex);       // /v1/sessions/{id}, /v1/sessions/{id}/state
+void api_session_post(exchange *ex);      // /v1/sessions/{id}/fork
+bool api_session_put_begin(exchange *ex); // /v1/sessions/{id}/state, before its body
+void api_session_put(exchange *ex);
 void api_session_delete(exchange *ex);
 
 #endif

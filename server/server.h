@@ -11,6 +11,7 @@
 #include "metrics.h"
 #include "options.h"
 #include "registry.h"
+#include "spool.h"
 
 struct loop;
 
@@ -20,6 +21,7 @@ typedef struct server {
     auth auth;
     metrics metrics;
     budget budget;
+    spool_room spools;
     atomic_bool draining;
     struct loop *loops;
     int n_loops;

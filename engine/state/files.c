@@ -70,6 +70,12 @@ int file_replace(const char *path, const struct iovec *pieces, int n, bool sync,
     return 0;
 }
 
+int file_write(int fd, const struct iovec *pieces, int n, ssm_error *err) {
+    if (write_all(fd, pieces, n) != 0)
+        return ssm_error_set(err, SSM_EIO, NULL, "a session's state could not be written: %m");
+    return 0;
+}
+
 int file_remove(const char *path, ssm_error *err) {
     if ((unlink(path) != 0 && errno != ENOENT) || sync_folder(path) != 0)
         return ssm_error_set(err, SSM_EIO, NULL, "cannot remove %s: %m", path);

@@ -12,6 +12,9 @@
 // when this returns.
 int file_replace(const char *path, const struct iovec *pieces, int n, bool sync, ssm_error *err);
 
+// Into an open file, from its place on.
+int file_write(int fd, const struct iovec *pieces, int n, ssm_error *err);
+
 int file_remove(const char *path, ssm_error *err); // and syncs the folder; none there is no error
 
 #endif

@@ -58,6 +58,9 @@ int snapshot_file_decode(const ssm_model *model, const uint8_t *bytes, size_t si
 // To a file, as file_replace (files.h); label may be NULL.
 int snapshot_file_write(const ssm_model *model, const snapshot_image *image,
                         const snapshot_label *label, const char *path, bool sync, ssm_error *err);
+// The same into an open file, unlabelled; *size may be NULL.
+int snapshot_file_put(const ssm_model *model, const snapshot_image *image, int fd, uint64_t *size,
+                      ssm_error *err);
 int snapshot_file_read(const ssm_model *model, const char *path, snapshot_image *image,
                        snapshot_label *label, bool *has_label, ssm_error *err);
 

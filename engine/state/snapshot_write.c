@@ -149,6 +149,15 @@ int snapshot_file_write(const ssm_model *model, const snapshot_image *image,
     return rc != 0 ? rc : file_replace(path, p.at, N_PIECES, sync, err);
 }
 
+int snapshot_file_put(const ssm_model *model, const snapshot_image *image, int fd, uint64_t *size,
+                      ssm_error *err) {
+    pieces p;
+    const int rc = cut_pieces(model, image, NULL, &p, err);
+    if (rc == 0 && size)
+        *size = p.size;
+    return rc != 0 ? rc : file_write(fd, p.at, N_PIECES, err);
+}
+
 bool snapshot_file_seal(uint8_t *bytes, size_t size) {
     XXH3_state_t *sum = XXH3_createState();
     const size_t place = snapshot_find_checksum(bytes);

@@ -53,6 +53,10 @@ int ssm_session_fork(ssm_engine *engine, const uint64_t owner[2], const char *na
 int ssm_session_export(ssm_engine *engine, const uint64_t owner[2], const char *name,
                        const char *path, ssm_error *err);
 
+// The same into an open file, from its place on; *size (may be NULL) says how many bytes.
+int ssm_session_export_fd(ssm_engine *engine, const uint64_t owner[2], const char *name, int fd,
+                          uint64_t *size, ssm_error *err);
+
 // A session from such a file; one of that name is replaced. SSM_EINVAL, and nothing changes, if the
 // file is damaged, of another model or not a session at all; SSM_ESESSIONBUSY if a turn of the
 // session is under way.

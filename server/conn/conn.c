@@ -24,6 +24,7 @@
 #include <string.h>
 #include <sys/socket.h>
 
+#include "conn/body.h"
 #include "conn/http.h"
 #include "conn/linger.h"
 #include "loop.h"
@@ -149,7 +150,7 @@ static bool is_late(const conn *c, uint64_t now, uint64_t limit) {
     if (ex->state != EXCHANGE_READING) {
         return false;
     }
-    const uint64_t seconds = (ex->body.len + ex->discarded) / SLOWEST_BODY;
+    const uint64_t seconds = body_received(ex) / SLOWEST_BODY;
     return now - ex->progress > limit || now - ex->started > limit + seconds * 1000000000u;
 }
 

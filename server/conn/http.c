@@ -7,7 +7,7 @@
 // So an early refusal (401, 404, 415, ...) is decided at the first call, kept until the body has
 // been read and thrown away, and keep-alive survives; only a body that is too long to throw away
 // is refused at once. A chunked body has no length to look at: past the limit it is thrown away for
-// DISCARD_MOST bytes, then the connection is closed.
+// BODY_DISCARD_MOST bytes, then the connection is closed.
 //
 // A stream's reader that has nothing to give suspends: returning 0 alone would spin. Exchanges to
 // be resumed are gathered in a list and resumed together before libmicrohttpd's turn, once each,
@@ -19,12 +19,11 @@
 #include <string.h>
 #include <strings.h>
 
+#include "conn/body.h"
 #include "log.h"
 #include "loop.h"
 #include "routes.h"
 #include "server.h"
-
-enum { DISCARD_MOST = 1 << 20 };
 
 static const char *header(exchange *ex, const char *name) {
     return MHD_lookup_connection_value(ex->mhd, MHD_HEADER_KIND, name);
@@ -51,10 +50,6 @@ static void choose_id(exchange *ex) {
 
 // ---- the first call
 
-static size_t body_limit(const exchange *ex) {
-    return (size_t)ex->conn->loop->server->o->max_body_bytes;
-}
-
 // Refuses what can be refused by the headers alone; the reply is made, not yet queued.
 static void check_headers(exchange *ex, uint64_t length) {
     server *s = ex->conn->loop->server;
@@ -62,12 +57,11 @@ static void check_headers(exchange *ex, uint64_t length) {
     if (!routes_check(s, ex, header(ex, "Authorization"))) {
         return;
     }
-    if (length > body_limit(ex)) {
-        char message[128];
-        snprintf(message, sizeof message, "the body has %llu bytes, at most %llu are taken",
-                 (unsigned long long)length, (unsigned long long)body_limit(ex));
-        http_reply_error(ex, 413, "invalid_request_error", NULL, "body_too_large", message);
-    } else if (ex->expects_body && !routes_takes_type(ex, type)) {
+    body_begin(ex, length);
+    if (ex->ready) {
+        return;
+    }
+    if (ex->expects_body && !routes_takes_type(ex, type)) {
         http_reply_error(ex, 415, "invalid_request_error", NULL, "unsupported_media_type",
                          "Content-Type must be application/json in UTF-8");
     } else if (ex->expects_body && header(ex, "Content-Encoding")) {
@@ -109,7 +103,7 @@ static enum MHD_Result on_headers(conn *c, struct MHD_Connection *mhd, const cha
     check_headers(ex, length);
     if (ex->ready && ex->expects_body) {
         const bool asks = expect && strcasecmp(expect, "100-continue") == 0;
-        if (asks || length > body_limit(ex) || length > DISCARD_MOST) {
+        if (asks || length > ex->body_most || length > BODY_DISCARD_MOST) {
             c->unread = true;
             ex->close = true;
             return http_queue_reply(ex);
@@ -121,59 +115,11 @@ static enum MHD_Result on_headers(conn *c, struct MHD_Connection *mhd, const cha
 
 // ---- the body
 
-// Grows the body within the budget: 0, or the status to answer.
-static int append_body(exchange *ex, const char *data, size_t len) {
-    budget *b = &ex->conn->loop->server->budget;
-    if (ex->body.len + len > body_limit(ex)) {
-        return 413;
-    }
-    if (ex->body.len + len > ex->charged) {
-        // Charged in steps of the buffer's own growth.
-        const size_t more = len + ex->charged / 2 + 4096;
-        if (!budget_take(b, more)) {
-            return 503;
-        }
-        ex->charged += more;
-    }
-    buf_add(&ex->body, data, len);
-    return ex->body.failed ? 503 : 0;
-}
-
-void http_free_body(exchange *ex) {
-    buf_dispose(&ex->body);
-    budget_give(&ex->conn->loop->server->budget, ex->charged);
-    ex->charged = 0;
-}
-
-static void refuse_body(exchange *ex, int status) {
-    char message[128];
-    http_free_body(ex);
-    ex->discarding = true;
-    if (status == 413) {
-        snprintf(message, sizeof message, "the body is longer than the %llu bytes that are taken",
-                 (unsigned long long)body_limit(ex));
-        http_reply_error(ex, 413, "invalid_request_error", NULL, "body_too_large", message);
-    } else {
-        ex->retry_after = 1;
-        http_reply_error(ex, 503, "server_error", NULL, "request_memory",
-                         "too much request memory is in use, try again later");
-    }
-}
-
 static enum MHD_Result on_body(exchange *ex, const char *data, size_t *size) {
-    const int status = ex->discarding ? 0 : append_body(ex, data, *size);
+    const bool goes_on = body_add(ex, data, *size);
     ex->progress = uv_hrtime();
-    if (status != 0) {
-        refuse_body(ex, status);
-    }
-    if (ex->discarding) {
-        ex->discarded += *size;
-        if (ex->discarded > DISCARD_MOST + (ex->status == 503 ? body_limit(ex) : 0)) {
-            return MHD_NO;
-        }
-    }
-    *size = 0;
-    return MHD_YES;
+    *size = goes_on ? 0 : *size;
+    return goes_on ? MHD_YES : MHD_NO;
 }
 
 // ---- the whole request

@@ -25,12 +25,17 @@
 #include <ssm/error.h>
 
 #include "buf.h"
+#include "spool.h"
 
 struct loop;
 struct route;
 typedef struct exchange exchange;
 
-enum { HTTP_STREAM_HIGH = 64 << 10, HTTP_STREAM_LOW = HTTP_STREAM_HIGH / 4 };
+enum {
+    HTTP_STREAM_HIGH = 64 << 10,
+    HTTP_STREAM_LOW = HTTP_STREAM_HIGH / 4,
+    BODY_DISCARD_MOST = 1 << 20, // bytes of a body that is refused
+};
 
 typedef struct conn {
     struct loop *loop;
@@ -71,8 +76,10 @@ struct exchange {
     uint64_t progress; // uv_hrtime of the last bytes in or out
     // the body
     buf body;
-    size_t charged;   // of the budget
-    size_t discarded; // bytes read and thrown away
+    size_t charged;     // of the budget
+    spool *spool;       // where the body goes instead, or the answer comes from; NULL: none
+    uint64_t body_most; // bytes that are taken
+    size_t discarded;   // bytes read and thrown away
     bool expects_body, discarding;
     // the answer
     bool ready, streaming, suspended, resuming;
@@ -103,8 +110,9 @@ void http_on_completed(void *cls, struct MHD_Connection *mhd, void **state,
 
 // ---- answers (conn/reply.c); each may be given once an exchange
 
-void http_reply(exchange *ex, int status, const char *content_type, buf *body); // takes body
-void http_reply_json(exchange *ex, int status, buf *body);                      // takes body
+void http_reply(exchange *ex, int status, const char *content_type, buf *body);      // takes body
+void http_reply_json(exchange *ex, int status, buf *body);                           // takes body
+void http_reply_spool(exchange *ex, int status, const char *content_type, spool *s); // takes s
 // OpenAI's error object. param and code may be NULL.
 void http_reply_error(exchange *ex, int status, const char *type, const char *param,
                       const char *code, const char *message);

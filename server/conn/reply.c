@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "conn/http.h"
 #include "cors.h"
@@ -20,6 +21,13 @@ void http_reply(exchange *ex, int status, const char *content_type, buf *body) {
     ex->out = *body;
     *body = (buf){0};
     http_resume(ex);
+}
+
+void http_reply_spool(exchange *ex, int status, const char *content_type, spool *s) {
+    buf none = {0};
+    assert(!ex->spool);
+    ex->spool = s;
+    http_reply(ex, status, content_type, &none);
 }
 
 void http_reply_json(exchange *ex, int status, buf *body) {
@@ -118,6 +126,16 @@ static struct MHD_Response *make_response(exchange *ex) {
     if (ex->streaming) {
         return MHD_create_response_from_callback(MHD_SIZE_UNKNOWN, STREAM_BLOCK, read_stream, ex,
                                                  NULL);
+    }
+    if (ex->spool && ex->status == 200) {
+        // The response closes its descriptor; the spool stays until the exchange ends.
+        const int fd = dup(ex->spool->fd);
+        struct MHD_Response *r =
+            fd >= 0 ? MHD_create_response_from_fd64(ex->spool->size, fd) : NULL;
+        if (!r && fd >= 0) {
+            close(fd);
+        }
+        return r;
     }
     size_t len;
     char *body = buf_take(&ex->out, &len);
