@@ -107,7 +107,7 @@ int admission_run(ssm_engine *engine, ssm_error *err) {
         if (!j)
             break;
         if (!j->is_running) {
-            if (durable_fetch(engine, j))
+            if (durable_fetch(engine, j) || reuse_fetch(engine, j))
                 continue;
             if (reuse_follow(engine, j))
                 continue;

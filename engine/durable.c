@@ -240,7 +240,7 @@ static void wake(ssm_engine *engine, session *s, int rc) {
     job *next;
     for (job *j = engine->waiting.first; j; j = next) {
         next = j->next;
-        if (j->session != s || !j->is_fetching)
+        if (j->session != s || !j->is_fetching || j->awaited_state)
             continue;
         j->is_fetching = false;
         if (rc != 0)

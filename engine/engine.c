@@ -142,6 +142,25 @@ static void describe(ssm_engine *engine) {
              d->n_slots - engine->n_sessions);
 }
 
+static void on_moved(void *ctx, spill_move *m) {
+    // Without memory for a command the state would be lost and its job wait: try until there is.
+    while (!engine_send(ctx, &(command){.kind = COMMAND_MOVED, .moved = m})) {
+    }
+}
+
+static int open_disk(ssm_engine *engine, cache_options *c, ssm_error *err) {
+    const ssm_engine_options *o = &engine->options;
+    if (!o->cache_dir || c->n_slots == 0)
+        return 0;
+    const int rc =
+        spill_open(o->cache_dir, c->state_floats, c->vocab, on_moved, engine, &c->disk, err);
+    if (rc != 0)
+        return rc;
+    const uint64_t rows = o->cache_disk_bytes / spill_row_bytes(c->disk);
+    c->n_disk_rows = rows < MOST_CACHE_ROWS ? (int32_t)rows : MOST_CACHE_ROWS;
+    return 0;
+}
+
 static int allocate(ssm_engine *engine, ssm_error *err) {
     const ssm_device_info *d = &engine->device_info;
     const ssm_geometry *g = &ssm_model_weights(engine->model)->geometry;
@@ -155,21 +174,26 @@ static int allocate(ssm_engine *engine, ssm_error *err) {
     engine->active = calloc(n, sizeof(choice *));
     engine->prompts = calloc(n, sizeof(choice *));
     engine->scratch = malloc((engine->state_floats + 1) * sizeof *engine->scratch);
-    const cache_options c = {.backend = engine->backend,
-                             .device = engine->device,
-                             .first_slot = engine->n_sessions,
-                             .n_slots = d->n_slots - engine->n_sessions,
-                             .host_bytes = engine->options.cache_host_bytes,
-                             .state_floats = engine->state_floats,
-                             .vocab = (size_t)engine->info.vocab_size,
-                             .poison = engine->options.poison_slots,
-                             .let_go = durable_let_go,
-                             .ctx = engine};
-    int rc = slots_init(&engine->slots, engine->n_sessions);
+    cache_options c = {.backend = engine->backend,
+                       .device = engine->device,
+                       .first_slot = engine->n_sessions,
+                       .n_slots = d->n_slots - engine->n_sessions,
+                       .host_bytes = engine->options.cache_host_bytes,
+                       .state_floats = engine->state_floats,
+                       .vocab = (size_t)engine->info.vocab_size,
+                       .poison = engine->options.poison_slots,
+                       .let_go = durable_let_go,
+                       .ctx = engine};
+    int rc = open_disk(engine, &c, err);
+    if (rc != 0)
+        return rc;
+    rc = slots_init(&engine->slots, engine->n_sessions);
     if (rc == 0)
         rc = cache_init(&engine->cache, &c);
     for (int i = 0; rc == 0 && i < 2; i++)
         rc = flight_init(&engine->flights[i], d->max_tokens, engine->n_sessions, d->max_rows);
+    if (engine->cache.disk != c.disk) // the cache did not come to be
+        spill_close(c.disk);
     if (rc != 0 || !engine->active || !engine->prompts || !engine->scratch)
         return ssm_error_set(err, SSM_ENOMEM, "max_sessions", "no memory for %d sessions",
                              engine->n_sessions);
@@ -179,6 +203,7 @@ static int allocate(ssm_engine *engine, ssm_error *err) {
 
 static void dispose(ssm_engine *engine) {
     durable_close(engine); // if the thread never ran
+    spill_close(engine->cache.disk);
     sessions_dispose(&engine->sessions, &engine->cache);
     cache_dispose(&engine->cache);
     if (engine->device)

@@ -45,6 +45,7 @@ typedef enum command_kind {
     COMMAND_PAUSE,
     COMMAND_SESSION,
     COMMAND_STORED,
+    COMMAND_MOVED,
 } command_kind;
 
 typedef struct session_call session_call; // sessions.c
@@ -58,6 +59,7 @@ typedef struct command {
     uint8_t *memo;      // KEEP: owned, malloc'd; NULL: none
     size_t n_memo;
     struct store_request *stored; // STORED: has come back
+    spill_move *moved;            // MOVED: the same
     uint64_t id;
     int32_t choice;
     bool paused;
@@ -108,7 +110,8 @@ struct ssm_engine {
     int32_t n_stores, n_writes;   // requests at the store; of these that write
     bool is_flushing;             // the engine is going away
     session_counts session_counts;
-    choice **active; // [n_slots], by slot
+    ssm_histogram fetch_seconds; // of states, from the cache's disk
+    choice **active;             // [n_slots], by slot
     clients clients;
     flight flights[2];
     int32_t first_flight, n_flights;
@@ -146,6 +149,9 @@ void admission_give_slot(ssm_engine *engine, choice *c, int32_t slot);
 // ---- reuse.c
 // A job starts: looks for its longest saved beginning and says where it will save its own.
 void reuse_begin(ssm_engine *engine, job *j);
+// True: its longest saved beginning is on the disk; it is being fetched, and wakes the job.
+bool reuse_fetch(ssm_engine *engine, job *j);
+void reuse_moved(ssm_engine *engine, spill_move *move); // takes it over
 // A choice got its slot: from where it goes on.
 int reuse_enter(ssm_engine *engine, choice *c, ssm_error *err);
 // The prompt's next place to stop: a checkpoint or its end.

@@ -93,6 +93,9 @@ struct job {
     bool keeps_tokens;       // of its choices, as a key for their ends
     int32_t tenant[4];       // cache_salt
     bool is_fetching;        // waits for a state that is being read
+    snapshot *awaited_state; // which; NULL: its session's
+    snapshot *fetched;       // pinned: what has come
+    int32_t n_fetches;
     snapshot *hit;           // pinned: where choices without a slot begin
     size_t cached;           // tokens of the prompt that did not run
     size_t grid;             // checkpoints at multiples of so many tokens; 0: none

@@ -16,15 +16,20 @@
 // steps: it is let go as soon as the leader has got there, pauses or ends, and follows at most
 // MAX_FOLLOWS times.
 //
+// A beginning that is on the disk is fetched before the job begins. It waits in the queue, and
+// nobody else waits for it; it looks again when the state is in memory, which by then may know
+// more.
+//
 // Places inside a prompt are multiples of GRANULE, so that kernels' tiles fall as they would
 // without a cache. What the logits of a prompt need is one token that runs: a state of the whole
 // prompt without logits is of no use to it, hence the -1.
 #include "engine.h"
 
 #include <assert.h>
+#include <stdlib.h>
 #include <string.h>
 
-enum { GRID_POINTS = 8, MIN_SHARED = 64, MAX_FOLLOWS = 4 };
+enum { GRID_POINTS = 8, MIN_SHARED = 64, MAX_FOLLOWS = 4, MAX_FETCHES = 4 };
 
 static size_t round_down(size_t n) {
     return n - n % GRANULE;
@@ -105,6 +110,48 @@ void reuse_save_answer(ssm_engine *engine, choice *c) {
 
 // ---- at admission
 
+static void drop_fetched(ssm_engine *engine, job *j) {
+    if (j->fetched)
+        cache_unpin(&engine->cache, j->fetched);
+    j->fetched = NULL;
+}
+
+bool reuse_fetch(ssm_engine *engine, job *j) {
+    const bool is_later_turn = j->session && session_is_alive(j->session);
+    size_t known;
+    if (!j->uses_cache || is_later_turn || !engine->cache.disk || j->n_fetches == MAX_FETCHES)
+        return false;
+    snapshot *s = cache_find(&engine->cache, j->tenant, j->prompt, j->n_prompt, false, &known);
+    if (!s || !cache_is_away(s) || !cache_fetch(&engine->cache, s))
+        return false;
+    j->n_fetches++;
+    j->is_fetching = true;
+    j->awaited_state = s;
+    return true;
+}
+
+void reuse_moved(ssm_engine *engine, spill_move *m) {
+    cache *c = &engine->cache;
+    snapshot *s = m->snapshot;
+    const bool is_here = cache_moved(c, m) && m->is_read;
+    if (is_here)
+        histogram_add(&engine->fetch_seconds, ssm_step_seconds_bounds,
+                      (double)(engine_now_ns() - m->began_ns) * 1e-9);
+    for (job *j = engine->waiting.first; j && m->is_read; j = j->next) {
+        if (!j->is_fetching || j->awaited_state != s)
+            continue;
+        j->is_fetching = false;
+        j->awaited_state = NULL;
+        drop_fetched(engine, j);
+        if (is_here) {
+            cache_pin(c, s); // so that it stays until the job begins
+            j->fetched = s;
+        }
+    }
+    free(m);
+    cache_trim(c);
+}
+
 void reuse_begin(ssm_engine *engine, job *j) {
     cache *saved = &engine->cache;
     size_t known;
@@ -113,7 +160,7 @@ void reuse_begin(ssm_engine *engine, job *j) {
     if (!j->uses_cache)
         return;
     j->keeps_tokens = true;
-    snapshot *s = cache_find(saved, j->tenant, j->prompt, j->n_prompt, &known);
+    snapshot *s = cache_find(saved, j->tenant, j->prompt, j->n_prompt, true, &known);
     if (s) {
         cache_pin(saved, s);
         j->hit = s;
@@ -122,6 +169,7 @@ void reuse_begin(ssm_engine *engine, job *j) {
     }
     saved->counts.hits += s != NULL;
     saved->counts.misses += s == NULL;
+    drop_fetched(engine, j);
     j->grid = grid_of(engine, j);
     const size_t parting = round_down(smaller(known, j->n_prompt - 1));
     if (parting >= j->prefilled + MIN_SHARED)
@@ -142,7 +190,7 @@ bool reuse_hold_end(ssm_engine *engine, job *j) {
     size_t known;
     if (!j->uses_cache || j->hit)
         return j->hit != NULL;
-    snapshot *s = cache_find(&engine->cache, j->tenant, j->prompt, j->n_prompt, &known);
+    snapshot *s = cache_find(&engine->cache, j->tenant, j->prompt, j->n_prompt, true, &known);
     if (!s || s->position != j->n_prompt)
         return false;
     cache_pin(&engine->cache, s);
@@ -154,6 +202,7 @@ void reuse_forget(ssm_engine *engine, job *j) {
     if (j->hit)
         cache_unpin(&engine->cache, j->hit);
     j->hit = NULL;
+    drop_fetched(engine, j);
 }
 
 // ---- following
@@ -181,7 +230,7 @@ bool reuse_follow(ssm_engine *engine, job *j) {
         return false;
     size_t known, best = 0;
     job *leader = NULL;
-    const snapshot *s = cache_find(&engine->cache, j->tenant, j->prompt, j->n_prompt, &known);
+    const snapshot *s = cache_find(&engine->cache, j->tenant, j->prompt, j->n_prompt, true, &known);
     const size_t saved = s ? (size_t)s->position : 0;
     for (job *a = engine->running.first; a; a = a->next) {
         const size_t shared = is_leader(a, j) ? shared_with(a, j) : 0;

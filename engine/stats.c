@@ -48,6 +48,11 @@ void stats_cache(ssm_engine *engine) {
     s->cache_saves = c->counts.saves;
     s->cache_evictions = c->counts.evictions;
     s->cache_demotions = c->counts.demotions;
+    s->cache_disk_bytes = cache_disk_bytes(c);
+    s->cache_disk_writes = c->counts.disk_writes;
+    s->cache_disk_hits = c->counts.disk_hits;
+    s->cache_disk_failures = c->counts.disk_failures;
+    s->cache_fetch_seconds = engine->fetch_seconds;
 }
 
 void ssm_engine_get_stats(const ssm_engine *const_engine, ssm_stats *out) {

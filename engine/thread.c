@@ -54,6 +54,8 @@ static void apply(ssm_engine *engine, command *commands) {
             submit(engine, j);
         else if (c->kind == COMMAND_STORED)
             durable_done(engine, c->stored);
+        else if (c->kind == COMMAND_MOVED)
+            reuse_moved(engine, c->moved);
         else if (c->kind == COMMAND_SESSION)
             session_answer(engine, c->call);
         else if (!(j = find_in(&engine->running, c->id)))
@@ -233,6 +235,8 @@ static void close_store(ssm_engine *engine) {
         apply(engine, commands);
     }
     durable_close(engine);
+    spill_close(engine->cache.disk);
+    engine->cache.disk = NULL;
     take_inbox(engine, false, &commands, &closed_ports);
     apply(engine, commands);
     end_all(engine, SSM_FINISH_CANCELLED, SSM_ECANCELED, NULL); // what came in just now

@@ -101,6 +101,10 @@ static const struct engine_metric {
     ROW("cache_saves_total", "counter", cache_saves, "States saved."),
     ROW("cache_evictions_total", "counter", cache_evictions, "Saved states forgotten for room."),
     ROW("cache_demotions_total", "counter", cache_demotions, "Saved states moved to the host."),
+    ROW("cache_disk_hits_total", "counter", cache_disk_hits, "Saved states fetched from the disk."),
+    ROW("cache_disk_writes_total", "counter", cache_disk_writes, "Saved states moved to the disk."),
+    ROW("cache_disk_failures_total", "counter", cache_disk_failures,
+        "Saved states lost to a disk that failed or was full."),
     ROW("cache_slots_total", "gauge", cache_slots_total, "Device rows for saved states."),
     ROW("cache_slots_used", "gauge", cache_slots_used, "Device rows that hold one."),
     ROW("sessions", "gauge", sessions, "Sessions kept."),
@@ -141,6 +145,15 @@ static void put_engines(buf *out, const struct registry *models, const ssm_stats
         buf_str(out, "ssmd_state_bytes{");
         put_label(out, "model", models->items[i].name);
         buf_printf(out, ",tier=\"host\"} %llu\n", (unsigned long long)stats[i].cache_host_bytes);
+        buf_str(out, "ssmd_state_bytes{");
+        put_label(out, "model", models->items[i].name);
+        buf_printf(out, ",tier=\"disk\"} %llu\n", (unsigned long long)stats[i].cache_disk_bytes);
+    }
+    put_head(out, "cache_fetch_seconds", "histogram",
+             "A saved state asked for from the disk to its state here.");
+    for (size_t i = 0; i < models->n; i++) {
+        put_engine_histogram(out, "cache_fetch_seconds", models->items[i].name,
+                             &stats[i].cache_fetch_seconds, ssm_step_seconds_bounds);
     }
     put_head(out, "session_load_seconds", "histogram", "A session asked for to its state here.");
     for (size_t i = 0; i < models->n; i++) {

@@ -41,6 +41,12 @@ const option_row option_table[] = {
      ENGINE, false},
     {"cache-host-bytes", OPTION_BYTES, FIELD(cache_host_bytes), "0", 0, BIG, NULL, "BYTES",
      "host memory for states that fall off the device", ENGINE, false},
+    {"cache-dir", OPTION_STRING, FIELD(cache_dir), NULL, 0, 0, NULL, "FOLDER",
+     "states that fall off the host go to a nameless file in this folder, which the end of the "
+     "process empties",
+     ENGINE, false},
+    {"cache-disk-bytes", OPTION_BYTES, FIELD(cache_disk_bytes), "4G", 0, BIG, NULL, "BYTES",
+     "of that file, a model", ENGINE, false},
     {"checkpoint-tokens", OPTION_INT, FIELD(checkpoint_tokens), "256", 0, 1 << 20, NULL, "N",
      "a prompt's state is saved every so many tokens (more in a long one) and at its end; 0: only "
      "there",

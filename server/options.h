@@ -43,11 +43,11 @@ typedef struct options {
     // the engine
     char *device, *weight_dtype, *state_dtype, *activation_dtype;
     int64_t threads, max_sessions, max_queue, step_tokens, chunk_tokens;
-    int64_t cache_bytes, cache_host_bytes, checkpoint_tokens;
+    int64_t cache_bytes, cache_host_bytes, cache_disk_bytes, checkpoint_tokens;
     bool pin_threads, poison_slots;
     // the server
-    char *host, *api_key_file, *log_level, *log_to, *session_busy, *state_dir, *durability,
-        *chat_template;
+    char *host, *api_key_file, *log_level, *log_to, *session_busy, *state_dir, *cache_dir;
+    char *durability, *chat_template;
     int64_t default_max_tokens;
     int64_t port, loops, max_connections, max_body_bytes, max_request_memory, max_prompt_tokens,
         max_prompts;

@@ -114,6 +114,8 @@ void registry_engine_options(const options *o, const ssm_tokenizer *tokenizer,
     out->chunk_tokens = (int32_t)o->chunk_tokens;
     out->cache_bytes = o->cache_bytes;
     out->cache_host_bytes = (uint64_t)o->cache_host_bytes;
+    out->cache_dir = o->cache_dir && *o->cache_dir ? o->cache_dir : NULL;
+    out->cache_disk_bytes = (uint64_t)o->cache_disk_bytes;
     out->checkpoint_tokens = (int32_t)o->checkpoint_tokens;
     out->state_dir = o->state_dir && *o->state_dir ? o->state_dir : NULL;
     const char *when = o->durability ? o->durability : "async";

@@ -3,18 +3,20 @@
 //
 // A snapshot is the state after some tokens; it never changes. Two kinds of owners: the prefix tree
 // (a beginning of text that some request may share) and sessions, which keep theirs by count, so
-// that a fork of a session is one more owner of the same bytes. Two places:
+// that a fork of a session is one more owner of the same bytes. Three places (tiers.c):
 //
 //     device   rows of the device's own state array behind the scheduler's slots, in its native
 //              layout: saving, restoring and forking are backend->slots_copy, on a GPU a kernel in
 //              the order of its stream, without a wait
 //     host     canonical fp32 (kernels/weights.h), written and read through slot_read, slot_write
+//     disk     the same in a file (spill.h), without --cache-dir none
 //
 // A snapshot is in one of them. Each place has a list by last use. When a row is needed the oldest
 // goes: to the host if it may (host_bytes) or must (a session has no other copy of it), else away.
 // Sessions that can be read back from a store are asked first whether they let go of theirs.
 // One that is pinned - a restore from it is planned - is passed over. What falls off the host's end
-// is forgotten.
+// goes to the disk, and what falls off that is forgotten. A state on the disk is of use only when
+// it has been fetched, which nobody waits for but the request that wants it.
 //
 // At prompt ends a snapshot holds the next token's logits: an exact repeat then draws at once and
 // neither runs a token nor advances the state twice. A snapshot without them is of use only to a
@@ -31,14 +33,19 @@
 
 #include "kernels/backend.h"
 #include "prefix.h"
+#include "spill.h"
 
 typedef struct snapshot {
     struct snapshot *newer, *older; // in its place's list
     prefix_node *node;              // NULL: no beginning of text
     uint64_t position;              // tokens that it covers
     int32_t slot;                   // the device's row, or -1
-    float *host;                    // [state_floats] canonical, if not on the device
+    int32_t disk_row;               // or -1
+    bool is_moving;                 // to the disk, from the host; or back
+    bool has_logits;                // wherever it is
+    float *host;                    // [state_floats] canonical, if it is on the host
     float *logits;                  // [vocab] of the next token, or NULL
+    uint64_t sum[2];                // on the disk: its checksum
     int32_t pins;                   // restores that are planned
     int32_t keeps;                  // sessions, and jobs of sessions, that own it
     struct session *sessions;       // of them (session.c)
@@ -55,6 +62,8 @@ typedef struct cache_options {
     int32_t first_slot, n_slots; // rows that are the cache's
     uint64_t host_bytes;         // for what falls off the device; sessions beyond it all the same
     size_t state_floats, vocab;
+    spill *disk; // or NULL; the caller's, who closes it before the cache goes
+    int32_t n_disk_rows;
     bool poison; // tests: a row that is given up is filled with NaN
     // Whether all that keep a snapshot have let go of it, which may have been its end. May be NULL.
     bool (*let_go)(void *ctx, snapshot *s);
@@ -65,13 +74,18 @@ typedef struct cache_counts {
     uint64_t hits, misses; // requests at admission: the engine's to count
     uint64_t cached_tokens;
     uint64_t saves, evictions, demotions;
+    uint64_t disk_writes, disk_hits, disk_failures;
 } cache_counts;
 
 typedef struct cache {
     cache_options o;
     prefix_tree tree;
-    snapshot_list on_device, on_host;
-    int32_t *free; // [n_slots] rows not in use, the first n_free
+    snapshot_list on_device, on_host, on_disk;
+    spill *disk;
+    int32_t *free_disk; // [n_disk_rows] rows not in use, the first n_free_disk
+    int32_t n_disk_rows, n_free_disk;
+    int32_t n_leaving; // on the host, being written
+    int32_t *free;     // [n_slots] rows not in use, the first n_free
     int32_t n_free;
     float *nan; // [state_floats], with poison
     cache_counts counts;
@@ -81,9 +95,17 @@ int cache_init(cache *c, const cache_options *options); // 0 or SSM_ENOMEM
 void cache_dispose(cache *c);                           // no snapshot may be pinned or kept
 
 // The longest saved beginning of tenant + tokens that a prompt can start from; NULL: none. `known`
-// is how many of the tokens the tree has: where this text parts from others. Changes nothing.
+// is how many of the tokens the tree has: where this text parts from others. here: of those that
+// are not on the disk. Changes nothing.
 snapshot *cache_find(const cache *c, const int32_t tenant[4], const int32_t *tokens, size_t n,
-                     size_t *known);
+                     bool here, size_t *known);
+
+// On the disk: to be fetched before anything else is done with it.
+bool cache_is_away(const snapshot *s);
+// Begins to, if that has not begun; false: there is no memory, it is gone.
+bool cache_fetch(cache *c, snapshot *s);
+// A move has ended, its snapshot not yet freed elsewhere; false: the snapshot is gone.
+bool cache_moved(cache *c, const spill_move *move);
 
 // Saves a slot's state as what tenant + prompt + answer come to, with the logits of a row if row >=
 // 0. eager: an older snapshot may go for it; else only a free row is used. rc is the device's.
@@ -114,6 +136,7 @@ int cache_restore(cache *c, snapshot *s, int32_t slot, ssm_error *err);
 int cache_read(cache *c, const snapshot *s, float *out, ssm_error *err);
 
 uint64_t cache_host_bytes(const cache *c);
+uint64_t cache_disk_bytes(const cache *c);
 
 // Forgets the oldest states on the host, and has sessions let go of theirs, down to host_bytes.
 void cache_trim(cache *c);

@@ -51,6 +51,9 @@ typedef struct ssm_engine_options {
     uint64_t host_bytes; // host memory that this engine may count on, such as a cgroup's limit: a
                          // CPU's default of cache_bytes takes a quarter at most; 0: not known
     uint64_t cache_host_bytes; // host memory for those that fall off the device; 0: none
+    const char *cache_dir; // states that fall off the host go to a nameless file in this folder;
+                           // NULL: they are forgotten
+    uint64_t cache_disk_bytes; // of it
     int32_t checkpoint_tokens; // a prompt's state is saved every so many tokens, a multiple of it
                                // in a long one, and at its end; 0: only there
     const char *state_dir; // sessions are kept in files here and found again; NULL: they are not
@@ -228,8 +231,11 @@ typedef struct ssm_stats {
     uint64_t cache_host_bytes;                   // of states that have left the device
     uint64_t cache_hits, cache_misses;           // requests that looked for a beginning
     uint64_t cache_saves, cache_evictions, cache_demotions;
-    uint64_t sessions;           // with a state
-    uint64_t sessions_set_aside; // files that were none of this model's, or damaged
+    uint64_t cache_disk_bytes;                                        // of states on the disk
+    uint64_t cache_disk_writes, cache_disk_hits, cache_disk_failures; // states
+    ssm_histogram cache_fetch_seconds; // from the disk, asked for to here
+    uint64_t sessions;                 // with a state
+    uint64_t sessions_set_aside;       // files that were none of this model's, or damaged
     uint64_t session_writes, session_write_failures; // to the store
     uint64_t session_loads;                          // from it
     ssm_histogram session_load_seconds;              // asked for to here

@@ -5,8 +5,11 @@
 // too, and every token and every bit of its logprob must be the same. Rows given up are full of
 // NaN.
 #include <check.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
+#include <unistd.h>
 
 #include <ssm/engine.h>
 
@@ -30,6 +33,7 @@ static const ssm_backend *backend_at(int i) {
 }
 
 static ssm_model *model;
+static char folder[64];
 static uint32_t seed;
 
 static uint32_t draw(uint32_t below) {
@@ -38,7 +42,7 @@ static uint32_t draw(uint32_t below) {
 }
 
 typedef struct setup {
-    int32_t sessions, rows, host_rows, checkpoint, chunk;
+    int32_t sessions, rows, host_rows, checkpoint, chunk, disk_rows;
 } setup;
 
 static ssm_engine *open_engine(const ssm_backend *backend, const setup *s) {
@@ -51,6 +55,8 @@ static ssm_engine *open_engine(const ssm_backend *backend, const setup *s) {
     o.threads = 1;
     o.cache_bytes = s->rows * row;
     o.cache_host_bytes = (uint64_t)(s->host_rows * row);
+    o.cache_dir = s->disk_rows > 0 ? folder : NULL;
+    o.cache_disk_bytes = (uint64_t)s->disk_rows * ((uint64_t)row + 4 * 16);
     o.checkpoint_tokens = s->checkpoint;
     o.chunk_tokens = s->chunk;
     o.poison_slots = true;
@@ -63,6 +69,14 @@ static void open_model(void) {
     ssm_error err;
     const int rc = ssm_model_open(SSM_TEST_DATA "/models/copying-mamba", &model, &err);
     ck_assert_msg(rc == 0, "%s", rc ? err.message : "");
+    ck_assert_int_eq(ssm_model_get_info(model)->vocab_size, 16);
+    strcpy(folder, "/tmp/ssm-cache-XXXXXX");
+    ck_assert_ptr_nonnull(mkdtemp(folder));
+}
+
+static void close_model(void) {
+    ck_assert_int_eq(rmdir(folder), 0); // nothing is left in it
+    ssm_model_free(model);
 }
 
 static ssm_stats stats_of(ssm_engine *engine) {
@@ -172,6 +186,11 @@ static void random_traffic(const ssm_backend *backend, const setup *s, int n_req
         ck_assert_uint_gt(stats.cache_evictions, (uint64_t)n_requests / 4);
     if (says_much && s->host_rows > 0)
         ck_assert_uint_gt(stats.cache_demotions, (uint64_t)n_requests / 4);
+    if (says_much && s->disk_rows > 0)
+        ck_assert_uint_gt(stats.cache_disk_writes, (uint64_t)n_requests / 8);
+    if (says_much && s->disk_rows > 20)
+        ck_assert_uint_gt(stats.cache_disk_hits, (uint64_t)n_requests / 20);
+    ck_assert_uint_eq(stats.cache_disk_failures, 0);
     consumer_dispose(&plain);
     consumer_dispose(&cached);
     ssm_engine_free(engines[0]);
@@ -186,12 +205,15 @@ START_TEST(answers_are_those_without_a_cache) {
         {.sessions = 1, .rows = 5, .checkpoint = 0},
         {.sessions = 4, .rows = 3, .host_rows = 8, .checkpoint = 64},
         {.sessions = 8, .rows = 400, .checkpoint = 100},
+        {.sessions = 4, .rows = 3, .checkpoint = 64, .disk_rows = 100},
+        {.sessions = 5, .rows = 2, .host_rows = 3, .checkpoint = 64, .disk_rows = 4},
+        {.sessions = 2, .rows = 1, .host_rows = 1, .checkpoint = 1, .disk_rows = 400},
     };
     open_model();
     seed = 20 + (uint32_t)_i;
     for (size_t i = 0; i < sizeof setups / sizeof setups[0]; i++)
         random_traffic(backend_at(_i), &setups[i], _i == 2 ? 10 : 110); // the last one is slow
-    ssm_model_free(model);
+    close_model();
 }
 END_TEST
 
@@ -207,7 +229,7 @@ static void begin(int backend, const setup *s) {
 static void end(void) {
     consumer_dispose(&con);
     ssm_engine_free(con.engine);
-    ssm_model_free(model);
+    close_model();
 }
 
 static void fill(int32_t *tokens, size_t n, uint32_t s) {
@@ -395,6 +417,73 @@ START_TEST(followers_are_let_go) {
 }
 END_TEST
 
+// Ten prompts, a cache of one row and a host of one: the others are on the disk, and a hit.
+START_TEST(what_falls_off_the_host_comes_back) {
+    enum { N = 10, LENGTH = 200 };
+    const setup s = {.sessions = 2, .rows = 1, .host_rows = 1, .disk_rows = 40};
+    int32_t prompts[N][LENGTH];
+    ssm_stats stats;
+    begin(_i, &s);
+    for (int i = 0; i < N; i++) {
+        fill(prompts[i], LENGTH, 50 + (uint32_t)i);
+        const ssm_request r = request_of(prompts[i], LENGTH);
+        ck_assert_uint_eq(cached_of(&r), 0);
+        do // a disk that cannot keep up would lose some
+            stats = stats_of(con.engine);
+        while (stats.cache_host_bytes > ssm_model_get_info(model)->state_bytes);
+    }
+    const uint64_t ran = stats_of(con.engine).prompt_tokens;
+    for (int i = 0; i < N; i++) {
+        const ssm_request r = request_of(prompts[i], LENGTH);
+        ck_assert_uint_eq(cached_of(&r), LENGTH);
+    }
+    stats = stats_of(con.engine);
+    ck_assert_uint_eq(stats.prompt_tokens, ran);
+    ck_assert_uint_ge(stats.cache_disk_hits, N - 2);
+    ck_assert_uint_gt(stats.cache_disk_bytes, 0);
+    ck_assert_double_gt(stats.cache_fetch_seconds.sum, 0);
+    end();
+}
+END_TEST
+
+START_TEST(a_disk_that_fails_costs_states_alone) {
+    const setup s = {.sessions = 4, .rows = 2, .checkpoint = 64, .disk_rows = 200};
+    const struct rlimit limit = {200000, 200000}; // a dozen rows
+    ssm_engine *engine;
+    ssm_engine_options o;
+    ssm_error err;
+    int32_t prompt[130];
+    open_model();
+    ssm_engine_options_init(&o);
+    o.device = "cpu";
+    o.max_sessions = 1;
+    o.cache_dir = "/nowhere/at/all";
+    o.cache_disk_bytes = 1 << 20;
+    ck_assert_int_eq(ssm_engine_create(model, &o, &engine, &err), SSM_EIO);
+    ck_assert_str_eq(err.param, "cache_dir");
+    signal(SIGXFSZ, SIG_IGN); // this test has a process of its own
+    ck_assert_int_eq(setrlimit(RLIMIT_FSIZE, &limit), 0);
+    consumer_init(&con, open_engine(&ssm_backend_cpu, &s));
+    for (int round = 0; round < 3; round++) {
+        for (uint32_t i = 0; i < 30; i++) {
+            waiter with, without;
+            fill(prompt, 130, 90 + i);
+            ssm_request r = request_of(prompt, 130);
+            consumer_run(&con, &with, &r);
+            r.cache_prompt = false;
+            consumer_run(&con, &without, &r);
+            assert_same_answer(&with.choices[0], &without.choices[0]);
+            waiter_dispose(&with);
+            waiter_dispose(&without);
+        }
+    }
+    ck_assert_uint_gt(stats_of(con.engine).cache_disk_failures, 0);
+    consumer_dispose(&con);
+    ssm_engine_free(con.engine);
+    close_model();
+}
+END_TEST
+
 int main(void) {
     Suite *suite = suite_create("cache");
     TCase *tc = tcase_create("all");
@@ -407,6 +496,8 @@ int main(void) {
     tcase_add_loop_test(tc, tenants_share_nothing, 0, N_BACKENDS);
     tcase_add_loop_test(tc, a_common_beginning_runs_once, 0, N_BACKENDS);
     tcase_add_loop_test(tc, followers_are_let_go, 0, N_BACKENDS);
+    tcase_add_loop_test(tc, what_falls_off_the_host_comes_back, 0, N_BACKENDS);
+    tcase_add_test(tc, a_disk_that_fails_costs_states_alone);
     suite_add_tcase(suite, tc);
     SRunner *runner = srunner_create(suite);
     srunner_run_all(runner, CK_NORMAL);

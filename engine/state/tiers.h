@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: Apache-2.0
+// The places of saved states, and the moves between them: what cache.c is made of. See cache.h.
+#ifndef SSM_ENGINE_TIERS_H
+#define SSM_ENGINE_TIERS_H
+
+#include "cache.h"
+
+void tiers_add(cache *c, snapshot *s);     // to the list of the place where it is, as the newest
+void tiers_remove(cache *c, snapshot *s);  // before it changes its place
+void tiers_touch(cache *c, snapshot *s);   // it was used
+void tiers_discard(cache *c, snapshot *s); // the end of one that nobody needs
+
+static inline bool tiers_is_idle(const snapshot *s) {
+    return s->pins == 0 && s->keeps == 0 && !s->is_moving;
+}
+
+static inline size_t tiers_state_bytes(const cache *c) {
+    return c->o.state_floats * sizeof(float);
+}
+
+// A row for a new snapshot, -1 if none can be had. eager: an older one may go for it. rc is the
+// device's.
+int tiers_take_row(cache *c, bool eager, int32_t *slot, ssm_error *err);
+void tiers_give_row(cache *c, int32_t slot);
+
+#endif
