@@ -9,6 +9,8 @@
 #
 #   tests/container/run.sh [PYTEST ARGUMENTS]
 #
+# CT_CUDA=1 builds docker/Dockerfile.cuda instead, on stand-ins for nvidia/cuda's images that are made
+# from the machine's toolkit (cuda_standin.sh): its stages, its files and its life without a GPU.
 # Where it cannot run at all (not root, another distribution, no namespaces) it says so and exits 77.
 # CT_STATE=FOLDER keeps images and layers between runs, CT_CACHE=FOLDER only the base's archive.
 # CT_PYTHON is the tests' Python (.venv/bin/python); without one the HTTP tests are a failure.
@@ -22,6 +24,9 @@ if [[ $(id -u) != 0 ]] || ! grep -qs '^VERSION_CODENAME=bookworm' /etc/os-releas
     exit 77
 fi
 base=localhost/debian:bookworm-slim
+if [[ -n ${CT_CUDA:-} ]]; then
+    base=localhost/nvidia/cuda:13.0.2-runtime-ubuntu24.04
+fi
 memory=256m
 state=${CT_STATE:-$(mktemp -d /var/tmp/ssmd-container.XXXXXX)}
 mkdir -p "$state"
@@ -62,7 +67,7 @@ pod() { # podman without its complaints about a missing systemd
 
 # Images go through podman: a plain rm meets busy overlay mounts.
 cleanup() {
-    podman rm -f -t 0 "$name" >/dev/null 2>&1 || true
+    podman rm -fa -t 0 >/dev/null 2>&1 || true # of this store alone
     [[ -z ${CT_STATE:-} ]] || return 0
     buildah rm -a >/dev/null 2>&1 || true
     podman rmi -fa >/dev/null 2>&1 || true
@@ -88,6 +93,44 @@ network_backend = "netavark"
 CONF
 }
 
+# answers_at URL: a completion within 20 s.
+answers_at() {
+    local url=$1
+    for _ in $(seq 200); do
+        complete 2 -f -o "$state/answer" 2>/dev/null && grep -q '"completion_tokens":2' "$state/answer" && return 0
+        sleep 0.1
+    done
+    return 1
+}
+
+# The README's first docker run, as written; only a port that is taken here is another one.
+as_the_readme_says() {
+    local line client port=8080
+    line=$(sed -n 's/^    docker run /docker run /p' "$root/README.md" | head -n 1)
+    if curl -s -o /dev/null http://127.0.0.1:8080/; then
+        port=18080
+        line=${line/8080:8080/$port:8080}
+    fi
+    bash -c "exec $line" >"$state/readme.log" 2>&1 &
+    client=$!
+    check "$line" answers_at "http://127.0.0.1:$port"
+    kill -TERM "$client"
+    check "it ends when it is told to" wait "$client"
+}
+
+# docker/compose.yaml by a real reader of such files, up and down again.
+compose() {
+    local -a by=("$python" -m podman_compose --no-ansi -f "$root/docker/compose.yaml")
+    if curl -s -o /dev/null http://127.0.0.1:8080/; then
+        say "compose: port 8080 is taken here, only read"
+        check "compose: read" "${by[@]}" config
+        return
+    fi
+    check "compose: up" "${by[@]}" up -d --no-build
+    check "compose: answers" answers_at http://127.0.0.1:8080
+    check "compose: down" "${by[@]}" down -v
+}
+
 need_tools() {
     local tool missing=
     for tool in buildah podman runc mmdebstrap iptables catatonit curl; do
@@ -105,6 +148,10 @@ need_tools() {
 
 make_base() {
     podman image exists "$base" && return 0
+    if [[ -n ${CT_CUDA:-} ]]; then
+        "$root/tests/container/cuda_standin.sh" "$cache"
+        return
+    fi
     local archive=$cache/base-bookworm.tar sources=/etc/apt/sources.list.d/debian.sources
     [[ -f $sources ]] || sources=/etc/apt/sources.list
     [[ -s $archive ]] || TMPDIR=/dev/shm mmdebstrap -q --variant=minbase \
@@ -113,12 +160,23 @@ make_base() {
     podman import -q --change 'CMD ["bash"]' "$archive" "$base" >/dev/null
 }
 
-# Without --format docker the HEALTHCHECK is dropped, without --layers nothing is kept.
+# What the README calls docker: podman, with an engine that does not answer, so that ./run image goes
+# on to podman itself.
+make_docker() {
+    mkdir -p "$state/bin"
+    printf '#!/bin/sh\n[ "$1" != info ] || exit 1\nexec podman "$@"\n' >"$state/bin/docker"
+    chmod +x "$state/bin/docker"
+    PATH=$state/bin:$PATH
+}
+
+# ./run image, but for what only this place needs. Without --layers nothing is kept.
 build() {
-    buildah bud --isolation chroot --network=host --format docker --pull=never --layers \
-        --ignorefile "$root/docker/Dockerfile.dockerignore" -f "$root/docker/Dockerfile" \
-        --build-arg COMMIT="$(git -C "$root" rev-parse --short=12 HEAD 2>/dev/null || echo unknown)" \
-        -t "$name" "$root"
+    local -a how=(--isolation chroot --network=host --pull=never --layers -t "$name")
+    if [[ -n ${CT_CUDA:-} ]]; then
+        "$root/run" image cuda "${how[@]}" --build-arg "ARCH=${CT_CUDA_ARCH:-90a}"
+    else
+        "$root/run" image "${how[@]}"
+    fi
 }
 
 image_is() { # image_is FORMAT TEST...
@@ -130,7 +188,7 @@ show_sizes() {
     local folder
     folder=$(podman image mount "$name")
     say "image $(podman image inspect "$name" --format '{{.Size}}') bytes, of which the base $(podman image inspect "$base" --format '{{.Size}}')"
-    (cd "$folder" && du -sk usr/local/bin/ssmd usr/local/share/ssmd usr/lib usr/share usr/bin usr/sbin var etc |
+    (cd "$folder" && du -sk usr/local/bin/ssmd usr/local/lib usr/local/share/ssmd usr/lib usr/share usr/bin usr/sbin var etc |
         sort -rn | sed 's/^/       /')
     check "image: no compiler left" test ! -e "$folder/usr/bin/cc" -a ! -e "$folder/usr/bin/gcc"
     podman image umount "$name" >/dev/null
@@ -184,6 +242,14 @@ first_token() {
     say "first token $(($(now_ms) - started)) ms after run"
 }
 
+# Without a driver: what is refused is the device, not the library's own dependencies.
+cuda_opens() {
+    local said
+    said=$(pod run --rm --pull=never --network=none "$name" serve --device cuda 2>&1) && return 1
+    printf '%s\n' "$said"
+    grep -qiE 'driver|no CUDA-capable device' <<<"$said" && ! grep -qE 'cannot open shared object|undefined symbol' <<<"$said"
+}
+
 # The most that the container ever had, of what its limit counts.
 show_memory() {
     local v1 v2 peak
@@ -218,12 +284,14 @@ stop_under_load() {
 cd "$state" # podman leaves a file where it stands when a container runs out of memory
 need_tools
 write_config
+make_docker
 say "tools ready"
 make_base
 say "base image"
 check "build" build
 ((failed == 0)) || finish
 show_sizes
+[[ -z ${CT_CUDA:-} ]] || check "image: its CUDA library opens" cuda_opens
 check "image: not root" image_is '{{.Config.User}}' = 65532:65532
 check "image: HEALTHCHECK by the program" image_is '{{.HealthCheck.Test}}' = '[CMD /usr/local/bin/ssmd health]'
 check "image: EXPOSE 8080" image_is '{{range $p,$_ := .Config.ExposedPorts}}{{$p}}{{end}}' = 8080/tcp
@@ -242,4 +310,8 @@ check "HTTP tests against the container" http_tests "$@"
 tail -n 1 "$state/last"
 show_memory
 stop_under_load
+if [[ -z ${CT_CUDA:-} ]]; then
+    as_the_readme_says
+    compose
+fi
 finish
