@@ -150,8 +150,11 @@ def test_huge_headers(client):
 
 def test_long_path(client):
     with client.raw() as raw:
-        raw.send("GET /" + "x" * 100_000 + " HTTP/1.1\r\nHost: x\r\n\r\n")
-        assert raw.read_head()[0] in (404, 414, 431)
+        try:
+            raw.send("GET /" + "x" * 100_000 + " HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert raw.read_head()[0] in (404, 414, 431)
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # refused and closed while it was still being sent
 
 
 # ---- connections
