@@ -39,6 +39,8 @@ static int check_options(const ssm_engine_options *o, ssm_error *err) {
         {"chunk_tokens", o->chunk_tokens, 0},
         {"vocab_limit", o->vocab_limit, 0},
         {"checkpoint_tokens", o->checkpoint_tokens, 0},
+        {"session_max", o->session_max, 0},
+        {"session_key_max", o->session_key_max, 0},
     };
     for (size_t i = 0; i < sizeof ranges / sizeof ranges[0]; i++) {
         if (ranges[i].value < ranges[i].min)

@@ -67,6 +67,7 @@ typedef struct command {
 
 typedef struct session_counts {
     uint64_t writes, write_failures, loads, set_aside;
+    uint64_t expired, refusals; // quota.c
     ssm_histogram load_seconds;
 } session_counts;
 
@@ -108,6 +109,7 @@ struct ssm_engine {
     struct store *store;          // NULL without state_dir
     session *dirty, **dirty_last; // sessions to be written, oldest first
     int32_t n_stores, n_writes;   // requests at the store; of these that write
+    int64_t next_sweep;           // quota.c, Unix time
     bool is_flushing;             // the engine is going away
     session_counts session_counts;
     ssm_histogram fetch_seconds; // of states, from the cache's disk
@@ -207,6 +209,11 @@ void durable_done(ssm_engine *engine, struct store_request *request); // it has 
 bool durable_let_go(void *engine, snapshot *state);                   // for the cache
 bool durable_flush(ssm_engine *engine); // writes what is not stored; false: nothing is under way
 void durable_close(ssm_engine *engine);
+
+// ---- quota.c
+int quota_check(ssm_engine *engine, const session *s, ssm_error *err); // 0 or SSM_EQUOTA
+void quota_sweep(ssm_engine *engine);                                  // if it is time to
+int32_t quota_pause(const ssm_engine *engine); // seconds between sweeps; 0: there are none
 
 // ---- plan.c
 // Fills the flight with the next step's rows; false if there is nothing to run.

@@ -81,11 +81,17 @@ static int fork_session(ssm_engine *engine, session_call *call, const session *f
         session_text_dispose(&text);
         return ssm_error_set(&call->error, SSM_ENOMEM, NULL, "no memory for a session");
     }
+    int rc = quota_check(engine, to, &call->error);
+    if (rc != 0) {
+        session_text_dispose(&text);
+        sessions_unref(t, &engine->cache, to);
+        return rc;
+    }
     from->state->keeps++;
     session_set(to, &engine->cache, from->state, &text);
     describe(engine, to, call->infos);
     t->n_alive++;
-    const int rc = durable_call(engine, to, call, waits);
+    rc = durable_call(engine, to, call, waits);
     sessions_unref(t, &engine->cache, to);
     return rc;
 }
@@ -108,15 +114,16 @@ static int write_session(ssm_engine *engine, session_call *call, bool *waits) {
     session_table *t = &engine->sessions;
     snapshot_image *image = &call->image;
     session *s = sessions_ref(t, call->owner, call->name);
-    int rc = 0;
     if (!s)
         return ssm_error_set(&call->error, SSM_ENOMEM, NULL, "no memory for a session");
+    int rc = quota_check(engine, s, &call->error);
     const uint64_t position = image->text.n_tokens - image->text.n_pending;
     snapshot *state = NULL;
-    if (s->holder)
+    if (rc == 0 && s->holder)
         rc = ssm_error_set(&call->error, SSM_ESESSIONBUSY, NULL, "a request is at session %s",
                            call->name);
-    else if (!(state = cache_adopt(&engine->cache, position, image->state, image->logits)))
+    else if (rc == 0 &&
+             !(state = cache_adopt(&engine->cache, position, image->state, image->logits)))
         rc = ssm_error_set(&call->error, SSM_ENOMEM, NULL, "no memory for a session");
     if (rc == 0) {
         image->state = image->logits = NULL;

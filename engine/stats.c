@@ -39,6 +39,8 @@ void stats_cache(ssm_engine *engine) {
     s->cache_host_bytes = cache_host_bytes(c);
     s->sessions = engine->sessions.n_alive;
     s->sessions_set_aside = engine->session_counts.set_aside;
+    s->sessions_expired = engine->session_counts.expired;
+    s->session_refusals = engine->session_counts.refusals;
     s->session_writes = engine->session_counts.writes;
     s->session_write_failures = engine->session_counts.write_failures;
     s->session_loads = engine->session_counts.loads;

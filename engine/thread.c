@@ -5,6 +5,7 @@
 #include <assert.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 static job *find_in(const job_list *list, uint64_t id) {
     job *j = list->first;
@@ -200,12 +201,24 @@ static void publish(ssm_engine *engine) {
     pthread_mutex_unlock(&engine->lock);
 }
 
+// Sleeps until there is a command or it is time to look for sessions that are too old; false: the
+// latter.
+static bool wait_wake(ssm_engine *engine) {
+    const int32_t pause = quota_pause(engine);
+    struct timespec until;
+    if (pause == 0)
+        return pthread_cond_wait(&engine->wake, &engine->lock) == 0;
+    clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_sec += pause;
+    return pthread_cond_timedwait(&engine->wake, &engine->lock, &until) == 0;
+}
+
 // Waits for something to do if `is_idle`; takes the inbox. False: the engine is to stop.
 static bool take_inbox(ssm_engine *engine, bool is_idle, command **commands, bool *closed_ports) {
     pthread_mutex_lock(&engine->lock);
     while (is_idle && !engine->inbox_first && !engine->has_closed_ports &&
-           (!engine->is_stopping || engine->is_flushing))
-        pthread_cond_wait(&engine->wake, &engine->lock);
+           (!engine->is_stopping || engine->is_flushing) && wait_wake(engine)) {
+    }
     *commands = engine->inbox_first;
     engine->inbox_first = NULL;
     engine->inbox_last = &engine->inbox_first;
@@ -252,6 +265,7 @@ void *engine_thread(void *arg) {
         bool closed_ports;
         goes_on = take_inbox(engine, is_idle, &commands, &closed_ports);
         apply(engine, commands);
+        quota_sweep(engine);
         end_orphans(engine, &engine->running, closed_ports);
         end_orphans(engine, &engine->waiting, closed_ports);
         if (!goes_on) {

@@ -28,12 +28,15 @@
 #include <string.h>
 
 void turn_submit(ssm_engine *engine, job *j) {
+    ssm_error err;
     j->session = sessions_ref(&engine->sessions, j->owner, j->session_name);
     if (!j->session)
         job_end(engine, j, SSM_FINISH_ERROR, SSM_ENOMEM, "no memory for the session");
     else if (j->session->n_jobs++ > 0 && j->waits_not)
         job_end(engine, j, SSM_FINISH_ERROR, SSM_ESESSIONBUSY,
                 "another request is at this session");
+    else if (quota_check(engine, j->session, &err) != 0)
+        job_end(engine, j, SSM_FINISH_ERROR, SSM_EQUOTA, err.message);
 }
 
 bool turn_is_due(const ssm_engine *engine, const job *j) {

@@ -44,6 +44,7 @@ typedef struct options {
     char *device, *weight_dtype, *state_dtype, *activation_dtype;
     int64_t threads, max_sessions, max_queue, step_tokens, chunk_tokens;
     int64_t cache_bytes, cache_host_bytes, cache_disk_bytes, checkpoint_tokens;
+    int64_t session_ttl, session_max, session_max_bytes, session_key_max, session_key_max_bytes;
     bool pin_threads, poison_slots;
     // the server
     char *host, *api_key_file, *log_level, *log_to, *session_busy, *state_dir, *cache_dir;

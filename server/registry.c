@@ -114,6 +114,11 @@ void registry_engine_options(const options *o, const ssm_tokenizer *tokenizer,
     out->chunk_tokens = (int32_t)o->chunk_tokens;
     out->cache_bytes = o->cache_bytes;
     out->cache_host_bytes = (uint64_t)o->cache_host_bytes;
+    out->session_ttl = o->session_ttl;
+    out->session_max = (int32_t)o->session_max;
+    out->session_max_bytes = (uint64_t)o->session_max_bytes;
+    out->session_key_max = (int32_t)o->session_key_max;
+    out->session_key_max_bytes = (uint64_t)o->session_key_max_bytes;
     out->cache_dir = o->cache_dir && *o->cache_dir ? o->cache_dir : NULL;
     out->cache_disk_bytes = (uint64_t)o->cache_disk_bytes;
     out->checkpoint_tokens = (int32_t)o->checkpoint_tokens;

@@ -88,11 +88,46 @@ session *sessions_find(const session_table *t, const uint64_t owner[2], const ch
     return s;
 }
 
+// ---- how many an owner has
+
+static session_owner **find_owner(session_table *t, const uint64_t owner[2]) {
+    session_owner **at = &t->owners[(owner[0] ^ owner[1]) % OWNER_BUCKETS];
+    while (*at && ((*at)->owner[0] != owner[0] || (*at)->owner[1] != owner[1]))
+        at = &(*at)->next;
+    return at;
+}
+
+size_t sessions_of(const session_table *t, const uint64_t owner[2]) {
+    const session_owner *o = *find_owner((session_table *)t, owner);
+    return o ? o->n : 0;
+}
+
+static bool count_owner(session_table *t, const uint64_t owner[2]) {
+    session_owner **at = find_owner(t, owner);
+    if (!*at && !(*at = calloc(1, sizeof **at)))
+        return false;
+    memcpy((*at)->owner, owner, sizeof(*at)->owner);
+    (*at)->n++;
+    return true;
+}
+
+static void discount_owner(session_table *t, const uint64_t owner[2]) {
+    session_owner **at = find_owner(t, owner), *o = *at;
+    if (--o->n > 0)
+        return;
+    *at = o->next;
+    free(o);
+}
+
+// ---- life
+
 session *sessions_ref(session_table *t, const uint64_t owner[2], const char *name) {
     session *s = sessions_find(t, owner, name);
     if (!s) {
-        if (!(s = calloc(1, sizeof *s)))
+        if (!(s = calloc(1, sizeof *s)) || !count_owner(t, owner)) {
+            free(s);
             return NULL;
+        }
         memcpy(s->owner, owner, sizeof s->owner);
         strcpy(s->name, name);
         s->text.chain = chain_begin();
@@ -141,6 +176,7 @@ void sessions_delete(session_table *t, cache *c, session *s) {
     *at = s->next;
     s->is_listed = false;
     t->n--;
+    discount_owner(t, s->owner);
     unref(c, s);
 }
 

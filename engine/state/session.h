@@ -77,10 +77,17 @@ static inline bool session_is_away(const session *s) { // in the store alone
     return !s->state && s->stored > 0;
 }
 
-enum { SESSION_BUCKETS = 1024 };
+enum { SESSION_BUCKETS = 1024, OWNER_BUCKETS = 256 };
+
+typedef struct session_owner {
+    struct session_owner *next;
+    uint64_t owner[2];
+    size_t n; // of its sessions that are listed, 1 or more
+} session_owner;
 
 typedef struct session_table {
     session *buckets[SESSION_BUCKETS];
+    session_owner *owners[OWNER_BUCKETS];
     size_t n;       // listed
     size_t n_alive; // with a state
 } session_table;
@@ -90,6 +97,7 @@ bool session_name_is_valid(const char *name);
 session *sessions_find(const session_table *t, const uint64_t owner[2], const char *name);
 // Found or made, with one reference more; NULL: no memory.
 session *sessions_ref(session_table *t, const uint64_t owner[2], const char *name);
+size_t sessions_of(const session_table *t, const uint64_t owner[2]); // listed
 // A record without a state goes with its last job.
 void sessions_unref(session_table *t, cache *c, session *s);
 void sessions_delete(session_table *t, cache *c, session *s);

@@ -58,6 +58,9 @@ typedef struct ssm_engine_options {
                                // in a long one, and at its end; 0: only there
     const char *state_dir; // sessions are kept in files here and found again; NULL: they are not
     ssm_durability durability;
+    int64_t session_ttl; // seconds after its last turn at which a session goes; 0: never
+    int32_t session_max, session_key_max;              // sessions in all, of one owner; 0: no limit
+    uint64_t session_max_bytes, session_key_max_bytes; // of their states; 0: no limit
     bool poison_slots; // tests: fill a freed slot with NaN, so that a stale read shows
 } ssm_engine_options;
 
@@ -233,9 +236,10 @@ typedef struct ssm_stats {
     uint64_t cache_saves, cache_evictions, cache_demotions;
     uint64_t cache_disk_bytes;                                        // of states on the disk
     uint64_t cache_disk_writes, cache_disk_hits, cache_disk_failures; // states
-    ssm_histogram cache_fetch_seconds; // from the disk, asked for to here
-    uint64_t sessions;                 // with a state
-    uint64_t sessions_set_aside;       // files that were none of this model's, or damaged
+    ssm_histogram cache_fetch_seconds;           // from the disk, asked for to here
+    uint64_t sessions;                           // with a state
+    uint64_t sessions_set_aside;                 // files that were none of this model's, or damaged
+    uint64_t sessions_expired, session_refusals; // by age; new ones, by a limit
     uint64_t session_writes, session_write_failures; // to the store
     uint64_t session_loads;                          // from it
     ssm_histogram session_load_seconds;              // asked for to here

@@ -11,7 +11,7 @@
 //
 // Names are [A-Za-z0-9._-]{1,128} and belong to an owner, 128 bits that the caller derives from
 // whatever identifies its clients. Another owner's session is SSM_ENOTFOUND, as one that is not
-// there.
+// there. A new name may be one too many: SSM_EQUOTA (the limits of ssm_engine_options).
 #ifndef SSM_SESSION_H
 #define SSM_SESSION_H
 

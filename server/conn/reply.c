@@ -66,6 +66,8 @@ const char *http_error_code(int ssm_code) {
         return "session_busy";
     case SSM_EMISMATCH:
         return "session_mismatch";
+    case SSM_EQUOTA:
+        return "session_quota";
     default:
         return NULL;
     }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // What states cost: saving and restoring one against a plain copy of its bytes; the next turn of a
 // long session against the same turn of a new one; many choices of one prompt against as many
-// requests. bench_state [MODEL-FOLDER] [past tokens] [prompt tokens]; times are the best of
-// several.
+// requests (with SSM_BENCH_APART set). bench_state [MODEL-FOLDER] [past tokens] [prompt tokens];
+// times are the best of several.
 #include <semaphore.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -33,19 +33,25 @@ static void on_wake(void *ctx) {
     sem_post(&con.wake);
 }
 
+static int n_done; // requests whose end has come
+
 static void wait_done(void) {
-    for (bool is_done = false; !is_done;) {
+    while (n_done == 0) {
         sem_wait(&con.wake);
         ssm_batch *batches = ssm_port_take(con.port);
         for (const ssm_batch *b = batches; b; b = b->next) {
-            const ssm_event *last = &b->events[b->n_events - 1];
-            is_done |= last->kind == SSM_EVENT_DONE;
-            if (last->kind == SSM_EVENT_DONE && last->error)
-                fprintf(stderr, "%s\n", last->message);
+            for (size_t i = 0; i < b->n_events; i++) {
+                const ssm_event *e = &b->events[i];
+                n_done += e->kind == SSM_EVENT_DONE;
+                if (e->kind == SSM_EVENT_DONE && e->error)
+                    fprintf(stderr, "%s\n", e->message);
+            }
         }
         ssm_batch_free(batches);
     }
+    n_done--;
 }
+
 static const uint64_t owner[2] = {0, 0};
 
 static void open_engine(void) {
@@ -167,7 +173,7 @@ static void measure_copies(void) {
 
 static int32_t *tokens;
 
-static double run(const char *name, size_t n, int32_t choices, int64_t max_tokens, bool cached) {
+static void submit(const char *name, size_t n, int32_t choices, int64_t max_tokens, bool cached) {
     static const ssm_sampling greedy = {.top_p = 1, .typical_p = 1, .repetition_penalty = 1};
     ssm_request r;
     ssm_request_init(&r);
@@ -180,9 +186,17 @@ static double run(const char *name, size_t n, int32_t choices, int64_t max_token
     r.port = con.port;
     r.sampling = &greedy;
     r.cache_prompt = cached;
+    ssm_error err;
+    if (ssm_engine_submit(con.engine, &r, NULL, &err) != 0) {
+        fprintf(stderr, "%s\n", err.message);
+        exit(1);
+    }
+}
+
+static double run(const char *name, size_t n, int32_t choices, int64_t max_tokens, bool cached) {
     const double t = now();
-    if (ssm_engine_submit(con.engine, &r, NULL, NULL) == 0)
-        wait_done();
+    submit(name, n, choices, max_tokens, cached);
+    wait_done();
     return now() - t;
 }
 
@@ -191,6 +205,36 @@ static double next_turn(void *ctx) {
     if (ctx)
         ssm_session_fork(con.engine, owner, ctx, "turn", NULL, NULL);
     return run("turn", 32, 1, 1, false);
+}
+
+static uint64_t prompt_tokens(void) {
+    ssm_stats stats;
+    ssm_engine_get_stats(con.engine, &stats);
+    return stats.prompt_tokens;
+}
+
+// As many requests at once, none of which may begin from another's state.
+static double run_apart(size_t n, int32_t requests, int64_t max_tokens) {
+    const double t = now();
+    for (int32_t i = 0; i < requests; i++)
+        submit(NULL, n, 1, max_tokens, false);
+    for (int32_t i = 0; i < requests; i++)
+        wait_done();
+    return now() - t;
+}
+
+static void measure_choices(size_t prompt, double one) {
+    enum { N = 32 };
+    const uint64_t before = prompt_tokens();
+    const double together = run(NULL, prompt, N, 4, true);
+    const uint64_t ran = prompt_tokens() - before;
+    ssm_device_info info;
+    con.engine->backend->info(con.engine->device, &info);
+    row("32 choices of it", together, one);
+    printf("%-44s %10llu tokens\n", "prompt tokens run for them", (unsigned long long)ran);
+    printf("%-44s %10.1f MiB\n", "their states", (double)info.slot_bytes * N / (1 << 20));
+    if (getenv("SSM_BENCH_APART")) // takes as long as they are many
+        row("32 requests of it (ratio: to 32 choices)", run_apart(prompt, N, 4), together);
 }
 
 int main(int argc, char **argv) {
@@ -222,7 +266,7 @@ int main(int argc, char **argv) {
     const double one = run(NULL, prompt, 1, 4, false);
     snprintf(what, sizeof what, "one choice of %zu tokens", prompt);
     row(what, one, one);
-    row("eight choices of it", run(NULL, prompt, 8, 4, false), one);
+    measure_choices(prompt, one);
     ssm_port_close(con.port);
     ssm_engine_free(con.engine);
     ssm_model_free(model);

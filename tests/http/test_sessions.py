@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sessions and saved prompts over HTTP: what continues, what is kept apart, what is refused."""
 
+import time
+
 import pytest
 
 from harness.metrics import total
@@ -169,3 +171,41 @@ def test_a_killed_server_has_lost_nothing_it_answered(start, tmp_path):
     again = start(*options).client
     assert again.get("/v1/sessions/s/state").body == state
     assert cached(turn(again, "x")) > 0
+
+
+def test_one_session_too_many_is_refused(start):
+    server = start("--api-key", "first", "--api-key", "second", "--session-key-max", "2", "--session-max", "3")
+    first, second = server.client.with_key("first"), server.client.with_key("second")
+    for name in ("a", "b", "a"):
+        turn(first, PROMPT, session=name, max_tokens=1)
+    for client, name in ((first, "c"), (second, "a"), (second, "b")):
+        answer = client.post("/v1/completions", {"prompt": "x", "session": name, "max_tokens": 1})
+        if (client, name) == (second, "a"):
+            assert answer.status == 200
+        else:
+            answer.error(403, code="session_quota")
+    first.post("/v1/sessions/a/fork", {"id": "c"}).error(403, code="session_quota")
+    state = first.get("/v1/sessions/a/state").body
+    first.request("PUT", "/v1/sessions/c/state", state).error(403, code="session_quota")
+    assert total(first, "ssmd_session_refusals_total") == 4
+    assert first.request("DELETE", "/v1/sessions/a").status == 200
+    turn(first, PROMPT, session="c", max_tokens=1)
+
+
+def test_old_sessions_go(start):
+    client = start("--session-ttl", "1").client
+    turn(client, PROMPT, max_tokens=1)
+    deadline = time.monotonic() + 10
+    while client.get("/v1/sessions/s").status == 200:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert client.get("/v1/sessions").json()["data"] == []
+    assert total(client, "ssmd_sessions_expired_total") == 1
+
+
+def test_a_folder_has_one_server(start, tmp_path):
+    folder = str(tmp_path / "states")
+    holder = start("--state-dir", folder)
+    turn(holder.client, PROMPT, max_tokens=1)
+    with pytest.raises(AssertionError, match=f"in use by process {holder.process.pid}"):
+        start("--state-dir", folder)

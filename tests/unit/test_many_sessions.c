@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: Apache-2.0
+// Ten times as many conversations as the cache holds, many of them at once, each turn compared,
+// token and logprob, bit for bit, with the same text run whole on an engine without a cache. By
+// name, the states on the disk; and as clients without sessions send them, whole each time.
+//
+// SSM_TEST_SESSIONS=1000 SSM_TEST_CLIENTS=64 is the size that the project is measured by; a run of
+// the suite takes smaller ones.
+#include <check.h>
+#include <glob.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <ssm/engine.h>
+#include <ssm/session.h>
+
+#include "support/consumer.h"
+
+enum { TURNS = 4, MOST_NEW = 40, ANSWER = 6, MOST = TURNS * (MOST_NEW + ANSWER) };
+
+typedef struct talk {
+    int32_t text[MOST];
+    size_t n; // so far
+    int turn; // next
+    waiter w, whole;
+    bool is_open;
+} talk;
+
+static ssm_model *model;
+static consumer con, plain;
+static char folder[64];
+static uint32_t seed = 1;
+
+static uint32_t draw(uint32_t below) {
+    seed = seed * 1664525u + 1013904223u;
+    return (uint32_t)((uint64_t)(seed >> 4) * below >> 28);
+}
+
+static int count_of(const char *name, int otherwise) {
+    const char *text = getenv(name);
+    return text ? atoi(text) : otherwise;
+}
+
+static ssm_engine *open_engine(int rows, bool stores) {
+    ssm_engine *engine;
+    ssm_engine_options o;
+    ssm_error err;
+    ssm_engine_options_init(&o);
+    o.device = "cpu";
+    o.max_sessions = 32;
+    o.threads = 1;
+    o.cache_bytes = rows * (int64_t)ssm_model_get_info(model)->state_bytes;
+    o.state_dir = stores ? folder : NULL;
+    o.poison_slots = true;
+    const int rc = ssm_engine_create(model, &o, &engine, &err);
+    ck_assert_msg(rc == 0, "%s", rc ? err.message : "");
+    return engine;
+}
+
+static void submit(talk *t, int number, bool by_name) {
+    char name[16];
+    int32_t fresh[MOST_NEW];
+    const size_t n_new = 1 + draw(MOST_NEW);
+    for (size_t i = 0; i < n_new; i++) // many begin alike
+        fresh[i] = t->turn == 0 ? 1 + (int32_t)(i * 7 % 15) : 1 + (int32_t)draw(15);
+    memcpy(t->text + t->n, fresh, n_new * sizeof *fresh);
+    t->n += n_new;
+    ssm_request r;
+    ssm_request_init(&r);
+    snprintf(name, sizeof name, "s%d", number);
+    r.max_tokens = ANSWER;
+    r.logprobs = 0;
+    r.ignore_eos = true;
+    r.prompt = t->text;
+    r.n_prompt = t->n;
+    r.cache_prompt = false;
+    ck_assert_int_eq(consumer_submit(&plain, &t->whole, &r), 0);
+    r.cache_prompt = true;
+    if (by_name) {
+        r.prompt = fresh;
+        r.n_prompt = n_new;
+        r.session = name;
+    }
+    ck_assert_int_eq(consumer_submit(&con, &t->w, &r), 0);
+    t->is_open = true;
+}
+
+static void finish(talk *t, bool by_name) {
+    while (!t->w.dones)
+        consumer_take(&con);
+    while (!t->whole.dones)
+        consumer_take(&plain);
+    ck_assert_msg(t->w.error == 0, "%s", t->w.message);
+    assert_same_answer(&t->w.choices[0], &t->whole.choices[0]);
+    ck_assert(!by_name || t->turn == 0 || t->w.usage.cached_tokens > 0);
+    for (int i = 0; i < ANSWER; i++)
+        t->text[t->n++] = t->w.choices[0].tokens[i];
+    waiter_dispose(&t->w);
+    waiter_dispose(&t->whole);
+    t->turn++;
+    t->is_open = false;
+}
+
+static void remove_files(void) {
+    char pattern[200];
+    static const char *const inside[] = {"/*/*", "/*/.lock", "/*", "/.secret"};
+    glob_t found;
+    for (int i = 0; i < 4; i++) {
+        snprintf(pattern, sizeof pattern, "%s%s", folder, inside[i]);
+        if (glob(pattern, 0, NULL, &found) == 0) {
+            for (size_t k = 0; k < found.gl_pathc; k++)
+                remove(found.gl_pathv[k]);
+            globfree(&found);
+        }
+    }
+    ck_assert_int_eq(rmdir(folder), 0);
+}
+
+START_TEST(every_answer_is_the_one_without_a_cache) {
+    const bool by_name = _i == 0;
+    const int n = count_of("SSM_TEST_SESSIONS", 120), n_clients = count_of("SSM_TEST_CLIENTS", 24);
+    talk *talks = calloc((size_t)n, sizeof *talks);
+    int *open = malloc((size_t)n_clients * sizeof *open), left = n * TURNS;
+    ssm_stats stats;
+    ck_assert_int_eq(ssm_model_open(SSM_TEST_DATA "/models/copying-mamba", &model, NULL), 0);
+    strcpy(folder, "/tmp/ssm-many-XXXXXX");
+    ck_assert_ptr_nonnull(mkdtemp(folder));
+    consumer_init(&con, open_engine(n / 10, by_name));
+    consumer_init(&plain, open_engine(0, false));
+    for (int c = 0; c < n_clients; c++)
+        open[c] = -1;
+    while (left > 0) {
+        const uint32_t c = draw((uint32_t)n_clients);
+        if (open[c] >= 0) {
+            finish(&talks[open[c]], by_name);
+            open[c] = -1;
+            left--;
+        }
+        const int k = (int)draw((uint32_t)n);
+        if (!talks[k].is_open && talks[k].turn < TURNS) {
+            submit(&talks[k], k, by_name);
+            open[c] = k;
+        }
+    }
+    ssm_engine_get_stats(con.engine, &stats);
+    printf("%d %s, %d at once, %d rows: %llu answers equal; %llu of %llu prompt tokens cached, "
+           "%llu read from the disk\n",
+           n, by_name ? "sessions" : "conversations", n_clients, n / 10,
+           (unsigned long long)n * TURNS, (unsigned long long)stats.cached_tokens,
+           (unsigned long long)(stats.cached_tokens + stats.prompt_tokens),
+           (unsigned long long)stats.session_loads);
+    fflush(stdout);
+    ck_assert_uint_eq(stats.sessions, by_name ? (uint64_t)n : 0);
+    ck_assert(!by_name || stats.session_loads > (uint64_t)n / 10);
+    consumer_dispose(&con);
+    consumer_dispose(&plain);
+    ssm_engine_free(con.engine);
+    ssm_engine_free(plain.engine);
+    remove_files();
+    ssm_model_free(model);
+    free(talks);
+    free(open);
+}
+END_TEST
+
+int main(void) {
+    Suite *suite = suite_create("many_sessions");
+    TCase *tc = tcase_create("all");
+    tcase_set_timeout(tc, 600);
+    tcase_add_loop_test(tc, every_answer_is_the_one_without_a_cache, 0, 2);
+    suite_add_tcase(suite, tc);
+    SRunner *runner = srunner_create(suite);
+    srunner_run_all(runner, CK_NORMAL);
+    const int failed = srunner_ntests_failed(runner);
+    srunner_free(runner);
+    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+}
