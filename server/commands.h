@@ -10,5 +10,6 @@ int cmd_generate(int argc, char **argv);
 int cmd_inspect(int argc, char **argv);
 int cmd_bench(int argc, char **argv);
 int cmd_health(int argc, char **argv);
+int cmd_session(int argc, char **argv);
 
 #endif

@@ -19,6 +19,7 @@ static const struct command {
     {"bench", cmd_bench,
      "prefill and decode tables by batch, with shares of the machine's ceilings"},
     {"health", cmd_health, "exit 0 if a server answers"},
+    {"session", cmd_session, "list, save, load, fork, remove the sessions of a running server"},
 };
 
 static void print_usage(FILE *to) {

@@ -22,12 +22,23 @@ static bool has_range(const option_row *row) {
     return row->type == OPTION_INT || row->type == OPTION_BYTES || row->type == OPTION_FLOAT;
 }
 
+static const char session_words[] =
+    "  list              the sessions of the API key: tokens, bytes, model, last use\n"
+    "  save NAME FILE    a session's state into a file (-: standard output)\n"
+    "  load NAME FILE    a session from a file (-: standard input); one of that name is replaced\n"
+    "  fork NAME NEW     a second session in the state of the first\n"
+    "  rm NAME...        removes sessions\n"
+    "\nExit status: 0, done; 1, refused, no answer, or a file's fault; 2, a wrong command "
+    "line.\n\n";
+
 void options_print_help(unsigned command, const char *word, FILE *to) {
     const char *rest = command & OPTIONS_GENERATE  ? " \"PROMPT\""
                        : command & OPTIONS_HEALTH  ? " [URL]"
                        : command & OPTIONS_INSPECT ? " PATH"
+                       : command & OPTIONS_SESSION ? " WORD [NAME] [FILE]"
                                                    : "";
-    fprintf(to, "usage: ssmd %s [options]%s\n\n", word, rest);
+    fprintf(to, "usage: ssmd %s [options]%s\n\n%s", word, rest,
+            command & OPTIONS_SESSION ? session_words : "");
     for (size_t i = 0; i < option_table_rows; i++) {
         const option_row *row = &option_table[i];
         if (!(row->commands & command)) {

@@ -13,7 +13,7 @@ const option_row option_table[] = {
     // name, type, field, default, min, max, choices, metavar, help, commands
     {"config", OPTION_STRING, FIELD(config), NULL, 0, 0, NULL, "FILE",
      "read options from a JSON file (config/ssmd.json holds every default)",
-     ENGINE | OPTIONS_HEALTH | OPTIONS_INSPECT, false},
+     ENGINE | OPTIONS_HEALTH | OPTIONS_INSPECT | OPTIONS_SESSION, false},
     {"model", OPTION_LIST, FIELD(model), NULL, 0, 0, NULL, "[NAME=]PATH",
      "a model's folder, served under its base name or under NAME; may be repeated, the first is "
      "the default (none: the demonstration model)",
@@ -84,9 +84,10 @@ const option_row option_table[] = {
      "fill freed slots with NaN, so that a stale read shows (for tests)", ENGINE, false},
 
     {"host", OPTION_STRING, FIELD(host), "127.0.0.1", 0, 0, NULL, "ADDRESS", "address to listen on",
-     OPTIONS_SERVE | OPTIONS_HEALTH, false},
+     OPTIONS_SERVE | OPTIONS_HEALTH | OPTIONS_SESSION, false},
     {"port", OPTION_INT, FIELD(port), "8080", 0, 65535, NULL, "PORT",
-     "port to listen on; 0 picks a free one and prints it", OPTIONS_SERVE | OPTIONS_HEALTH, false},
+     "port to listen on; 0 picks a free one and prints it",
+     OPTIONS_SERVE | OPTIONS_HEALTH | OPTIONS_SESSION, false},
     {"loops", OPTION_INT, FIELD(loops), "1", 1, 64, NULL, "N",
      "event loops, each a thread with the port opened again", OPTIONS_SERVE, false},
     {"max-connections", OPTION_INT, FIELD(max_connections), "16384", 1, 1 << 20, NULL, "N",
@@ -117,9 +118,11 @@ const option_row option_table[] = {
      "a stream that has been silent for so long gets a comment, which keeps proxies awake",
      OPTIONS_SERVE, false},
     {"api-key", OPTION_LIST, FIELD(api_key), NULL, 0, 0, NULL, "KEY",
-     "require this key (Authorization: Bearer KEY); may be repeated", OPTIONS_SERVE, true},
+     "require this key (Authorization: Bearer KEY); may be repeated. session sends the first",
+     OPTIONS_SERVE | OPTIONS_SESSION, true},
     {"api-key-file", OPTION_STRING, FIELD(api_key_file), NULL, 0, 0, NULL, "FILE",
-     "keys, one a line; blank lines and lines that begin with # are skipped", OPTIONS_SERVE, false},
+     "keys, one a line; blank lines and lines that begin with # are skipped",
+     OPTIONS_SERVE | OPTIONS_SESSION, false},
     {"public-metrics", OPTION_BOOL, FIELD(public_metrics), "false", 0, 0, NULL, NULL,
      "let /metrics be read without a key", OPTIONS_SERVE, false},
     {"cors-origin", OPTION_LIST, FIELD(cors_origin), NULL, 0, 0, NULL, "ORIGIN",
@@ -162,7 +165,7 @@ const option_row option_table[] = {
      "tokens and times on standard error at the end", OPTIONS_GENERATE, false},
 
     {"json", OPTION_BOOL, FIELD(json), "false", 0, 0, NULL, NULL, "print JSON",
-     OPTIONS_INSPECT | OPTIONS_BENCH, false},
+     OPTIONS_INSPECT | OPTIONS_BENCH | OPTIONS_SESSION, false},
     {"tensors", OPTION_BOOL, FIELD(tensors), "false", 0, 0, NULL, NULL, "list every tensor",
      OPTIONS_INSPECT, false},
 
@@ -180,7 +183,10 @@ const option_row option_table[] = {
      "how much slower --compare lets a row be", OPTIONS_BENCH, false},
 
     {"timeout", OPTION_FLOAT, FIELD(timeout), "5", 0.01, 3600, NULL, "SECONDS",
-     "how long to wait for an answer", OPTIONS_HEALTH, false},
+     "how long to wait for an answer", OPTIONS_HEALTH | OPTIONS_SESSION, false},
+    {"url", OPTION_STRING, FIELD(url), NULL, 0, 0, NULL, "URL",
+     "the server, as http://HOST:PORT or https://HOST (none: --host and --port)", OPTIONS_SESSION,
+     false},
 };
 
 const size_t option_table_rows = sizeof option_table / sizeof *option_table;

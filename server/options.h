@@ -26,6 +26,7 @@ enum {
     OPTIONS_BENCH = 4,
     OPTIONS_INSPECT = 8,
     OPTIONS_HEALTH = 16,
+    OPTIONS_SESSION = 32,
 };
 
 typedef struct options_list {
@@ -68,6 +69,8 @@ typedef struct options {
     double seconds, tolerance;
     // health
     double timeout;
+    // session
+    char *url;
     // all
     char *config;
     // what is left of the command line

@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from harness.client import Client
+from harness.metrics import total
 from harness.program import BINARY, ROOT, SCALE, Program
 
 TEXT = (ROOT / "README.md").read_text()
@@ -94,21 +95,27 @@ def test_python(client):
 
 
 def test_a_book_and_ten_questions(start, tmp_path):
-    (text,) = commands("post() ")
+    """And what is kept of them; `ssmd session` finds the server by its port."""
+    ask, keep = [text for text in commands("build/ssmd ") if "ssmd session" in text]
     (tmp_path / "book.txt").write_text((ROOT / "tests" / "data" / "heldout.txt").read_text())
-    client = start().client
-    answers = [json.loads(line) for line in shell(text, client.url, tmp_path).splitlines()]
-    assert len(answers) == 21 and not any("error" in answer for answer in answers)
+    server = start()
+    text = f"export SSMD_PORT={server.port}\n{ask}{keep}".replace("build/ssmd", str(BINARY))
+    lines = shell(text, server.client.url, tmp_path).splitlines()
+    answers = [json.loads(line) for line in lines if line.startswith("{")]
+    assert len(answers) == 11 and not any("error" in answer for answer in answers)
     read = answers[0]["usage"]["prompt_tokens"]
     assert read > 1000
-    for answer in answers[2::2]:  # the book is not read again
+    for answer in answers[1:]:  # the book is not read again
         usage = answer["usage"]
-        assert usage["prompt_tokens"] > read and usage["prompt_tokens_details"]["cached_tokens"] >= read - 1
+        assert usage["prompt_tokens"] > read and usage["prompt_tokens_details"]["cached_tokens"] == read
+    assert total(server.client, "ssmd_prompt_tokens_total") < read + 200
+    assert [s["id"] for s in server.client.get("/v1/sessions").json()["data"]] == ["book"]
+    assert (tmp_path / "book.state").stat().st_size > 100_000
 
 
 @pytest.mark.own_server
 def test_without_a_server(tmp_path):
-    (text,) = commands("build/ssmd ")
+    (text,) = [text for text in commands("build/ssmd ") if "ssmd session" not in text]
     if BINARY != ROOT / "build" / "ssmd":
         text = text.replace("build/ssmd", str(BINARY))
     output = shell(text, "")
