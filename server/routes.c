@@ -18,6 +18,7 @@ static const route table[] = {
     {"/v1/models/", true, api_model, NULL, 0, NULL, NULL},
     {"/tokenize", false, NULL, api_tokenize, 0, NULL, NULL},
     {"/detokenize", false, NULL, api_detokenize, 0, NULL, NULL},
+    {"/tokenizer_info", false, api_tokenizer_info, NULL, 0, NULL, NULL},
     {"/health", false, api_health, NULL, ROUTE_OPEN | ROUTE_ALWAYS, NULL, NULL},
     {"/readyz", false, api_health, NULL, ROUTE_OPEN | ROUTE_ALWAYS, NULL, NULL},
     {"/livez", false, api_livez, NULL, ROUTE_OPEN | ROUTE_ALWAYS, NULL, NULL},

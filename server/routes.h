@@ -44,6 +44,7 @@ void api_models(exchange *ex);
 void api_model(exchange *ex);
 void api_tokenize(exchange *ex);
 void api_detokenize(exchange *ex);
+void api_tokenizer_info(exchange *ex);
 void api_health(exchange *ex);
 void api_livez(exchange *ex);
 void api_metrics(exchange *ex);

@@ -5,7 +5,7 @@ import pytest
 
 CLOSED = [("GET", "/v1/models", None), ("GET", "/metrics", None), ("GET", "/version", None),
           ("POST", "/v1/completions", {"prompt": "x", "max_tokens": 1}), ("POST", "/tokenize", {"content": "x"}),
-          ("POST", "/detokenize", {"tokens": [5]})]
+          ("POST", "/detokenize", {"tokens": [5]}), ("GET", "/tokenizer_info", None)]
 
 
 @pytest.mark.smoke

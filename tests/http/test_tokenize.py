@@ -125,3 +125,13 @@ def test_a_megabyte(client, text):
     tokens = client.post("/tokenize", {"content": text}).json()["tokens"]
     assert client.post("/detokenize", {"tokens": tokens}).json()["content"] == text
     assert time.monotonic() - started < 6 * SCALE
+
+
+def test_what_the_tokenizer_is(client):
+    """The names are those that a client of /tokenize must know to make a prompt of its own."""
+    info = client.get("/tokenizer_info").json()
+    shapes.check("tokenizer_info", info)
+    assert info["eos_token"] == "<|endoftext|>" and info["vocab_size"] == len(models.vocabulary())
+    answer = tokenize(client, prompt=info["eos_token"], add_special_tokens=False)
+    assert answer["tokens"] == [models.vocabulary()["<|endoftext|>"]]
+    client.post("/tokenizer_info", {}).error(405)

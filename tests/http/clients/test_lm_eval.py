@@ -35,8 +35,8 @@ def open_model(client, tmp_path):
         tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(models.folder(name) / "tokenizer.json"), eos_token=END)
         tokenizer.save_pretrained(folder)
         os.environ["OPENAI_API_KEY"] = client.key or "none"
-        return LocalCompletionsAPI(base_url=client.url + "/v1/completions", model=name, tokenizer=str(folder),
-                                   tokenizer_backend="huggingface", max_length=WHOLE, **options)
+        own = dict(tokenizer=str(folder), tokenizer_backend="huggingface", max_length=WHOLE)
+        return LocalCompletionsAPI(base_url=client.url + "/v1/completions", model=name, **{**own, **options})
 
     return open_one
 
@@ -51,10 +51,12 @@ def rolling_task(tmp_path):
         "metric_list": [{"metric": "bits_per_byte"}, {"metric": "byte_perplexity"}]})
 
 
-@pytest.mark.parametrize("name", [DEMO, "shakespeare-mamba2"])
-def test_heldout_loss(open_model, need_model, tmp_path, name):
+@pytest.mark.parametrize("name, options", [
+    (DEMO, {}), ("shakespeare-mamba2", {}),
+    (DEMO, dict(tokenizer=None, tokenizer_backend="auto"))])  # by /tokenizer_info, with no tokenizer there
+def test_heldout_loss(open_model, need_model, tmp_path, name, options):
     wanted = HELDOUT[need_model(name)]
-    found = lm_eval.simple_evaluate(model=open_model(name), tasks=[rolling_task(tmp_path)], bootstrap_iters=0,
+    found = lm_eval.simple_evaluate(model=open_model(name, **options), tasks=[rolling_task(tmp_path)], bootstrap_iters=0,
                                     task_manager=TaskManager(include_defaults=False))  # seconds to list them
     bits = found["results"]["heldout"]["bits_per_byte,none"]
     difference = (bits - wanted["bits_per_byte"]) * math.log(2) * wanted["bytes"] / wanted["tokens"]
@@ -79,6 +81,6 @@ def test_choices(open_model, options):
 
 def test_generation(open_model):
     golden = models.goldens(DEMO)[0]
-    (text,) = open_model(DEMO).generate_until(requests(
+    (text,) = open_model(DEMO, tokenizer=None, tokenizer_backend="auto").generate_until(requests(
         "generate_until", (golden["prompt"], {"until": ["\n\n"], "max_gen_toks": len(golden["greedy_ids"])})))
     assert text == golden["greedy_text"].split("\n\n")[0]
