@@ -265,19 +265,23 @@ http_tests() {
     (cd "$root" && env -u SSM_EXPECT_PYTHON SSMD_TEST_URL="$url" PYTHONDONTWRITEBYTECODE=1 "$python" -m pytest -q -p no:cacheprovider tests/http "$@")
 }
 
-# SIGTERM with a request in flight: it is answered in full, and the exit code is 0.
+# SIGTERM with eight requests in flight: all are answered in full, and the exit code is 0.
 stop_under_load() {
     local client started
-    complete 4000 -o "$state/slow" -w '%{http_code}' >"$state/code" 2>&1 &
-    client=$!
+    local -a clients=()
+    rm -f "$state"/slow.*
+    for client in 1 2 3 4 5 6 7 8; do
+        complete 1500 -o "$state/slow.$client" -w '%{http_code}\n' >"$state/code.$client" 2>&1 &
+        clients+=($!)
+    done
     sleep 0.4
-    check "a request is in flight" kill -0 "$client"
+    check "eight requests are in flight" kill -0 "${clients[@]}"
     started=$(now_ms)
     check "stop" pod stop -t 40 "$name"
     started=$(($(now_ms) - started))
-    wait "$client" || true
-    check "the request in flight got 200" grep -qx 200 "$state/code"
-    check "all of its tokens came" grep -q '"completion_tokens":4000' "$state/slow"
+    wait "${clients[@]}" || true
+    check "all of them got 200" test "$(cat "$state"/code.* | grep -cx 200)" = 8
+    check "and all of their tokens" test "$(cat "$state"/slow.* | grep -o '"completion_tokens":1500' | wc -l)" = 8
     check "exit code 0 after SIGTERM ($started ms)" test "$(podman inspect "$name" --format '{{.State.ExitCode}}')" = 0
 }
 
