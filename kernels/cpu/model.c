@@ -93,6 +93,8 @@ int cpu_model_choose(cpu_model *m, const ssm_weights *w, const ssm_device_option
                                  "bf16 activations need bf16 weights, these are %s",
                                  ssm_dtype_name(dtype));
         m->form = CPU_X_BF16;
+        if (m->g.kind == SSM_BLOCK_MAMBA)
+            m->small_form = CPU_X_BF16;
         m->format = m->kernels->has_bf16_dot ? CPU_W_BF16_DOT : CPU_W_BF16;
     } else if (o->activation_dtype != SSM_DTYPE_AUTO && o->activation_dtype != SSM_DTYPE_F32) {
         return ssm_error_set(err, SSM_EUNSUPPORTED, "activation_dtype",
@@ -117,13 +119,11 @@ static cpu_matrix large(const cpu_model *m, const ssm_tensor *weight, const ssm_
                         .format = m->format};
 }
 
-// x_proj and dt_proj are 4% of the bytes: they keep f32 activations, and integers do not pay.
+// x_proj and dt_proj are 4% of the bytes: integers do not pay, they keep the stored type.
 static cpu_matrix small(const cpu_model *m, const ssm_tensor *weight, const ssm_tensor *bias) {
     cpu_matrix matrix = large(m, weight, bias);
     if (m->form == CPU_X_Q16 || m->form == CPU_X_Q15)
         matrix.format = format_of(weight->dtype);
-    if (matrix.format == CPU_W_BF16_DOT)
-        matrix.format = CPU_W_BF16;
     return matrix;
 }
 

@@ -55,8 +55,9 @@ typedef struct cpu_model {
     ssm_geometry g;
     const ssm_weights *weights; // borrowed: rows of the embedding are read from it
     const cpu_kernels *kernels;
-    cpu_format format; // of in_proj, out_proj and the head, where AUTO says nothing else
-    cpu_form form;     // of their activations
+    cpu_format format;   // of in_proj, out_proj and the head, where AUTO says nothing else
+    cpu_form form;       // of their activations
+    cpu_form small_form; // MAMBA: of x_proj's and dt_proj's activations
     int32_t model_blocks, inner_blocks, vocab_blocks;
     // Blocks of dt, B and C: MAMBA of x_proj (dt, B, C), MAMBA2 of in_proj (B, C, dt).
     int32_t bc_blocks, b_block, c_block, dt_block;

@@ -226,18 +226,37 @@ static void norm_bc_dt(const worker *k) {
     meet(k);
 }
 
+// Blocks [first, end) of `data` in the form of x_proj's and dt_proj's inputs, into `bytes`; nothing
+// to do where they take fp32.
+static void convert_small(const worker *k, const float *data, cpu_range blocks, void *bytes) {
+    if (k->m->small_form == CPU_X_F32 || blocks.first >= blocks.end)
+        return;
+    const size_t at = (size_t)blocks.first * (size_t)k->tokens * CPU_LANES;
+    const size_t width = k->m->kernels->has_bf16_dot ? sizeof(uint16_t) : sizeof(float);
+    k->m->kernels->convert(k->m->small_form, data + at, blocks.end - blocks.first, k->tokens, 0,
+                           k->tokens, (char *)bytes + at * width, NULL, NULL);
+}
+
+static cpu_input small_input(const worker *k, const float *data, const void *bytes) {
+    return (cpu_input){.data = k->m->small_form == CPU_X_F32 ? (const void *)data : bytes,
+                       .tokens = k->tokens};
+}
+
 static void mix_mamba(const worker *k, int32_t layer) {
     const cpu_part *part = &k->t->parts[layer];
     const int32_t first = k->t->inner.first, own = k->t->inner.end - first;
     convolve(k, layer, k->w->x, first, own, first, part->conv_weight, part->conv_bias);
+    convert_small(k, k->w->x, k->t->inner, k->w->x_bytes);
     meet(k);
-    const cpu_input x = {.data = k->w->x, .tokens = k->tokens};
+    const cpu_input x = small_input(k, k->w->x, k->w->x_bytes);
     project(k, &part->x_proj, &x, k->w->bc);
     meet(k);
     if (k->m->g.bc_dt_norm)
         norm_bc_dt(k);
-    const cpu_input dt = {.data = block_of(k, k->w->bc, k->m->dt_block, 0), .tokens = k->tokens};
-    project(k, &part->dt_proj, &dt, k->w->delta);
+    float *dt = block_of(k, k->w->bc, k->m->dt_block, 0);
+    convert_small(k, dt, (cpu_range){0, k->m->b_block}, k->w->own[k->id].dt_bytes);
+    const cpu_input rank = small_input(k, dt, k->w->own[k->id].dt_bytes);
+    project(k, &part->dt_proj, &rank, k->w->delta);
     k->m->kernels->softplus(block_of(k, k->w->delta, first, 0),
                             (size_t)own * (size_t)k->tokens * CPU_LANES, 0, INFINITY);
     recur(k, layer);

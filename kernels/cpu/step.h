@@ -11,10 +11,11 @@ enum { CPU_FEW_TOKENS = 8 };
 
 // Inputs of a projection: normed fp32 and, where the form asks for it, converted.
 typedef struct cpu_stage {
-    float *f32;   // [max blocks][tokens][16]
-    void *bytes;  // the same in another form, one block more
-    float *scale; // [tokens]
-    int32_t *sum; // [groups][tokens]
+    float *f32;     // [max blocks][tokens][16]
+    void *bytes;    // the same in another form, one block more
+    float *scale;   // [tokens]
+    int32_t *sum;   // [groups][tokens]
+    void *dt_bytes; // own stages: dt_proj's input in another form, [dt blocks][N][16]
 } cpu_stage;
 
 // Buffers of a step of N tokens, blocked (kernels.h).
@@ -24,6 +25,7 @@ typedef struct cpu_work {
     float *x, *z;    // [inner_blocks][N][16]; x becomes y
     float *bc;       // [bc_blocks][N][16]
     float *delta;    // [inner_blocks][N][16]
+    void *x_bytes;   // x in the form that x_proj takes, NULL if that is fp32
     cpu_stage shared;
     cpu_stage *own;   // [threads], of CPU_FEW_TOKENS tokens
     float *logits;    // [max_rows][vocab_blocks * 16]

@@ -37,6 +37,11 @@ static void take_all(cpu_work *w, const cpu_model *m) {
     for (int i = 0; m->g.kind == SSM_BLOCK_S4 && i < m->n_threads; i++)
         w->lti_next[i] = blocks_of(w, 1, m->g.d_state + LTI_ROWS);
     w->logits = blocks_of(w, m->vocab_blocks, w->max_rows);
+    if (m->small_form == CPU_X_F32)
+        return;
+    w->x_bytes = blocks_of(w, m->inner_blocks, w->max_tokens);
+    for (int i = 0; i < m->n_threads; i++)
+        w->own[i].dt_bytes = blocks_of(w, m->b_block, w->max_tokens);
 }
 
 int cpu_work_init(cpu_work *w, const cpu_model *m, int32_t max_tokens, int32_t max_rows) {
