@@ -33,6 +33,7 @@ typedef enum cpu_format {
 // One thread's rows of a matrix.
 typedef struct cpu_slice {
     const void *data;   // packed
+    size_t bytes;       // of it
     const float *bias;  // [n_blocks * 16], zeros if the model has none
     const float *scale; // INT8 [n_blocks * 16]
     const int32_t *sum; // INT8 [n_blocks * 16] of the row's weights

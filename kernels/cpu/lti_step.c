@@ -34,7 +34,7 @@ typedef struct worker {
 enum { CHUNK = 64 }; // tokens of a block that pass through all poles together, in first-level cache
 
 static void meet(const worker *k) {
-    cpu_pool_barrier(k->step->pool);
+    cpu_pool_barrier(k->step->pool, NULL);
 }
 
 static int32_t least(int32_t a, int32_t b) {

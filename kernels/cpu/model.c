@@ -13,6 +13,7 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 cpu_range cpu_share(int32_t blocks, int i, int n) {
     return (cpu_range){(int32_t)((int64_t)blocks * i / n),
@@ -297,9 +298,20 @@ static void fill_lane_groups(cpu_model *m) {
     }
 }
 
+// Half of a core's second-level cache; 128 KB where the system does not say.
+static size_t ahead_bytes(void) {
+#ifdef _SC_LEVEL2_CACHE_SIZE
+    const long bytes = sysconf(_SC_LEVEL2_CACHE_SIZE);
+    if (bytes > 0)
+        return (size_t)bytes / 2;
+#endif
+    return 128 << 10;
+}
+
 int cpu_model_load(cpu_model *m, cpu_pool *pool) {
     const size_t layers = (size_t)m->g.n_layers;
     m->n_threads = cpu_pool_threads(pool);
+    m->ahead_bytes = ahead_bytes();
     m->threads = calloc((size_t)m->n_threads, sizeof *m->threads);
     m->norm = calloc(layers, sizeof *m->norm);
     m->gate_norm = calloc(layers, sizeof *m->gate_norm);

@@ -70,6 +70,7 @@ typedef struct cpu_model {
     lti_diagonal *diagonal; // S4D, H3 [n_layers], while loading
     lti_dense *dense;       // S4 [n_layers], while loading
     ssm_tensor *lti_out;    // H3 [n_layers], while loading: out_proj, its columns in our order
+    size_t ahead_bytes;     // of weights that a thread's second-level cache has room for
     int n_threads;
     cpu_thread *threads; // [n_threads]
 } cpu_model;

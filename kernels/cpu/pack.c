@@ -263,6 +263,7 @@ void cpu_pack(cpu_arena *arena, const cpu_matrix *m, int32_t first, int32_t end,
     const bool is_int8 = m->format == CPU_W_INT8;
     *out = (cpu_slice){
         .data = cpu_arena_take(arena, bytes),
+        .bytes = bytes,
         .bias = cpu_arena_take(arena, rows * sizeof(float)),
         .scale = is_int8 ? cpu_arena_take(arena, rows * sizeof(float)) : NULL,
         .sum = is_int8 ? cpu_arena_take(arena, rows * sizeof(int32_t)) : NULL,

@@ -57,10 +57,13 @@ static void relax(void) {
 #endif
 }
 
-static void gate_wait(gate *g, uint32_t old, int spins) {
+static void gate_wait(gate *g, uint32_t old, int spins, cpu_ahead *ahead) {
+    enum { LINES = 4 };
     for (int i = 0; i < spins; i++) {
         if (atomic_load_explicit(&g->value, memory_order_acquire) != old)
             return;
+        if (ahead)
+            cpu_ahead_fetch(ahead, LINES);
         relax();
     }
     atomic_fetch_add(&g->sleepers, 1);
@@ -75,7 +78,7 @@ static void gate_open(gate *g) {
         syscall(SYS_futex, &g->value, FUTEX_WAKE_PRIVATE, INT32_MAX, NULL, NULL, 0);
 }
 
-void cpu_pool_barrier(cpu_pool *p) {
+void cpu_pool_barrier(cpu_pool *p, cpu_ahead *ahead) {
     if (p->threads == 1)
         return;
     const uint32_t generation = atomic_load(&p->barrier.value);
@@ -83,7 +86,7 @@ void cpu_pool_barrier(cpu_pool *p) {
         atomic_store(&p->arrived, 0);
         gate_open(&p->barrier);
     } else {
-        gate_wait(&p->barrier, generation, p->spins);
+        gate_wait(&p->barrier, generation, p->spins, ahead);
     }
 }
 
@@ -110,11 +113,11 @@ static void *work(void *arg) {
     if (p->pin)
         bind_to_core(start.thread);
     for (uint32_t generation = 0;; generation++) {
-        gate_wait(&p->run, generation, p->spins);
+        gate_wait(&p->run, generation, p->spins, NULL);
         if (p->stop)
             return NULL;
         p->fn(p->arg, start.thread);
-        cpu_pool_barrier(p);
+        cpu_pool_barrier(p, NULL);
     }
 }
 
@@ -128,7 +131,7 @@ void cpu_pool_run(cpu_pool *p, void (*fn)(void *arg, int thread), void *arg) {
     if (p->threads > 1)
         gate_open(&p->run);
     fn(arg, 0);
-    cpu_pool_barrier(p);
+    cpu_pool_barrier(p, NULL);
 }
 
 int cpu_pool_threads(const cpu_pool *p) {

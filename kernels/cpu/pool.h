@@ -21,7 +21,20 @@ int cpu_pool_threads(const cpu_pool *pool);
 // Runs fn(arg, 0 .. threads - 1) on all threads and returns when all have returned.
 void cpu_pool_run(cpu_pool *pool, void (*fn)(void *arg, int thread), void *arg);
 
-// Inside fn: returns when every thread has come here; what each wrote before is seen by all.
-void cpu_pool_barrier(cpu_pool *pool);
+// Memory that a thread will read soon. Whenever it has nothing to read it fetches some lines of it
+// into its second-level cache.
+typedef struct cpu_ahead {
+    const char *at, *end;
+} cpu_ahead;
+
+static inline void cpu_ahead_fetch(cpu_ahead *ahead, int lines) {
+    enum { LINE_BYTES = 64 };
+    for (; lines > 0 && ahead->at < ahead->end; lines--, ahead->at += LINE_BYTES)
+        __builtin_prefetch(ahead->at, 0, 2);
+}
+
+// Inside fn: returns when every thread has come here; what each wrote before is seen by all. Who
+// waits fetches `ahead` meanwhile (NULL: nothing).
+void cpu_pool_barrier(cpu_pool *pool, cpu_ahead *ahead);
 
 #endif

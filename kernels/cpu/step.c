@@ -22,12 +22,21 @@ typedef struct worker {
     const cpu_model *m;
     const cpu_thread *t;
     cpu_work *w;
-    int id, n;      // this thread, of so many
-    int32_t tokens; // of the step
+    int id, n;       // this thread, of so many
+    int32_t tokens;  // of the step
+    cpu_ahead ahead; // weights of the next phase
 } worker;
 
-static void meet(const worker *k) {
-    cpu_pool_barrier(k->step->pool);
+// A phase that is not bound by memory leaves it idle: with few tokens, where a step is one pass
+// over the weights, the recurrence and every wait fetch what the next product reads first.
+static void look_ahead(worker *k, const cpu_slice *next) {
+    const size_t room = k->tokens <= CPU_FEW_TOKENS ? k->m->ahead_bytes : 0;
+    k->ahead.at = next->data;
+    k->ahead.end = k->ahead.at + (next->bytes < room ? next->bytes : room);
+}
+
+static void meet(worker *k) {
+    cpu_pool_barrier(k->step->pool, &k->ahead);
 }
 
 static int32_t token_at(const cpu_step *s, const ssm_segment *segment, int32_t i) {
@@ -96,7 +105,7 @@ static void norm_rows(const worker *k, const source *s, const cpu_stage *stage, 
 
 // The source normed and in the form that the large projections take. Ends with a barrier if the
 // work was shared out.
-static cpu_input prepare(const worker *k, const source *s) {
+static cpu_input prepare(worker *k, const source *s) {
     const cpu_form form = k->m->form;
     const bool few = s->n_out <= CPU_FEW_TOKENS;
     const cpu_stage *stage = few ? &k->w->own[k->id] : &k->w->shared;
@@ -171,11 +180,13 @@ static bool is_mixed(const int32_t first[CPU_LANES]) {
     return false;
 }
 
-static void recur(const worker *k, int32_t layer) {
+static void recur(worker *k, int32_t layer) {
+    enum { AHEAD_LINES = 20 }; // what memory gives in the time of one block's token
     const cpu_model *m = k->m;
     const cpu_part *part = &k->t->parts[layer];
     const bool per_state = m->g.kind == SSM_BLOCK_MAMBA;
     const size_t n = (size_t)m->g.d_state, rates = per_state ? n : 1;
+    look_ahead(k, &part->out_proj);
     for (int32_t j = 0; j < k->step->n_segments; j++) {
         const ssm_segment *segment = &k->step->cut[j];
         for (int32_t i = k->t->inner.first; i < k->t->inner.end; i++) {
@@ -197,6 +208,7 @@ static void recur(const worker *k, int32_t layer) {
             args.count = segment->count;
             args.fresh = segment->fresh;
             m->kernels->scan(&args);
+            cpu_ahead_fetch(&k->ahead, AHEAD_LINES);
         }
     }
 }
@@ -204,7 +216,7 @@ static void recur(const worker *k, int32_t layer) {
 // ---- layers
 
 // falcon_mamba: dt, B and C normed in place, tokens shared out.
-static void norm_bc_dt(const worker *k) {
+static void norm_bc_dt(worker *k) {
     const cpu_model *m = k->m;
     const cpu_range range = cpu_share(k->tokens, k->id, k->n);
     const int32_t block[3] = {m->dt_block, m->b_block, m->c_block};
@@ -242,14 +254,16 @@ static cpu_input small_input(const worker *k, const float *data, const void *byt
                        .tokens = k->tokens};
 }
 
-static void mix_mamba(const worker *k, int32_t layer) {
+static void mix_mamba(worker *k, int32_t layer) {
     const cpu_part *part = &k->t->parts[layer];
     const int32_t first = k->t->inner.first, own = k->t->inner.end - first;
     convolve(k, layer, k->w->x, first, own, first, part->conv_weight, part->conv_bias);
     convert_small(k, k->w->x, k->t->inner, k->w->x_bytes);
+    look_ahead(k, &part->x_proj);
     meet(k);
     const cpu_input x = small_input(k, k->w->x, k->w->x_bytes);
     project(k, &part->x_proj, &x, k->w->bc);
+    look_ahead(k, &part->dt_proj);
     meet(k);
     if (k->m->g.bc_dt_norm)
         norm_bc_dt(k);
@@ -282,7 +296,7 @@ static void spread_delta(const worker *k) {
     }
 }
 
-static void mix_mamba2(const worker *k, int32_t layer) {
+static void mix_mamba2(worker *k, int32_t layer) {
     const cpu_model *m = k->m;
     const cpu_part *part = &k->t->parts[layer];
     const int32_t first = k->t->inner.first, bc = k->t->bc.first;
@@ -302,7 +316,7 @@ static void mix_mamba2(const worker *k, int32_t layer) {
     recur(k, layer);
 }
 
-static void run_layer(const worker *k, int32_t layer) {
+static void run_layer(worker *k, int32_t layer) {
     const cpu_model *m = k->m;
     const ssm_geometry *g = &m->g;
     const cpu_part *part = &k->t->parts[layer];
@@ -334,10 +348,11 @@ static void run_layer(const worker *k, int32_t layer) {
     const cpu_input mixed = prepare(k, &y);
     const cpu_output to = blocked(k, k->w->residual, true);
     m->kernels->product(&part->out_proj, &mixed, &to);
+    look_ahead(k, layer + 1 < g->n_layers ? &part[1].in_x : &k->t->head);
     meet(k);
 }
 
-static void run_head(const worker *k) {
+static void run_head(worker *k) {
     const cpu_model *m = k->m;
     if (k->step->n_wanted == 0)
         return;
@@ -359,14 +374,15 @@ static void run_head(const worker *k) {
 
 static void run_thread(void *arg, int id) {
     cpu_step *s = arg;
-    const worker k = {.step = s,
-                      .m = s->model,
-                      .t = &s->model->threads[id],
-                      .w = s->work,
-                      .id = id,
-                      .n = s->model->n_threads,
-                      .tokens = s->n_tokens};
+    worker k = {.step = s,
+                .m = s->model,
+                .t = &s->model->threads[id],
+                .w = s->work,
+                .id = id,
+                .n = s->model->n_threads,
+                .tokens = s->n_tokens};
     embed(&k);
+    look_ahead(&k, &k.t->parts[0].in_x);
     meet(&k);
     for (int32_t i = 0; i < s->model->g.n_layers; i++)
         run_layer(&k, i);
