@@ -35,7 +35,23 @@ OURS = {  # a GGUF type: our options of the same precision
 }
 
 
-def write_gguf(path, geometry, kind):
+def add_tokenizer(w, path):
+    """A byte-level BPE tokenizer.json; without one the file can only be given token ids."""
+    if not path:
+        w.add_tokenizer_model("none")
+        return
+    with open(path) as f:
+        model = json.load(f)["model"]
+    w.add_tokenizer_model("gpt2")
+    w.add_tokenizer_pre("gpt-2")
+    w.add_token_list(sorted(model["vocab"], key=model["vocab"].get))
+    w.add_token_types([gguf.TokenType.NORMAL] * len(model["vocab"]))
+    merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
+    w.add_token_merges(merges or ["a b"])  # a file without any is refused
+    w.add_eos_token_id(0)
+
+
+def write_gguf(path, geometry, kind, tokenizer=None):
     layers, dm, n, vocab = GEOMETRIES[geometry]
     is2 = geometry.startswith("mamba2")
     di, rank, heads = 2 * dm, dm // 16, 2 * dm // 64
@@ -57,7 +73,7 @@ def write_gguf(path, geometry, kind):
     if is2:
         w.add_ssm_group_count(1)
     w.add_layer_norm_rms_eps(1e-5)
-    w.add_tokenizer_model("none")
+    add_tokenizer(w, tokenizer)
 
     def matrix(name, rows, cols):
         x = rng.standard_normal((rows, cols), dtype=np.float32) / np.float32(np.sqrt(3 * cols))

@@ -644,13 +644,14 @@ START_TEST(clients_take_turns) {
     ssm_request r = {.prompt = prompt,
                      .n_prompt = 1,
                      .n = 1,
-                     .max_tokens = 20,
+                     .max_tokens = 200, // none is done before all have come
                      .ignore_eos = true,
                      .logprobs = -1,
                      .client = 1};
     for (int i = 0; i < 40; i++)
         ck_assert_int_eq(submit(&con, &many[i], &r), 0);
     r.client = 2;
+    r.max_tokens = 20;
     ck_assert_int_eq(submit(&con, &few, &r), 0);
     while (!few.dones)
         take(&con);

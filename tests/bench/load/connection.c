@@ -40,6 +40,20 @@ static void append(load_connection *c, const char *format, ...) {
     }
 }
 
+static void append_prompt(load_connection *c) {
+    const load_options *o = c->driver->options;
+    append(c, o->text ? "\"" : "[");
+    for (int i = 0; i < o->prompt_tokens; i++) {
+        uint64_t random = load_random(c->driver);
+        if (o->text) {
+            append(c, "%c", (int)('a' + random % 26));
+        } else {
+            append(c, "%s%" PRIu64, i ? "," : "", random % (uint64_t)o->vocab);
+        }
+    }
+    append(c, o->text ? "\"" : "]");
+}
+
 // The body's length is written into room kept for it in the head.
 static void make_request(load_connection *c) {
     enum { LENGTH_WIDTH = 10 };
@@ -55,11 +69,9 @@ static void make_request(load_connection *c) {
     size_t length_at = c->request_len;
     append(c, "%*s\r\n\r\n", LENGTH_WIDTH, "");
     size_t body_at = c->request_len;
-    append(c, "{\"prompt\":[");
-    for (int i = 0; i < o->prompt_tokens; i++) {
-        append(c, "%s%" PRIu64, i ? "," : "", load_random(driver) % (uint64_t)o->vocab);
-    }
-    append(c, "],\"max_tokens\":%d,\"ignore_eos\":true,\"temperature\":%g,\"seed\":%" PRIu64,
+    append(c, "{\"prompt\":");
+    append_prompt(c);
+    append(c, ",\"max_tokens\":%d,\"ignore_eos\":true,\"temperature\":%g,\"seed\":%" PRIu64,
            o->max_tokens, o->temperature, o->seed + driver->request_number++);
     if (o->model) {
         append(c, ",\"model\":\"%s\"", o->model);

@@ -23,6 +23,7 @@ typedef struct load_options {
     double temperature;
     uint64_t seed;
     bool stream, json;
+    bool text; // prompts of random letters, for servers that take no ids
 } load_options;
 
 // Fills *options from the command line; 0, or the exit status + 1 to leave with at once.

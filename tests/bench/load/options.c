@@ -24,6 +24,7 @@ static const char usage[] =
     "  --duration S         seconds measured (10)\n"
     "  --warmup S           seconds before them (1)\n"
     "  --prompt-tokens N    random ids, different in each request (32)\n"
+    "  --text               prompts of N random letters, for servers that take no ids\n"
     "  --max-tokens N       generated, end of text ignored (64)\n"
     "  --vocab N            ids are drawn below N (256)\n"
     "  --temperature T      (1)\n"
@@ -40,6 +41,7 @@ enum {
     DURATION,
     WARMUP,
     PROMPT,
+    TEXT,
     MAX,
     VOCAB,
     TEMPERATURE,
@@ -59,6 +61,7 @@ static const struct option rows[] = {
     {"duration", required_argument, NULL, DURATION},
     {"warmup", required_argument, NULL, WARMUP},
     {"prompt-tokens", required_argument, NULL, PROMPT},
+    {"text", no_argument, NULL, TEXT},
     {"max-tokens", required_argument, NULL, MAX},
     {"vocab", required_argument, NULL, VOCAB},
     {"temperature", required_argument, NULL, TEMPERATURE},
@@ -153,6 +156,9 @@ static void set(load_options *o, int row, const char *text) {
     case STREAM:
     case NO_STREAM:
         o->stream = row == STREAM;
+        break;
+    case TEXT:
+        o->text = true;
         break;
     case JSON:
         o->json = true;
