@@ -98,6 +98,7 @@ typedef struct cpu_norm {
     const float *x;      // [blocks][tokens][16]
     const float *weight; // [blocks * 16] padded with zeros, or NULL: 1
     float *out;          // [blocks][out_tokens][16]; may be x when out_tokens == tokens
+    void *bf16;          // the same as CPU_X_BF16, instead of out; or NULL
     int32_t n, groups;   // features; RMS over each of `groups` equal parts
     int32_t tokens, out_tokens;
     int32_t first, count; // tokens of x to do

@@ -84,9 +84,13 @@ static inline vi vi_bf16_bits(vf v) { // nearest even; NaN stays NaN
     const __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
     return _mm512_mask_mov_epi32(r, nan, _mm512_set1_epi32(0x7fc00000));
 }
-static inline void vf_store_bf16(uint16_t *p, vf v) {
+static inline void vf_store_bf16(uint16_t *p, vf v) { // the instruction: subnormals become 0
+#ifdef SSM_AVX512_DOT
+    _mm256_storeu_si256((__m256i *)p, (__m256i)_mm512_cvtneps_pbh(v));
+#else
     _mm256_storeu_si256((__m256i *)p,
                         _mm512_cvtepi32_epi16(_mm512_srli_epi32(vi_bf16_bits(v), 16)));
+#endif
 }
 static inline vf vf_round_bf16(vf v) {
     return _mm512_castsi512_ps(

@@ -78,11 +78,17 @@ typedef struct source {
     int32_t n_out;       // tokens that come out
 } source;
 
+// The norm itself leaves bf16, unless its parts are not whole blocks.
+static bool is_direct(const worker *k, const source *s) {
+    return k->m->form == CPU_X_BF16 && s->has_norm && s->n / s->groups % CPU_LANES == 0;
+}
+
 static void norm_rows(const worker *k, const source *s, const cpu_stage *stage, int32_t first,
                       int32_t count) {
     cpu_norm args = {.x = s->x,
                      .weight = s->weight,
                      .out = stage->f32,
+                     .bf16 = is_direct(k, s) ? stage->bytes : NULL,
                      .n = s->n,
                      .groups = s->groups,
                      .tokens = k->tokens,
@@ -115,7 +121,7 @@ static cpu_input prepare(worker *k, const source *s) {
         norm_rows(k, s, stage, range.first, range.end - range.first);
         x = stage->f32;
     }
-    if (form != CPU_X_F32)
+    if (form != CPU_X_F32 && !is_direct(k, s))
         k->m->kernels->convert(form, x, cpu_blocks(s->n), s->n_out, range.first,
                                range.end - range.first, stage->bytes, stage->scale, stage->sum);
     if (!few && (s->has_norm || form != CPU_X_F32))
@@ -316,6 +322,27 @@ static void mix_mamba2(worker *k, int32_t layer) {
     recur(k, layer);
 }
 
+// What out_proj takes, of all channels. Mamba-1 in bf16: each thread converts its own, which are
+// still near it.
+static cpu_input mixed_input(worker *k, int32_t layer) {
+    const cpu_model *m = k->m;
+    const bool is_mamba2 = m->g.kind == SSM_BLOCK_MAMBA2;
+    if (!is_mamba2 && m->form == CPU_X_BF16) {
+        convert_small(k, k->w->x, k->t->inner, k->w->x_bytes);
+        meet(k);
+        return small_input(k, k->w->x, k->w->x_bytes);
+    }
+    meet(k);
+    const source y = {.x = k->w->x,
+                      .n = m->g.d_inner,
+                      .has_norm = is_mamba2,
+                      .weight = m->gate_norm[layer],
+                      .groups = is_mamba2 ? m->g.n_groups : 1,
+                      .eps = m->g.gate_eps,
+                      .n_out = k->tokens};
+    return prepare(k, &y);
+}
+
 static void run_layer(worker *k, int32_t layer) {
     const cpu_model *m = k->m;
     const ssm_geometry *g = &m->g;
@@ -337,15 +364,7 @@ static void run_layer(worker *k, int32_t layer) {
     } else {
         mix_mamba(k, layer);
     }
-    meet(k);
-    const source y = {.x = k->w->x,
-                      .n = g->d_inner,
-                      .has_norm = is_mamba2,
-                      .weight = m->gate_norm[layer],
-                      .groups = is_mamba2 ? g->n_groups : 1,
-                      .eps = g->gate_eps,
-                      .n_out = k->tokens};
-    const cpu_input mixed = prepare(k, &y);
+    const cpu_input mixed = mixed_input(k, layer);
     const cpu_output to = blocked(k, k->w->residual, true);
     m->kernels->product(&part->out_proj, &mixed, &to);
     look_ahead(k, layer + 1 < g->n_layers ? &part[1].in_x : &k->t->head);

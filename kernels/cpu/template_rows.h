@@ -2,6 +2,15 @@
 // Norms and changes of form, token by token; included once by each isa_*.c. A token's sum of
 // squares runs over blocks in each lane, then over lanes in a fixed tree.
 
+// The i-th number on of a tensor in the form CPU_X_BF16.
+static inline void store_form_bf16(void *out, size_t i, vf v) {
+#ifdef SIMD_HAS_BF16_DOT
+    vf_store_bf16((uint16_t *)out + i, v);
+#else
+    vf_store((float *)out + i, vf_round_bf16(v));
+#endif
+}
+
 static float scale_of(double sum, int32_t n, float eps) {
     return (float)(1.0 / sqrt(sum / (double)n + (double)eps));
 }
@@ -40,10 +49,15 @@ static void norm_blocks(const cpu_norm *a, int32_t t, int32_t to, int32_t first,
         squares = vf_fma(vf_load(x), vf_load(x), squares);
     const vf scale = vf_set(scale_of((double)vf_sum(squares), n, a->eps));
     x = a->x + (size_t)first * step + (size_t)t * CPU_LANES;
-    float *out = a->out + (size_t)first * to_step + (size_t)to * CPU_LANES;
+    size_t out = (size_t)first * to_step + (size_t)to * CPU_LANES;
     for (int32_t i = first; i < end; i++, x += step, out += to_step) {
-        const vf v = vf_mul(vf_load(x), scale);
-        vf_store(out, a->weight ? vf_mul(v, vf_load(a->weight + (size_t)i * CPU_LANES)) : v);
+        vf v = vf_mul(vf_load(x), scale);
+        if (a->weight)
+            v = vf_mul(v, vf_load(a->weight + (size_t)i * CPU_LANES));
+        if (a->bf16)
+            store_form_bf16(a->bf16, out, v);
+        else
+            vf_store(a->out + out, v);
     }
 }
 
@@ -71,25 +85,14 @@ static void softplus(float *x, size_t n, float lo, float hi) {
 
 // ---- other forms
 
-#ifdef SIMD_HAS_BF16_DOT
 static void to_bf16(const float *x, int32_t blocks, int32_t tokens, int32_t first, int32_t count,
-                    uint16_t *out) {
+                    void *out) {
     for (int32_t b = 0; b < blocks; b++) {
         const size_t at = ((size_t)b * (size_t)tokens + (size_t)first) * CPU_LANES;
         for (size_t i = at; i < at + (size_t)count * CPU_LANES; i += CPU_LANES)
-            vf_store_bf16(out + i, vf_load(x + i));
+            store_form_bf16(out, i, vf_load(x + i));
     }
 }
-#else
-static void to_bf16(const float *x, int32_t blocks, int32_t tokens, int32_t first, int32_t count,
-                    float *out) {
-    for (int32_t b = 0; b < blocks; b++) {
-        const size_t at = ((size_t)b * (size_t)tokens + (size_t)first) * CPU_LANES;
-        for (size_t i = at; i < at + (size_t)count * CPU_LANES; i += CPU_LANES)
-            vf_store(out + i, vf_round_bf16(vf_load(x + i)));
-    }
-}
-#endif
 
 // One token to integers of at most `top`, their bytes split at bit `split` after `offset` was
 // added.
