@@ -190,6 +190,7 @@ show_sizes() {
     say "image $(podman image inspect "$name" --format '{{.Size}}') bytes, of which the base $(podman image inspect "$base" --format '{{.Size}}')"
     (cd "$folder" && du -sk usr/local/bin/ssmd usr/local/lib usr/local/share/ssmd usr/lib usr/share usr/bin usr/sbin var etc |
         sort -rn | sed 's/^/       /')
+    podman history --human=false --format '{{.Size}} {{.CreatedBy}}' "$name" | awk '$1 > 0' | cut -c1-90 | sed 's/^/       /'
     check "image: no compiler left" test ! -e "$folder/usr/bin/cc" -a ! -e "$folder/usr/bin/gcc"
     podman image umount "$name" >/dev/null
 }
@@ -240,6 +241,15 @@ first_token() {
         sleep 0.02
     done
     say "first token $(($(now_ms) - started)) ms after run"
+}
+
+# One container after the other; the last one stays.
+first_tokens() {
+    for _ in 1 2 3 4; do
+        first_token || return 1
+        podman rm -f -t 0 "$name" >/dev/null 2>&1
+    done
+    first_token
 }
 
 # Without a driver: what is refused is the device, not the library's own dependencies.
@@ -299,7 +309,7 @@ show_sizes
 check "image: not root" image_is '{{.Config.User}}' = 65532:65532
 check "image: HEALTHCHECK by the program" image_is '{{.HealthCheck.Test}}' = '[CMD /usr/local/bin/ssmd health]'
 check "image: EXPOSE 8080" image_is '{{range $p,$_ := .Config.ExposedPorts}}{{$p}}{{end}}' = 8080/tcp
-first_token || { podman logs "$name" | tail -n 20; failed=$((failed + 1)); finish; }
+first_tokens || { podman logs "$name" | tail -n 20; failed=$((failed + 1)); finish; }
 pid=$(podman inspect "$name" --format '{{.State.Pid}}')
 check "HEALTHCHECK passes" pod healthcheck run "$name"
 check "the log is on standard output" log_is_on_stdout
