@@ -11,7 +11,7 @@
 // backend sees no difference but the count. There is no padding: every token of a plan enters a
 // recurrence. What a sequence's logits and state come to must not depend on the other segments of
 // its steps, bit for bit; on how its own tokens were cut into segments, within rounding (CPU
-// backends: bit for bit).
+// backends: bit for bit, unless a prompt runs as a convolution).
 //
 // Order: step, then sample for rows of that step, then collect. step and sample may return before
 // the device is done (collect waits), so that a GPU runs one step ahead of the host: a token of
@@ -76,6 +76,14 @@ typedef struct ssm_sampled {
     float top_logprobs[SSM_MAX_LOGPROBS];
 } ssm_sampled;
 
+// How a linear time-invariant layer (S4D, S4) runs a prompt: as a recurrence, as a convolution by
+// FFT from one exact state to the next, or as whichever is faster for its length.
+typedef enum ssm_prompt_form {
+    SSM_PROMPT_AUTO,
+    SSM_PROMPT_SCAN,
+    SSM_PROMPT_CONVOLUTION,
+} ssm_prompt_form;
+
 typedef struct ssm_device_options {
     int32_t index;      // which device of the kind
     int32_t n_slots;    // 0: what fits (a GPU), 64 (a CPU)
@@ -85,6 +93,7 @@ typedef struct ssm_device_options {
     bool pin_threads;
     int32_t vocab_limit; // ids from here on are never drawn or listed; 0: vocab_size
     ssm_dtype weight_dtype, state_dtype, activation_dtype;
+    ssm_prompt_form prompt_form; // CPU
 } ssm_device_options;
 
 typedef struct ssm_device_info {

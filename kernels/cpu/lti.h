@@ -9,6 +9,12 @@
 int cpu_lti_discretise(cpu_model *model, ssm_error *err);
 void cpu_lti_forget(cpu_model *model); // after packing
 
+// When prompts run as convolutions (lti_block.c). After discretising.
+void cpu_lti_choose_form(cpu_model *model);
+
+// What they need of one thread's part of a layer, counting or packing; false: no memory.
+bool cpu_lti_pack_blocks(const cpu_model *model, cpu_thread *thread, int32_t layer);
+
 // One thread's part of a layer, counting or packing.
 void cpu_lti_pack(const cpu_model *model, cpu_thread *thread, int32_t layer);
 

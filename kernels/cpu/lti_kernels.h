@@ -10,8 +10,11 @@
 
 enum {
     LTI_POLE_FLOATS =
-        6,        // of a pole, each of 16 lanes: Ab, Bb, 2 C, real and imaginary, C's negated
-    LTI_ROWS = 4, // of a dense Ab that lie together
+        6,           // of a pole, each of 16 lanes: Ab, Bb, 2 C, real and imaginary, C's negated
+    LTI_ROWS = 4,    // of a dense Ab that lie together
+    LTI_BLOCK = 256, // tokens of a convolution
+    LTI_PART = 32,   // tokens of a block that share one state: counts are multiples of it
+    LTI_SPECTRUM_FLOATS = (LTI_BLOCK / 2 + 1) * 4, // of a channel
 };
 
 // Some tokens of a block of channels through a diagonal SSM. Without weights y = D u + sum_n 2 Re(C
@@ -50,10 +53,29 @@ typedef struct lti_shift {
     bool fresh;
 } lti_shift;
 
+// Up to LTI_BLOCK tokens as a convolution: template_convolution.h. Either poles or a dense Ab.
+typedef struct lti_block {
+    const float *spectrum; // [LTI_BLOCK / 2 + 1][4][16], D in it
+    const float *twiddles; // [LTI_BLOCK][2] e^(-2 pi i j / LTI_BLOCK)
+    const float *poles;    // [n][6][16]
+    const float *powers;   // [n][2][16] Ab^LTI_PART; dense: in groups of rows as Ab
+    const float *input;    // dense [LTI_PART][n][16] Ab^r Bb
+    const float *output;   // dense [LTI_PART][n][16] C Ab^(r + 1)
+    float *u;              // [LTI_BLOCK][16]; zeros are written past count
+    float *y;              // [LTI_BLOCK][16]
+    float *work;           // [LTI_BLOCK][2][16]
+    float *states;         // dense [LTI_BLOCK / LTI_PART + 3][n filled up to 4][16]
+    float *s;              // [n][2][16] or [n][16] in the slot
+    int32_t n, count;      // a multiple of LTI_PART
+    bool is_lower, fresh;
+} lti_block;
+
 typedef struct cpu_lti_kernels {
     void (*poles)(const lti_poles *args);
     void (*dense)(const lti_dense_scan *args);
     void (*shift)(const lti_shift *args);
+    void (*block_poles)(const lti_block *args);
+    void (*block_dense)(const lti_block *args);
     // In place, n floats, a multiple of 16: x/2 (1 + erf(x / sqrt 2)).
     void (*gelu)(float *x, size_t n);
     // to += a / (1 + exp(-b)), n floats, a multiple of 16.

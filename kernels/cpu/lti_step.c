@@ -209,22 +209,80 @@ static void scan_run(const worker *k, const cpu_lti_part *part, int32_t own, con
     }
 }
 
+// Tokens [token, token + count) of a block between a buffer's windows and one array.
+static void gather(const worker *k, float *buffer, int32_t block, int32_t token, int32_t count,
+                   float *to) {
+    for (int32_t done = 0, some; done < count; done += some) {
+        some = run_at(k, token + done, count - done);
+        memcpy(to + (size_t)done * CPU_LANES, at(k, buffer, block, token + done),
+               (size_t)some * CPU_LANES * sizeof *to);
+    }
+}
+
+static void scatter(const worker *k, const float *from, int32_t block, int32_t token, int32_t count,
+                    float *buffer) {
+    for (int32_t done = 0, some; done < count; done += some) {
+        some = run_at(k, token + done, count - done);
+        memcpy(at(k, buffer, block, token + done), from + (size_t)done * CPU_LANES,
+               (size_t)some * CPU_LANES * sizeof *from);
+    }
+}
+
+// The same as scan_run for a block of a convolution, across windows.
+static void convolve_run(const worker *k, const cpu_lti_part *part, int32_t block, float *u,
+                         float *y, int32_t token, int32_t count, bool fresh, float *s) {
+    const size_t n = (size_t)k->m->g.d_state, rows = (n + LTI_ROWS - 1) / LTI_ROWS * LTI_ROWS;
+    const size_t own = (size_t)(block - k->t->model.first), lanes = own * CPU_LANES;
+    const bool is_dense = k->m->g.kind == SSM_BLOCK_S4;
+    float *work = k->w->lti_work[k->id];
+    const lti_block args = {.spectrum = part->spectra + lanes * LTI_SPECTRUM_FLOATS,
+                            .twiddles = k->m->lti_twiddles[0],
+                            .poles =
+                                is_dense ? NULL : part->poles + lanes * (n / 2 * LTI_POLE_FLOATS),
+                            .powers = part->powers + lanes * (is_dense ? rows * n : n),
+                            .input = is_dense ? part->input + lanes * LTI_PART * n : NULL,
+                            .output = is_dense ? part->output + lanes * LTI_PART * n : NULL,
+                            .u = work,
+                            .y = work + LTI_BLOCK * CPU_LANES,
+                            .work = work + 2 * LTI_BLOCK * CPU_LANES,
+                            .states = work + 4 * LTI_BLOCK * CPU_LANES,
+                            .s = s,
+                            .n = (int32_t)(is_dense ? n : n / 2),
+                            .count = count,
+                            .is_lower = k->m->is_lower,
+                            .fresh = fresh};
+    const cpu_lti_kernels *kernels = k->m->kernels->lti;
+    gather(k, u, block, token, count, args.u);
+    (is_dense ? kernels->block_dense : kernels->block_poles)(&args);
+    kernels->gelu(args.y, (size_t)count * CPU_LANES);
+    scatter(k, args.y, block, token, count, y);
+}
+
+// One channel block of a segment, u to y: blocks of a convolution while they pay, then the rest.
+static void recur_block(const worker *k, int32_t layer, const ssm_segment *segment, int32_t block,
+                        float *u, float *y) {
+    const cpu_lti_part *part = &k->t->parts[layer].lti;
+    float *s =
+        slot_layer(k, segment->slot, layer) + (size_t)block * (size_t)k->m->g.d_state * CPU_LANES;
+    for (int32_t done = 0; done < segment->count;) {
+        const int32_t token = segment->first + done, left = segment->count - done;
+        const int32_t whole = least(left, LTI_BLOCK) / LTI_PART * LTI_PART;
+        const bool fresh = segment->fresh && done == 0;
+        const int32_t count = whole >= k->m->lti_least ? whole : run_at(k, token, left);
+        if (whole >= k->m->lti_least)
+            convolve_run(k, part, block, u, y, token, count, fresh, s);
+        else
+            scan_run(k, part, block - k->t->model.first, at(k, u, block, token),
+                     at(k, y, block, token), count, fresh, s);
+        done += count;
+    }
+}
+
 // Own channels of every segment: u to y.
 static void recur(const worker *k, int32_t layer, float *u, float *y) {
-    const cpu_lti_part *part = &k->t->parts[layer].lti;
-    const size_t state = (size_t)k->m->g.d_state * CPU_LANES;
     for (int32_t j = 0; j < k->step->plan->n_segments; j++) {
-        const ssm_segment *segment = &k->step->plan->segments[j];
-        for (int32_t b = k->t->model.first; b < k->t->model.end; b++) {
-            float *s = slot_layer(k, segment->slot, layer) + (size_t)b * state;
-            for (int32_t done = 0; done < segment->count;) {
-                const int32_t token = segment->first + done;
-                const int32_t count = run_at(k, token, segment->count - done);
-                scan_run(k, part, b - k->t->model.first, at(k, u, b, token), at(k, y, b, token),
-                         count, segment->fresh && done == 0, s);
-                done += count;
-            }
-        }
+        for (int32_t b = k->t->model.first; b < k->t->model.end; b++)
+            recur_block(k, layer, &k->step->plan->segments[j], b, u, y);
     }
 }
 

@@ -82,6 +82,7 @@ int cpu_model_choose(cpu_model *m, const ssm_weights *w, const ssm_device_option
     const ssm_dtype dtype = o->weight_dtype != SSM_DTYPE_AUTO ? o->weight_dtype : stored;
     m->g = w->geometry;
     m->weights = w;
+    m->prompt_form = o->prompt_form;
     m->format = format_of(dtype);
     m->form = dtype == SSM_DTYPE_INT8 ? CPU_X_Q16 : dtype == SSM_DTYPE_INT4 ? CPU_X_Q15 : CPU_X_F32;
     if (o->state_dtype != SSM_DTYPE_AUTO && o->state_dtype != SSM_DTYPE_F32)
@@ -338,6 +339,10 @@ int cpu_model_load(cpu_model *m, cpu_pool *pool) {
     }
     cpu_pool_run(pool, walk_thread, m);
     cpu_lti_forget(m);
+    for (int i = 0; i < m->n_threads; i++) {
+        if (m->threads[i].failed)
+            return SSM_ENOMEM;
+    }
     return 0;
 }
 

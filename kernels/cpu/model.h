@@ -20,6 +20,7 @@ typedef struct cpu_lti_part {
     const float *ab, *bb, *c;                 // S4 [blocks][...]
     const float *d;                           // [blocks][16]
     const float *shift_b, *shift_c, *shift_d; // H3 [blocks][N][16], [blocks][16]
+    const float *spectra, *powers, *input, *output; // of lti_block, [blocks][...]
 } cpu_lti_part;
 
 // One thread's share of a layer: a range of blocks of d_inner (its channels), of the convolution's
@@ -49,6 +50,7 @@ typedef struct cpu_thread {
     cpu_part *parts; // [n_layers]
     cpu_slice head;
     cpu_arena arena;
+    bool failed; // to pack: no memory
 } cpu_thread;
 
 typedef struct cpu_model {
@@ -65,12 +67,15 @@ typedef struct cpu_model {
     int32_t (*lane_group)[CPU_LANES]; // MAMBA2 [inner_blocks][16]: first row of B of each lane
     const float **norm, **gate_norm;  // [n_layers] of whole blocks
     const float *norm_f;
-    cpu_arena shared;       // norms
-    bool is_lower;          // S4: no layer has anything above the diagonal
-    lti_diagonal *diagonal; // S4D, H3 [n_layers], while loading
-    lti_dense *dense;       // S4 [n_layers], while loading
-    ssm_tensor *lti_out;    // H3 [n_layers], while loading: out_proj, its columns in our order
-    size_t ahead_bytes;     // of weights that a thread's second-level cache has room for
+    cpu_arena shared; // norms
+    ssm_prompt_form prompt_form;
+    int32_t lti_least;          // tokens from which a prompt runs as a convolution
+    float lti_twiddles[256][2]; // [LTI_BLOCK]
+    bool is_lower;              // S4: no layer has anything above the diagonal
+    lti_diagonal *diagonal;     // S4D, H3 [n_layers], while loading
+    lti_dense *dense;           // S4 [n_layers], while loading
+    ssm_tensor *lti_out;        // H3 [n_layers], while loading: out_proj, its columns in our order
+    size_t ahead_bytes;         // of weights that a thread's second-level cache has room for
     int n_threads;
     cpu_thread *threads; // [n_threads]
 } cpu_model;

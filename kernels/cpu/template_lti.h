@@ -165,10 +165,14 @@ static void gate(const float *a, const float *b, size_t n, float *to) {
     }
 }
 
+#include "template_convolution.h"
+
 static const cpu_lti_kernels lti_kernels = {
     .poles = poles,
     .dense = dense,
     .shift = shift,
+    .block_poles = block_poles,
+    .block_dense = block_dense,
     .gelu = gelu,
     .gate = gate,
 };

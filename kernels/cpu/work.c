@@ -25,17 +25,21 @@ static void take_stage(cpu_work *w, const cpu_model *m, int32_t tokens, cpu_stag
 }
 
 static void take_all(cpu_work *w, const cpu_model *m) {
+    const bool is_lti = ssm_block_is_lti(m->g.kind);
     const int32_t inner = mixing_blocks(m);
     w->residual = blocks_of(w, m->model_blocks, w->max_tokens);
     w->x = blocks_of(w, inner, w->max_tokens);
     w->z = blocks_of(w, inner, w->max_tokens);
-    w->bc = blocks_of(w, ssm_block_is_lti(m->g.kind) ? inner : m->bc_blocks, w->max_tokens);
+    w->bc = blocks_of(w, is_lti ? inner : m->bc_blocks, w->max_tokens);
     w->delta = blocks_of(w, inner, w->max_tokens);
     take_stage(w, m, w->max_tokens, &w->shared);
     for (int i = 0; i < m->n_threads; i++)
         take_stage(w, m, CPU_FEW_TOKENS, &w->own[i]);
     for (int i = 0; m->g.kind == SSM_BLOCK_S4 && i < m->n_threads; i++)
         w->lti_next[i] = blocks_of(w, 1, m->g.d_state + LTI_ROWS);
+    for (int i = 0; m->lti_least != INT32_MAX && is_lti && i < m->n_threads; i++)
+        w->lti_work[i] =
+            blocks_of(w, 1, 4 * LTI_BLOCK + (LTI_BLOCK / LTI_PART + 3) * (m->g.d_state + LTI_ROWS));
     w->logits = blocks_of(w, m->vocab_blocks, w->max_rows);
     if (m->small_form == CPU_X_F32)
         return;
@@ -48,7 +52,8 @@ int cpu_work_init(cpu_work *w, const cpu_model *m, int32_t max_tokens, int32_t m
     *w = (cpu_work){.max_tokens = max_tokens, .max_rows = max_rows};
     w->own = calloc((size_t)m->n_threads, sizeof *w->own);
     w->lti_next = calloc((size_t)m->n_threads, sizeof *w->lti_next);
-    if (!w->own || !w->lti_next)
+    w->lti_work = calloc((size_t)m->n_threads, sizeof *w->lti_work);
+    if (!w->own || !w->lti_next || !w->lti_work)
         return SSM_ENOMEM;
     take_all(w, m);
     const size_t size = w->arena.used;
@@ -63,5 +68,6 @@ void cpu_work_dispose(cpu_work *w) {
     cpu_unmap(w->arena.base, w->arena.size);
     free(w->own);
     free(w->lti_next);
+    free(w->lti_work);
     *w = (cpu_work){0};
 }

@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "fft.h"
+#include "kernels/fft.h"
 
 double ref_gelu(double y) {
     return y / 2 * (1 + erf(y * M_SQRT1_2));
@@ -120,22 +120,23 @@ int ref_convolve_fft(size_t length, const double *k, const double *u, double *y)
     size_t n = 2;
     while (n < 2 * length)
         n *= 2;
-    double *a = calloc(4 * n, sizeof *a);
+    double *a = calloc(5 * n, sizeof *a);
     if (!a)
         return SSM_ENOMEM;
-    double *b = a + 2 * n;
+    double *b = a + 2 * n, *w = b + 2 * n;
+    fft_twiddles(n, w);
     for (size_t i = 0; i < length; i++) {
         a[2 * i] = k[i];
         b[2 * i] = u[i];
     }
-    ref_fft(n, a, 0);
-    ref_fft(n, b, 0);
+    fft_transform(n, w, a, 0);
+    fft_transform(n, w, b, 0);
     for (size_t i = 0; i < 2 * n; i += 2) {
         const double re = a[i] * b[i] - a[i + 1] * b[i + 1];
         a[i + 1] = a[i] * b[i + 1] + a[i + 1] * b[i];
         a[i] = re;
     }
-    ref_fft(n, a, 1);
+    fft_transform(n, w, a, 1);
     for (size_t i = 0; i < length; i++)
         y[i] = a[2 * i] / (double)n;
     free(a);

@@ -23,14 +23,20 @@ static void reverse_bits(size_t n, double *x) {
     }
 }
 
-void ref_fft(size_t n, double *x, int inverse) {
+void fft_twiddles(size_t n, double *w) {
+    for (size_t j = 0; j < n / 2; j++) {
+        const double angle = -2 * M_PI * (double)j / (double)n;
+        w[2 * j] = cos(angle), w[2 * j + 1] = sin(angle);
+    }
+}
+
+void fft_transform(size_t n, const double *w, double *x, int inverse) {
     assert(n > 0 && (n & (n - 1)) == 0);
-    const double turn = inverse ? 2 * M_PI : -2 * M_PI;
     reverse_bits(n, x);
     for (size_t span = 2; span <= n; span *= 2) {
         for (size_t j = 0; j < span / 2; j++) {
-            const double angle = turn * (double)j / (double)span;
-            const double wr = cos(angle), wi = sin(angle);
+            const double *turn = w + 2 * (j * (n / span));
+            const double wr = turn[0], wi = inverse ? -turn[1] : turn[1];
             for (size_t i = j; i < n; i += span) {
                 double *a = x + 2 * i, *b = x + 2 * (i + span / 2);
                 const double re = wr * b[0] - wi * b[1], im = wr * b[1] + wi * b[0];
@@ -41,7 +47,7 @@ void ref_fft(size_t n, double *x, int inverse) {
     }
 }
 
-void ref_dft(size_t n, const double *x, int inverse, double *out) {
+void fft_direct(size_t n, const double *x, int inverse, double *out) {
     const double turn = inverse ? 2 * M_PI : -2 * M_PI;
     for (size_t k = 0; k < n; k++) {
         double re = 0, im = 0;
