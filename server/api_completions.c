@@ -313,7 +313,7 @@ completion_limits completer_limits(const loop *l) {
 }
 
 completion_memory completer_memory(loop *l) {
-    return (completion_memory){take_memory, give_memory, l->server};
+    return (completion_memory){take_memory, give_memory, l->server, l->server->budget.limit};
 }
 
 void completer_reply_unknown_model(exchange *ex, const char *name) {

@@ -89,6 +89,7 @@ typedef struct completion_memory {
     bool (*take)(void *ctx, size_t bytes);
     void (*give)(void *ctx, size_t bytes);
     void *ctx;
+    size_t most; // what take can ever give; 0: not known. A tree of more is SSM_EINVAL
 } completion_memory;
 int completion_parse(completion *c, const completion_limits *limits,
                      const completion_memory *memory, buf *body, ssm_error *err);

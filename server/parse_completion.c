@@ -466,6 +466,13 @@ static int parse_body(completion *c, json_skimmer *skim, const completion_limits
         return rc;
     }
     const size_t price = skim->tree_bytes + skim->ids.n * sizeof(int32_t);
+    if (memory->most > 0 && price > memory->most) { // to come again later would not help
+        json_ids_dispose(&skim->ids);
+        return ssm_error_set(err, SSM_EINVAL, c->chat.is_chat ? "messages" : NULL,
+                             "to be read, the body needs %zu MiB of the %zu MiB that all requests "
+                             "have together (--max-request-memory)",
+                             (price >> 20) + 1, memory->most >> 20);
+    }
     if (!memory->take(memory->ctx, price)) {
         json_ids_dispose(&skim->ids);
         return ssm_error_set(err, SSM_ENOMEM, NULL,

@@ -57,7 +57,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     size_t held = 0;
     const completion_limits limits = {.max_prompts = 64};
-    const completion_memory memory = {take, give, &held};
+    const completion_memory memory = {take, give, &held, 0};
     completion c;
     buf body = {0};
     ssm_error err = {0};

@@ -251,6 +251,15 @@ def test_a_hundred_thousand_messages(client):
     assert prompt.count("User: so\n\n") == 50_000 and prompt.endswith("Assistant:")
 
 
+def test_a_conversation_beyond_the_memory_is_said_to_be(start):
+    """What can never be read is not told to come again; what can be is."""
+    own = start("--max-request-memory", "16M").client
+    messages = [{"role": "user" if i % 2 == 0 else "assistant", "content": "so"} for i in range(100_000)]
+    refused = post(own, messages).error(400, param="messages")
+    assert "--max-request-memory" in refused["message"] and "16 MiB" in refused["message"]
+    assert template(own, messages[:5000]).count("User: so\n\n") == 2500
+
+
 # ---- other templates
 
 

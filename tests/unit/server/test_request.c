@@ -24,7 +24,7 @@ static void give(void *ctx, size_t bytes) {
 
 static int parse(completion *c, const char *text, ssm_error *err) {
     const completion_limits limits = {.max_prompts = 4};
-    const completion_memory memory = {take, give, NULL};
+    const completion_memory memory = {take, give, NULL, 0};
     buf body = {0};
     *err = (ssm_error){0};
     buf_str(&body, text);
@@ -203,7 +203,7 @@ END_TEST
 START_TEST(a_large_list_of_ids_costs_its_ids) {
     enum { N = 16 << 20 };
     const completion_limits limits = {.max_prompts = 1};
-    const completion_memory memory = {take, give, NULL};
+    const completion_memory memory = {take, give, NULL, 0};
     completion c;
     ssm_error err;
     buf body = {0};
