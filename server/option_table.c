@@ -166,6 +166,8 @@ const option_row option_table[] = {
 
     {"json", OPTION_BOOL, FIELD(json), "false", 0, 0, NULL, NULL, "print JSON",
      OPTIONS_INSPECT | OPTIONS_BENCH | OPTIONS_SESSION, false},
+    {"memory", OPTION_BOOL, FIELD(memory), "false", 0, 0, NULL, NULL,
+     "how far back each layer of an s4d, s4 or h3 model remembers", OPTIONS_INSPECT, false},
     {"tensors", OPTION_BOOL, FIELD(tensors), "false", 0, 0, NULL, NULL, "list every tensor",
      OPTIONS_INSPECT, false},
 

@@ -63,7 +63,7 @@ typedef struct options {
     options_list stop;
     bool ignore_eos, echo, timings;
     // inspect
-    bool json, tensors;
+    bool json, tensors, memory;
     // bench
     char *geometry, *batches, *prompts, *compare;
     double seconds, tolerance;

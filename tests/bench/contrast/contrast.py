@@ -5,7 +5,8 @@
 Ours: build/ssmd serving the demonstration model; a prompt of ids, then answers of two lengths, whose
 difference is what a token costs there; `n` sessions at once. The other: transformers' Llama of as
 many parameters with random weights, its cache filled to the position with random keys and values,
-on as many threads, both in fp32 activations. Needs torch and transformers.
+on as many threads, both in fp32 activations. Needs torch,
+transformers and jsonschema.
 
 usage: contrast.py [--svg FILE] [--threads 2]  -> a table in Markdown
 """
@@ -26,9 +27,9 @@ import torch  # noqa: E402
 from harness.program import ROOT, Program  # noqa: E402
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM  # noqa: E402
 
-POSITIONS = (64, 512, 2048, 8192, 16384)
+POSITIONS = (64, 512, 2048, 8192)
 BATCHES = (1, 8)
-STEPS = 48
+STEPS = 32
 
 
 def transformer():
@@ -130,7 +131,7 @@ def main():
                     "batch": batch, "position": position,
                     "ours": ours(program.client, batch, position),
                     "theirs": theirs(model, batch, position),
-                    "our_bytes": info["state_bytes"],
+                    "our_bytes": info["session_bytes"],
                     "their_bytes": 2 * 4 * config.num_hidden_layers * config.hidden_size * position})
     finally:
         program.stop()
