@@ -18,7 +18,9 @@
 
 #include <jansson.h>
 
-enum { MAX_FILE = 32 << 20 };
+#include "template.h"
+
+enum { MAX_FILE = 32 << 20, MAX_TOKENS_BYTES = 4096 }; // special tokens' part of a context
 
 struct ssm_chat {
     ssm_template *tpl;
@@ -370,7 +372,6 @@ int ssm_chat_render(const ssm_chat *chat, const char *messages, size_t len,
                     const ssm_chat_options *options, ssm_text *out, ssm_error *err) {
     static const ssm_chat_options none;
     int rc = 0;
-    char *text = NULL;
     json_t *context = NULL;
     const size_t from = out->len;
     if (!options)
@@ -389,16 +390,15 @@ int ssm_chat_render(const ssm_chat *chat, const char *messages, size_t len,
     if (is_continued && (rc = mark_final(chat, array, err)) != 0)
         goto done;
     context = make_context(chat, array, options, err);
-    text = context ? json_dumps(context, JSON_COMPACT) : NULL;
-    if (!text) {
+    if (!context) {
         rc = err && err->code ? err->code : ssm_error_set(err, SSM_ENOMEM, NULL, "out of memory");
         goto done;
     }
-    rc = ssm_template_render(chat->tpl, text, strlen(text), options->limits, out, err);
+    const size_t bytes = len + options->kwargs_len + MAX_TOKENS_BYTES;
+    rc = tpl_render_tree(chat->tpl, context, bytes, options->limits, out, err);
     if (rc == 0 && is_continued)
         rc = cut_at_tag(out, from, err);
 done:
-    free(text);
     json_decref(context);
     json_decref(array);
     return rc;

@@ -94,8 +94,9 @@ void *tpl_alloc(tpl_run *r, size_t n) {
     return p;
 }
 
-int ssm_template_render(const ssm_template *tpl, const char *context, size_t len,
-                        const ssm_template_limits *limits, ssm_text *out, ssm_error *err) {
+// A context is text, or has been parsed.
+static int render(const ssm_template *tpl, const char *context, struct json_t *tree, size_t len,
+                  const ssm_template_limits *limits, ssm_text *out, ssm_error *err) {
     enum { STEPS = 1000000, STEPS_A_BYTE = 4, BYTES = 64 << 20, BYTES_A_BYTE = 32 };
     const ssm_template_limits given = limits ? *limits : (ssm_template_limits){0};
     const size_t bytes = (size_t)BYTES + BYTES_A_BYTE * len;
@@ -109,10 +110,22 @@ int ssm_template_render(const ssm_template *tpl, const char *context, size_t len
         .now = given.now,
         .err = err,
     };
-    if (tpl_frame_push(&r, NULL)) // the context
+    if (tpl_frame_push(&r, NULL) && tree) // the context
+        tpl_take_context(&r, tree);
+    else if (r.frame)
         tpl_load_context(&r, context, len);
     if (tpl_frame_push(&r, r.frame)) // what the template sets
         tpl_exec(&r, tpl->body);
     tpl_arena_dispose(&r.arena);
     return r.code;
+}
+
+int ssm_template_render(const ssm_template *tpl, const char *context, size_t len,
+                        const ssm_template_limits *limits, ssm_text *out, ssm_error *err) {
+    return render(tpl, context, NULL, len, limits, out, err);
+}
+
+int tpl_render_tree(const ssm_template *tpl, struct json_t *context, size_t len,
+                    const ssm_template_limits *limits, ssm_text *out, ssm_error *err) {
+    return render(tpl, NULL, context, len, limits, out, err);
 }

@@ -171,8 +171,14 @@ typedef struct tpl_json_style {
 } tpl_json_style;
 tpl_value tpl_to_json(tpl_run *r, tpl_value v, const tpl_json_style *style);
 
-// The root frame's variables from a JSON object.
+// The root frame's variables from a JSON object, as text or as jansson's tree.
+struct json_t;
 void tpl_load_context(tpl_run *r, const char *json, size_t len);
+void tpl_take_context(tpl_run *r, struct json_t *root);
+
+// ssm_template_render of a context that has been parsed; len: about the bytes of its text.
+int tpl_render_tree(const ssm_template *tpl, struct json_t *context, size_t len,
+                    const ssm_template_limits *limits, ssm_text *out, ssm_error *err);
 
 // ---- strings (template_string.c): indices and widths count characters
 

@@ -65,10 +65,14 @@ static tpl_value from_json(tpl_run *r, const json_t *json, int depth) {
 void tpl_load_context(tpl_run *r, const char *json, size_t len) {
     json_error_t at;
     json_t *root = json_loadb(json, len, JSON_ALLOW_NUL, &at);
-    if (!root) {
+    if (root)
+        tpl_take_context(r, root);
+    else
         tpl_fail(r, SSM_EINVAL, "the context is not valid JSON: %s", at.text);
-        return;
-    }
+    json_decref(root);
+}
+
+void tpl_take_context(tpl_run *r, json_t *root) {
     if (!json_is_object(root))
         tpl_fail(r, SSM_EINVAL, "the context is not a JSON object");
     const char *key;
@@ -80,7 +84,6 @@ void tpl_load_context(tpl_run *r, const char *json, size_t len) {
                 tpl_frame_set(r, r->tpl->names[i], from_json(r, value, 0));
         }
     }
-    json_decref(root);
 }
 
 // ---- out

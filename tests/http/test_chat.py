@@ -251,6 +251,13 @@ def test_a_hundred_thousand_messages(client):
     assert prompt.count("User: so\n\n") == 50_000 and prompt.endswith("Assistant:")
 
 
+def test_a_hundred_thousand_messages_in_a_small_container(start):
+    server = start("--max-request-memory", "100M", "--cache-bytes", "16M")
+    messages = [{"role": "user" if i % 2 == 0 else "assistant", "content": "so"} for i in range(100_000)]
+    assert template(server.client, messages).endswith("Assistant:")
+    assert server.resident_bytes("VmHWM") < 224 << 20
+
+
 def test_a_conversation_beyond_the_memory_is_said_to_be(start):
     """What can never be read is not told to come again; what can be is."""
     own = start("--max-request-memory", "16M").client
