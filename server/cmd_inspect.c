@@ -156,7 +156,10 @@ static void print_reach(int32_t tokens) {
 // 0, or why this model's memory is nothing that its weights say.
 static int print_memory(const struct subject *s, ssm_error *err) {
     ssm_layer_memory m;
-    int rc = 0;
+    int rc = ssm_model_get_memory(s->model, 0, &m, err);
+    if (rc != 0) {
+        return rc;
+    }
     printf(
         "    memory, tokens: time constants of the poles (denser: more poles), and from where on\n"
         "    a layer says less than 1%% of what it says of a token, half of its channels and all\n"
