@@ -181,6 +181,7 @@ cudaError_t small_norms(device *d, int32_t n,
                         int32_t n_splits); // falcon_mamba's of dt, B and C, in xdb
 cudaError_t conv(device *d, int layer, const batch &b);
 cudaError_t mamba_advance(device *d, int layer, const batch &b, int32_t n_split);
+cudaError_t mamba_advance_few(device *d, int layer, const batch &b, int32_t n_split);
 cudaError_t mamba_scan(device *d, int layer, const batch &b);
 cudaError_t mamba2_advance(device *d, int layer, const batch &b, bool fold_norm);
 cudaError_t mamba2_scan(device *d, int layer, const batch &b);
@@ -201,6 +202,12 @@ cudaError_t skinny_x(device *d, int layer, const batch &b);
 cudaError_t skinny_out(device *d, int layer, const batch &b, bool fold_norm);
 cudaError_t skinny_head(device *d, const batch &b);
 int32_t skinny_x_splits(const device *d);
+
+// medium.cu: the same for 9 to 16 rows of large models on Hopper
+bool medium_fits(const device *d, int32_t n);
+cudaError_t medium_in(device *d, int layer, const batch &b);
+cudaError_t medium_x(device *d, int layer, const batch &b);
+cudaError_t medium_out(device *d, int layer, const batch &b);
 
 // ---- shared helpers
 

@@ -22,20 +22,27 @@
 //     0.18 and 1.48 at b1)
 //   + trips to L2 issued at once         0.30     2.17     4.49      14.5       31.1
 //   + one softplus a row and channel     0.30     2.27     4.08      13.1       31.4
+//   + states under way through every     0.30     2.27     3.8       9.4        31.4
+//     phase (advance.cu; predicted 8.5
+//     at b512)
+//
+// Prefill, 2.8b, 1 / 8 prompts of 2,048: 33 / 220 ms, then 30 / 190 with two channels a lane and five
+// blocks an SM (scan.cu; predicted 24 / 150). 9 to 16 rows of large models: medium.cu.
 //
 // Read out of it: PDL gave half of what was predicted, since a skinny kernel holds 64 to 80 KB an
-// SM in registers before its wait, not the 150 KB that a ring of bulk copies could. The advance
-// kernel was bound by instructions (softplus in every lane) and by serial trips to L2, not by its
-// bytes.
+// SM in registers before its wait, not the 150 KB that a ring of bulk copies could. The advance was
+// bound neither by bytes nor by instructions but by its phases, one after the other, each a trip to
+// L2 (ncu: 64% of stalls on loads, a third of the bandwidth). In-place reads and writes of states
+// have a ceiling of their own: 3.5 TB/s whatever the width, depth and policy, 47 us a layer.
 //
 // Tried and dropped: asking L2 for the next matrix (out_proj during x_proj, 12 to 24 MB of in_proj
 // during out_proj): -2% to +5% at 2.8b, +2% to +6% at 130m; three or four blocks an SM for in_proj
-// (+3% to +10%); the advance's rows in shared memory and four loads of x, z and dt_proj at once (0
-// to +13%).
+// (+3% to +10%); 16 and 8 rows of states ahead instead of 4 in the advance (+-2%).
 //
-// Open: the advance takes about 120 us a layer at 2.8b b512, its bytes 40; the local and the final
-// scan 107 and 145 us a layer for 2,048 tokens, the exponential unit 45; no ring of bulk copies at
-// b1, no replay for Mamba-2, no graphs for mixed steps.
+// Open: the advance takes 58 us of its 47; scans 110 us a layer for 2,048 tokens, the exponential
+// unit 56: shared memory's reads bind (78% of its cycles); 17 to 64 rows run on cuBLASLt at 20 and
+// 13 us for in_proj and out_proj where the bytes need 12 and 6; no ring of bulk copies at b1, no
+// replay for Mamba-2, no graphs for mixed steps.
 //
 // Failure: CUDA reports an error of a kernel at some later call. Whichever call sees it remembers
 // it (device.failed) and gives SSM_EDEVICE, as does every call after; waiting calls return too,
@@ -136,8 +143,8 @@ static size_t slot_bytes(const device *d) {
 }
 
 static int32_t carry_pieces(const device *d) { // step.cu, piece_length
-    const int64_t warps = ceil_div(d->g.d_inner, 32);
-    const int64_t by_card = 20 * d->n_sms / warps + 2;
+    const int64_t blocks = ceil_div(d->g.d_inner, 64);
+    const int64_t by_card = 2 * 5 * d->n_sms / blocks + 2;
     const int64_t by_tokens = d->max_tokens / 32 + d->max_tokens / 2;
     return (int32_t)(by_card < by_tokens ? by_card : by_tokens);
 }

@@ -2,11 +2,11 @@
 // All layers of a batch, as launches on the device's stream: run as they are for a mixed step,
 // captured into a graph for a decode bucket.
 //
-//   few decode rows (skinny.cu)         otherwise
-//   norm + in_proj + conv      1        norm, in_proj, conv               3
-//   x_proj, split              1        x_proj                            1
-//   dt_proj + advance + gate   1        dt_proj + advance and / or scan   1+
-//   out_proj + residual        1        out_proj + residual               1
+//   up to 8 decode rows (skinny.cu)     9 to 16 (medium.cu)         otherwise
+//   norm + in_proj + conv      1        norm, in_proj + conv   2    norm, in_proj, conv 3 x_proj,
+//   split              1        x_proj                 1    x_proj                            1
+//   dt_proj + advance + gate   1        the same               1    dt_proj + advance and / or scan
+//   1+ out_proj + residual        1        out_proj + residual    1    out_proj + residual 1
 #include "cuda.h"
 
 namespace ssm {
@@ -67,11 +67,28 @@ static int skinny_layer(device *d, int layer, const batch &b, ssm_error *err) {
     return 0;
 }
 
+static int medium_layer(device *d, int layer, const batch &b, ssm_error *err) {
+    SSM_CUDA(d, medium_in(d, layer, b), err);
+    if (d->g.kind == SSM_BLOCK_MAMBA) {
+        SSM_CUDA(d, medium_x(d, layer, b), err);
+        if (d->g.bc_dt_norm)
+            SSM_CUDA(d, small_norms(d, b.n, 1), err);
+    }
+    SSM_TRY(advance(d, layer, b, 1, false, err));
+    if (d->g.kind == SSM_BLOCK_MAMBA2)
+        SSM_CUDA(d, gated_norm(d, d->layers[layer], d->y, b.n, b.decode), err);
+    SSM_CUDA(d, medium_out(d, layer, b), err);
+    return 0;
+}
+
 int forward(device *d, const batch &b, ssm_error *err) {
-    const bool skinny = b.decode && skinny_fits(d, b.n);
+    const bool medium = b.decode && medium_fits(d, b.n);
+    const bool skinny = !medium && b.decode && skinny_fits(d, b.n);
     SSM_CUDA(d, embed(d, b), err);
     for (int i = 0; i < d->g.n_layers; i++)
-        SSM_TRY(skinny ? skinny_layer(d, i, b, err) : wide_layer(d, i, b, err));
+        SSM_TRY(medium   ? medium_layer(d, i, b, err)
+                : skinny ? skinny_layer(d, i, b, err)
+                         : wide_layer(d, i, b, err));
     if (b.n_logits == 0)
         return 0;
     if (skinny) {

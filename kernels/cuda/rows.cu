@@ -450,7 +450,7 @@ static cudaError_t conv_rows(device *d, const conv_args &a, const batch &b, cons
     if (a.width != 4)
         return launch(d, conv_rows_kernel<T, V>, dim3(blocks, (unsigned)b.n_rows), 128, 0, b.decode,
                       a, b.rows, b.n_rows, in, ring, out);
-    const int each = b.n_rows * (int)blocks >= 16 * d->n_sms ? 4 : 1;
+    const int each = b.n_rows * (int)blocks >= 16 * d->n_sms ? 2 : 1;
     return launch(d, conv4_rows_kernel<T, V>, dim3(blocks, (unsigned)ceil_div(b.n_rows, each)), 128,
                   0, b.decode, a, b.rows, b.n_rows, each, in, ring, out);
 }

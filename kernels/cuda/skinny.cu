@@ -19,119 +19,11 @@
 //
 // Bytes: the weights, once. What bounds it: the floor is weights / 4.4 TB/s; each launch exposes
 // the trip of its token rows through L2 (about 1 us) and its tail.
-#include "cuda.h"
-#include "util.cuh"
+#include "skinny.cuh"
 
 namespace ssm {
 
 enum { WARPS = 8, THREADS = WARPS * 32, MAX_ROWS = 16, MAX_GROUPS = 6 };
-
-enum epilogue { AFTER_IN, AFTER_X, AFTER_OUT, AFTER_HEAD };
-
-struct skinny_args {
-    const bf16 *weight; // [n_rows][n_cols]
-    const void *x;      // bf16 [batch][n_cols], or with a norm fp32
-    const float *norm;  // [n_cols], with a norm
-    float eps;
-    int n_rows, n_cols, batch; // batch: token rows
-    int rows_a_block;          // 0: an even split over the grid; otherwise tiles
-    epilogue after;
-    const float *bias; // [n_rows] or NULL
-    // AFTER_IN
-    bf16 *xz, *xc, *ring;
-    const row *rows;
-    const float *conv_weight, *conv_bias; // [d_conv][channels], [channels]
-    int conv_first, channels, width;      // rows of the convolution, d_conv
-    // AFTER_X, AFTER_OUT, AFTER_HEAD
-    float *out;           // [batch][n_rows]; X: [split][SPLIT_ROWS][n_rows]
-    const float *squares; // OUT, MAMBA2: [batch][heads], scale of the sums
-    int heads;
-};
-
-// One output's convolution: raw inputs that the ring holds, and the taps.
-struct taps {
-    float before[3], weight[4], bias;
-};
-
-__device__ __forceinline__ taps load_taps(const skinny_args &a, const row &r, int c) {
-    taps t;
-    const int kept = a.width - 1;
-    const bf16 *entries = a.ring + (size_t)r.slot * kept * a.channels + c;
-#pragma unroll
-    for (int j = 0; j < 4; j++)
-        t.weight[j] = j < a.width ? a.conv_weight[(size_t)(kept - j) * a.channels + c] : 0.f;
-#pragma unroll
-    for (int j = 1; j < 4; j++) {
-        t.before[j - 1] = 0;
-        if (j <= kept && !r.fresh) {
-            const int e = r.ring - j < 0 ? r.ring - j + kept : r.ring - j;
-            t.before[j - 1] = to_float(entries[(size_t)e * a.channels]);
-        }
-    }
-    t.bias = a.conv_bias[c];
-    return t;
-}
-
-__device__ __forceinline__ float convolve(const skinny_args &a, const row &r, int c, float raw,
-                                          const taps &t) {
-    const int kept = a.width - 1;
-    bf16 *entries = a.ring + (size_t)r.slot * kept * a.channels + c;
-    raw = to_float(from_float<bf16>(raw)); // what the ring will give back
-    float sum = t.bias + t.weight[0] * raw;
-#pragma unroll
-    for (int j = 1; j < 4; j++)
-        sum += t.weight[j] * t.before[j - 1];
-    for (int e = 0; e < kept; e++) {
-        if (e == r.ring)
-            entries[(size_t)e * a.channels] = from_float<bf16>(raw);
-        else if (r.fresh)
-            entries[(size_t)e * a.channels] = from_float<bf16>(0.f);
-    }
-    return silu(sum);
-}
-
-// What follows an output needs from memory, asked for before the sums are ready.
-struct ahead {
-    bool conv;
-    row r;
-    taps t;
-    float residual;
-};
-
-__device__ __forceinline__ ahead look_ahead(const skinny_args &a, int n, int token) {
-    ahead p = {};
-    if (a.after == AFTER_IN) {
-        p.r = a.rows[token];
-        p.conv = p.r.slot >= 0 && n >= a.conv_first && n < a.conv_first + a.channels;
-        if (p.conv)
-            p.t = load_taps(a, p.r, n - a.conv_first);
-    }
-    return p;
-}
-
-__device__ __forceinline__ void finish(const skinny_args &a, const ahead &p, int n, int token,
-                                       float sum) {
-    if (a.bias)
-        sum += a.bias[n];
-    switch (a.after) {
-    case AFTER_IN:
-        if (p.conv)
-            a.xc[(size_t)token * a.channels + n - a.conv_first] =
-                from_float<bf16>(convolve(a, p.r, n - a.conv_first, sum, p.t));
-        else if (n < a.conv_first || n >= a.conv_first + a.channels)
-            a.xz[(size_t)token * a.n_rows + n] = from_float<bf16>(sum);
-        break;
-    case AFTER_X:
-        a.out[((size_t)blockIdx.y * SPLIT_ROWS + token) * a.n_rows + n] = sum;
-        break;
-    case AFTER_OUT:
-        a.out[(size_t)token * a.n_rows + n] = p.residual + sum;
-        break;
-    case AFTER_HEAD:
-        a.out[(size_t)token * a.n_rows + n] = sum;
-        break;
-    }
-}
 
 // Eight columns of a token row; with a norm, times its weight, their squares added to sum.
 struct piece8 {
@@ -390,14 +282,6 @@ int32_t skinny_x_splits(const device *d) {
     return blocks < 8 ? blocks : 8;
 }
 
-static skinny_args arguments(const device *d, const batch &b, const void *weight, const void *x,
-                             int32_t rows, int32_t cols, epilogue after) {
-    skinny_args a = {};
-    a.weight = (const bf16 *)weight, a.x = x, a.n_rows = rows, a.n_cols = cols;
-    a.batch = b.n, a.after = after, a.eps = d->g.norm_eps;
-    return a;
-}
-
 // With many rows the fp32 residual would cross to every block: it is normed to bf16 once instead.
 static cudaError_t with_norm(device *d, const batch &b, const float *weight, skinny_args *a) {
     if (b.n <= 8) {
@@ -409,25 +293,19 @@ static cudaError_t with_norm(device *d, const batch &b, const float *weight, ski
 }
 
 cudaError_t skinny_in(device *d, int layer, const batch &b) {
-    const ssm_geometry &g = d->g;
     const layer_weights &w = d->layers[layer];
-    skinny_args a = arguments(d, b, w.in_proj, NULL, d->n_in, g.d_model, AFTER_IN);
+    skinny_args a = skinny_arguments(d, b, w.in_proj, NULL, d->n_in, d->g.d_model, AFTER_IN);
     const cudaError_t rc = with_norm(d, b, w.norm, &a);
     if (rc != cudaSuccess)
         return rc;
-    a.bias = w.in_bias;
-    a.xz = (bf16 *)d->xz, a.xc = (bf16 *)d->xc, a.rows = b.rows;
-    a.ring = (bf16 *)d->ring + (size_t)layer * d->n_slots * (g.d_conv - 1) * g.conv_dim;
-    a.conv_weight = w.conv_weight, a.conv_bias = w.conv_bias;
-    a.conv_first = g.kind == SSM_BLOCK_MAMBA2 ? g.d_inner : 0;
-    a.channels = g.conv_dim, a.width = g.d_conv;
+    skinny_in_fill(d, layer, b, &a);
     return run_even(d, a);
 }
 
 cudaError_t skinny_x(device *d, int layer, const batch &b) {
     const ssm_geometry &g = d->g;
     const layer_weights &w = d->layers[layer];
-    skinny_args a = arguments(d, b, w.x_proj, d->xc, d->n_x, g.d_inner, AFTER_X);
+    skinny_args a = skinny_arguments(d, b, w.x_proj, d->xc, d->n_x, g.d_inner, AFTER_X);
     a.out = d->xdb;
     a.rows_a_block = 8;
     const dim3 grid((unsigned)ceil_div(d->n_x, 8), (unsigned)skinny_x_splits(d));
@@ -437,7 +315,7 @@ cudaError_t skinny_x(device *d, int layer, const batch &b) {
 cudaError_t skinny_out(device *d, int layer, const batch &b, bool fold_norm) {
     const ssm_geometry &g = d->g;
     const layer_weights &w = d->layers[layer];
-    skinny_args a = arguments(d, b, w.out_proj, d->y, g.d_model, g.d_inner, AFTER_OUT);
+    skinny_args a = skinny_arguments(d, b, w.out_proj, d->y, g.d_model, g.d_inner, AFTER_OUT);
     a.out = d->residual, a.bias = w.out_bias;
     if (fold_norm)
         a.squares = d->squares, a.heads = g.n_heads, a.eps = g.gate_eps;
@@ -445,7 +323,8 @@ cudaError_t skinny_out(device *d, int layer, const batch &b, bool fold_norm) {
 }
 
 cudaError_t skinny_head(device *d, const batch &b) {
-    skinny_args a = arguments(d, b, d->lm_head, NULL, d->g.vocab_size, d->g.d_model, AFTER_HEAD);
+    skinny_args a =
+        skinny_arguments(d, b, d->lm_head, NULL, d->g.vocab_size, d->g.d_model, AFTER_HEAD);
     const cudaError_t rc = with_norm(d, b, d->norm_f, &a);
     a.out = d->logits;
     return rc ? rc : run_even(d, a);

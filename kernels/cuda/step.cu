@@ -160,10 +160,11 @@ static int decode_step(device *d, const ssm_plan *plan, const graph *g, ssm_erro
 
 // Tokens of a scan's piece: the whole span if there are enough sequences to fill the card.
 static int32_t piece_length(const device *d, int32_t n_spans, int32_t tokens) {
-    const int64_t warps = ceil_div(d->g.d_inner, 32);
-    if (d->g.kind != SSM_BLOCK_MAMBA || d->g.d_state != 16 || n_spans * warps >= 4 * d->n_sms)
+    const int64_t blocks = ceil_div(d->g.d_inner, 64), card = 5 * d->n_sms; // scan.cu
+    const int64_t most = card * 2 / 5;
+    if (d->g.kind != SSM_BLOCK_MAMBA || d->g.d_state != 16 || n_spans * blocks >= most)
         return INT32_MAX;
-    const int64_t length = ceil_div(tokens * warps, 16 * d->n_sms);
+    const int64_t length = ceil_div(tokens * blocks, card);
     return ceil_div(length < 32 ? 32 : length, 16) * 16;
 }
 
