@@ -43,11 +43,15 @@ cuda_step=$(program cuda_step)
     nvidia-smi --query-gpu=name,driver_version --format=csv,noheader
 } | tee "$out/device.txt"
 check test_cuda timeout 600 "$test_cuda"
+for name in test_golden test_golden_chunks; do # where they are built: they read the source tree
+    golden=$(program "$name" 2>/dev/null) &&
+        SSM_GOLDEN_BACKEND=cuda check "$name" timeout 600 "$golden"
+done
 if command -v compute-sanitizer >/dev/null; then
-    for tool in memcheck racecheck; do
-        check "$tool" timeout 600 compute-sanitizer --tool "$tool" --error-exitcode 1 \
-            "$test_cuda" quick
-    done
+    check memcheck timeout 600 compute-sanitizer --tool memcheck --error-exitcode 1 \
+        "$test_cuda" quick
+    check racecheck timeout 600 compute-sanitizer --tool racecheck --error-exitcode 1 \
+        "$test_cuda" race # two tests: it slows kernels hundreds of times
 else
     echo 'not run: compute-sanitizer is not installed'
 fi
@@ -58,9 +62,10 @@ bench() { # bench NAME ARGUMENTS...
     shift
     timeout 300 "$cuda_step" "$@" | tee "$out/$name.txt" || failed=1
 }
-bench mamba-f32 mamba-130m:decode=1,64,256,1024:prefill=1x2048,8x2048 \
-    mamba-2.8b:decode=1,64,256,512:prefill=1x2048,8x2048
-bench mamba-f16 --state f16 mamba-130m:decode=64,1024 mamba-2.8b:decode=1,64,512
+bench mamba-f32 mamba-130m:decode=1,8,16,64,256:prefill=1x2048,8x2048 \
+    mamba-2.8b:decode=1,64,512
+bench mamba-f16 --state f16 mamba-130m:decode=64,1024 \
+    mamba-2.8b:decode=1,8,16,32,64,128,256,512:prefill=1x2048,2x2048,4x2048,8x2048
 bench mamba2-f16 --state f16 mamba2-130m:decode=1,64,512:prefill=8x2048 \
     mamba2-2.7b:decode=1,64,512:prefill=1x2048,8x2048
 exit "$failed"

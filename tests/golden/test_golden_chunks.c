@@ -3,7 +3,8 @@
 //
 // A prompt whole, in chunks of 1, 3, 64, 1000 and off by one, beside other prompts in one plan, in
 // slots that hold NaN from before: the same logits and the same state. CPU backends promise this
-// bit for bit (kernels/backend.h).
+// bit for bit; a GPU promises it of the places, and of cuts and company only within rounding, since
+// the number of token rows chooses its kernels (kernels/backend.h).
 #include "golden.h"
 
 #include <check.h>
@@ -42,9 +43,23 @@ static void result_dispose(result *x) {
     free(x->state);
 }
 
+// fp32 sums of up to a thousand terms in another order, through some layers of a trained model.
+#define ROUNDING 1e-4
+
+static bool is_same(const runner *r, const float *a, const float *b, size_t n) {
+    if (strcmp(r->backend->name, "cuda") != 0)
+        return memcmp(a, b, n * sizeof *a) == 0;
+    double difference = 0, norm = 0;
+    for (size_t i = 0; i < n; i++) {
+        const double e = (double)a[i] - (double)b[i];
+        difference += e * e;
+        norm += (double)b[i] * (double)b[i];
+    }
+    return difference <= ROUNDING * ROUNDING * norm; // not for NaN
+}
+
 static void check_same(const result *a, const result *b, int32_t n, const runner *r,
                        const char *folder, int32_t chunk) {
-    const size_t logits = (size_t)n * (size_t)r->vocab * sizeof(float);
     if (!r->same_bits) {
         const double off = max_difference(a->all, b->all, (size_t)n * (size_t)r->vocab);
         const double moved = max_difference(a->state, b->state, r->state_floats);
@@ -52,9 +67,9 @@ static void check_same(const result *a, const result *b, int32_t n, const runner
                       folder, off, moved, chunk);
         return;
     }
-    ck_assert_msg(memcmp(a->all, b->all, logits) == 0, "%s: logits change with chunks of %d",
-                  folder, chunk);
-    ck_assert_msg(memcmp(a->state, b->state, r->state_floats * sizeof(float)) == 0,
+    ck_assert_msg(is_same(r, a->all, b->all, (size_t)n * (size_t)r->vocab),
+                  "%s: logits change with chunks of %d", folder, chunk);
+    ck_assert_msg(is_same(r, a->state, b->state, r->state_floats),
                   "%s: the state changes with chunks of %d", folder, chunk);
 }
 
@@ -67,6 +82,10 @@ START_TEST(chunks_agree) {
     golden g;
     runner r;
     golden_open(&g, m->folder);
+    if (!golden_runs(&g, golden_backends[_i % golden_n_backends])) {
+        golden_close(&g);
+        return;
+    }
     runner_open(&r, golden_backends[_i % golden_n_backends], ssm_model_weights(g.model));
     // Every chunk size is cut somewhere; past 1,000 tokens only where that is cheap.
     const bool small = ssm_model_get_info(g.model)->d_model <= 24;
@@ -117,6 +136,10 @@ START_TEST(company_does_not_matter) {
     golden g;
     runner r;
     golden_open(&g, m->folder);
+    if (!golden_runs(&g, golden_backends[_i % golden_n_backends])) {
+        golden_close(&g);
+        return;
+    }
     runner_open(&r, golden_backends[_i % golden_n_backends], ssm_model_weights(g.model));
     const int32_t n = g.n_prompts < PROMPTS ? g.n_prompts : PROMPTS;
     const size_t vocab = (size_t)r.vocab;
@@ -132,11 +155,11 @@ START_TEST(company_does_not_matter) {
     for (int32_t i = 0; i < n; i++) {
         const golden_prompt *p = &g.prompts[i];
         runner_feed(&r, 0, p->ids, p->n_ids < 50 ? p->n_ids : 50, 0, true, NULL, alone);
-        ck_assert_msg(memcmp(alone, together + (size_t)i * vocab, vocab * sizeof(float)) == 0,
+        ck_assert_msg(is_same(&r, alone, together + (size_t)i * vocab, vocab),
                       "%s: prompt %d answers differently in company", m->folder, i);
         runner_read(&r, 0, states[0]);
         runner_read(&r, PROMPTS - i, states[1]);
-        ck_assert(memcmp(states[0], states[1], r.state_floats * sizeof(float)) == 0);
+        ck_assert(is_same(&r, states[0], states[1], r.state_floats));
     }
     free(together);
     free(alone);
@@ -154,6 +177,10 @@ START_TEST(short_prompts_in_poisoned_slots) {
     golden g;
     runner r;
     golden_open(&g, m->folder);
+    if (!golden_runs(&g, golden_backends[_i % golden_n_backends])) {
+        golden_close(&g);
+        return;
+    }
     runner_open(&r, golden_backends[_i % golden_n_backends], ssm_model_weights(g.model));
     const ssm_geometry *geometry = &ssm_model_weights(g.model)->geometry;
     int32_t *ids = long_prompt(&g, 4);

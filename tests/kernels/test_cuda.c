@@ -48,13 +48,13 @@ static void must(int rc, const ssm_error *err) {
     ck_assert_msg(rc == 0, "%s", err->message);
 }
 
-static void rig_open(rig *r, const char *backend, const ssm_weights *w, ssm_dtype weight,
-                     ssm_dtype state) {
+static void rig_open_for(rig *r, const char *backend, const ssm_weights *w, ssm_dtype weight,
+                         ssm_dtype state, int32_t slots, int32_t rows, int32_t tokens) {
     ssm_error err = {0};
     const bool reference = strcmp(backend, "reference") == 0;
-    const ssm_device_options o = {.n_slots = SLOTS,
-                                  .max_rows = ROWS,
-                                  .max_tokens = TOKENS,
+    const ssm_device_options o = {.n_slots = slots,
+                                  .max_rows = rows,
+                                  .max_tokens = tokens,
                                   .weight_dtype = reference ? SSM_DTYPE_AUTO : weight,
                                   .state_dtype = reference ? SSM_DTYPE_AUTO : state};
     r->b = ssm_backend_find(backend);
@@ -62,6 +62,11 @@ static void rig_open(rig *r, const char *backend, const ssm_weights *w, ssm_dtyp
     must(r->b->open(w, &o, &r->d, &err), &err);
     r->vocab = w->geometry.vocab_size;
     r->state_floats = ssm_state_conv_floats(&w->geometry) + ssm_state_ssm_floats(&w->geometry);
+}
+
+static void rig_open(rig *r, const char *backend, const ssm_weights *w, ssm_dtype weight,
+                     ssm_dtype state) {
+    rig_open_for(r, backend, w, weight, state, SLOTS, ROWS, TOKENS);
 }
 
 static void rig_close(rig *r) {
@@ -199,6 +204,91 @@ START_TEST(random_plans_agree_with_the_reference) {
         run_plan(&p, live, round % 2);
     printf("%-44s worst %.1e of %.1e\n", p.what, p.worst, p.tolerance);
     pair_close(&p);
+}
+END_TEST
+
+// Steps of any number of rows, at sizes that give every product, convolution and advance kernel a
+// full card: rows are independent, so the reference runs every 13th alone.
+static const small_shape wide[] = {
+    {"mamba wide", SSM_BLOCK_MAMBA, 2, 512, 1024, 16, 4, 32, 0, 0, 500, false, false, true},
+    {"mamba2 wide", SSM_BLOCK_MAMBA2, 2, 512, 1024, 128, 4, 0, 16, 1, 500, false, true, true},
+    {"mamba large", SSM_BLOCK_MAMBA, 1, 1536, 3072, 16, 4, 96, 0, 0, 300, false, true, true},
+};
+enum { N_WIDE = sizeof wide / sizeof wide[0], MANY = 600, EACH = 13 };
+
+static void step_rows(rig *r, int32_t n, int32_t each, int32_t step) {
+    static int32_t tokens[MANY];
+    static ssm_segment segments[MANY];
+    int32_t used = 0;
+    for (int32_t i = 0; i < n; i += each, used++) {
+        segments[used] =
+            (ssm_segment){(i * 7 + n) % MANY, used, 1, step == 0 || i % 5 == 4, SSM_WANT_LAST};
+        tokens[used] = (i * 31 + step * 17 + n) % r->vocab;
+    }
+    rig_step(r, tokens, segments, used);
+}
+
+START_TEST(many_rows_agree_with_the_reference) {
+    const ssm_dtype states[] = {SSM_DTYPE_F32, SSM_DTYPE_F16};
+    const int32_t counts[] = {1, 2, 5, 8, 9, 14, 16, 20, 33, 48, 61, 64, 65, 100, 257, 600};
+    pair p = {.tolerance = 2.5e-2};
+    small_model_create(&p.model, &wide[_i / 2], SSM_DTYPE_BF16, 21);
+    snprintf(p.what, sizeof p.what, "%s, %s state", wide[_i / 2].name,
+             ssm_dtype_name(states[_i % 2]));
+    rig_open_for(&p.cuda, "cuda", &p.model.weights, SSM_DTYPE_BF16, states[_i % 2], MANY, MANY,
+                 MANY);
+    rig_open_for(&p.reference, "reference", &p.model.weights, SSM_DTYPE_BF16, SSM_DTYPE_F32, MANY,
+                 MANY, MANY);
+    for (size_t c = 0; c < sizeof counts / sizeof counts[0]; c++) {
+        if (wide[_i / 2].d_model > 512 && (counts[c] < 8 || counts[c] > 20))
+            continue; // for the products of 9 to 16 rows; the reference takes its time
+        for (int32_t step = 0; step < 3; step++) {
+            step_rows(&p.cuda, counts[c], 1, step);
+            step_rows(&p.reference, counts[c], EACH, step);
+        }
+        for (int32_t i = 0, row = 0; i < counts[c]; i += EACH, row++) {
+            const int32_t slot = (i * 7 + counts[c]) % MANY;
+            compare(&p, rig_logits(&p.cuda, i), rig_logits(&p.reference, row), (size_t)p.cuda.vocab,
+                    "logits");
+            compare(&p, rig_state(&p.cuda, slot), rig_state(&p.reference, slot),
+                    p.cuda.state_floats, "a state");
+        }
+    }
+    printf("%-44s worst %.1e of %.1e\n", p.what, p.worst, p.tolerance);
+    pair_close(&p);
+}
+END_TEST
+
+// The same steps twice, from the same states: the same bits.
+START_TEST(many_rows_twice_are_the_same_bits) {
+    small_model m;
+    rig r;
+    small_model_create(&m, &wide[_i], SSM_DTYPE_BF16, 22);
+    rig_open_for(&r, "cuda", &m.weights, SSM_DTYPE_BF16, SSM_DTYPE_F16, MANY, MANY, MANY);
+    const int32_t counts[] = {7, 16, 64, 200, 600};
+    for (int c = 0; c < 5; c++) {
+        const int32_t rows[] = {0, counts[c] / 2, counts[c] - 1};
+        float *first[3];
+        for (int round = 0; round < 4; round++) {
+            for (int32_t step = 0; step < 3; step++)
+                step_rows(&r, counts[c], 1, step);
+            for (int k = 0; k < 3; k++) {
+                float *logits = rig_logits(&r, rows[k]);
+                if (round == 0) {
+                    first[k] = logits;
+                    continue;
+                }
+                ck_assert_msg(memcmp(logits, first[k], (size_t)r.vocab * sizeof *logits) == 0,
+                              "%s: row %d of %d differs from run to run", wide[_i].name, rows[k],
+                              counts[c]);
+                free(logits);
+            }
+        }
+        for (int k = 0; k < 3; k++)
+            free(first[k]);
+    }
+    rig_close(&r);
+    small_model_free(&m);
 }
 END_TEST
 
@@ -351,6 +441,142 @@ START_TEST(forks_and_snapshots_go_on_as_their_source) {
     free(first);
     free(state);
     free(again);
+    rig_close(&r);
+    small_model_free(&m);
+}
+END_TEST
+
+// ---- traffic: admissions, cancellations, forks and restores at random
+
+// A request is a prompt fed in pieces, then tokens one by one; they are given, so that rounding
+// cannot send two runs different ways. What it comes to is its last logits.
+enum { REQUESTS = 60, MOST_IDS = 90, ADMISSIONS = 10000 };
+
+typedef struct request {
+    int32_t ids[MOST_IDS], prompt, n;
+    float *answer; // alone
+} request;
+
+typedef struct session {
+    const request *what; // NULL: the slot is free
+    int32_t done;
+} session;
+
+static void request_alone(rig *r, request *q) {
+    free(feed(r, 0, q->ids, q->prompt, q->prompt));
+    for (int32_t i = q->prompt; i < q->n; i++) {
+        const ssm_segment s = {0, 0, 1, false, SSM_WANT_LAST};
+        rig_step(r, q->ids + i, &s, 1);
+    }
+    q->answer = rig_logits(r, 0);
+}
+
+static int32_t free_slot(const session *sessions) {
+    const int32_t first = below(SLOTS);
+    for (int32_t i = 0; i < SLOTS; i++) {
+        if (!sessions[(first + i) % SLOTS].what)
+            return (first + i) % SLOTS;
+    }
+    return -1;
+}
+
+// A live session goes on in another slot: by a copy on the device, or through the host.
+static void move_session(rig *r, session *sessions, int32_t from, bool keep) {
+    ssm_error err = {0};
+    const int32_t to = free_slot(sessions);
+    if (to < 0 || !sessions[from].what || sessions[from].done == 0)
+        return;
+    if (below(4) == 0) {
+        float *state = rig_state(r, from);
+        must(r->b->slot_write(r->d, to, state, &err), &err);
+        free(state);
+    } else {
+        must(r->b->slots_copy(r->d, &from, &to, 1, &err), &err);
+    }
+    sessions[to] = sessions[from];
+    if (!keep)
+        sessions[from].what = NULL;
+}
+
+// One step of some of the live sessions; those that end are checked and leave.
+static int traffic_step(rig *r, session *sessions, double *worst) {
+    int32_t tokens[TOKENS], used = 0, at = 0, slots[SLOTS];
+    ssm_segment segments[SLOTS];
+    for (int32_t slot = 0; slot < SLOTS; slot++) {
+        session *s = &sessions[slot];
+        if (!s->what || below(8) == 0)
+            continue;
+        const int32_t left = s->what->prompt - s->done;
+        const int32_t count = left > 0 ? 1 + below(left) : 1;
+        if (at + count > TOKENS)
+            break;
+        segments[used] = (ssm_segment){slot, at, count, s->done == 0, SSM_WANT_LAST};
+        memcpy(tokens + at, s->what->ids + s->done, (size_t)count * sizeof *tokens);
+        slots[used++] = slot;
+        s->done += count;
+        at += count;
+    }
+    if (used == 0)
+        return 0;
+    rig_step(r, tokens, segments, used);
+    int ended = 0;
+    for (int32_t i = 0; i < used; i++) {
+        session *s = &sessions[slots[i]];
+        if (s->done < s->what->n)
+            continue;
+        float *logits = rig_logits(r, i);
+        const double off = distance(logits, s->what->answer, (size_t)r->vocab);
+        ck_assert_msg(off <= 2e-5, "an answer among others is off by %g", off);
+        *worst = off > *worst ? off : *worst;
+        free(logits);
+        s->what = NULL;
+        ended++;
+    }
+    return ended;
+}
+
+START_TEST(traffic_changes_no_answer) {
+    const int shape = _i == 0 ? 0 : 5;
+    small_model m;
+    rig r;
+    static request requests[REQUESTS];
+    session sessions[SLOTS] = {0};
+    small_model_create(&m, &shapes[shape], SSM_DTYPE_F32, 31);
+    rig_open(&r, "cuda", &m.weights, SSM_DTYPE_F32, SSM_DTYPE_F32);
+    for (int i = 0; i < REQUESTS; i++) {
+        request *q = &requests[i];
+        q->prompt = 1 + below(MOST_IDS - 13), q->n = q->prompt + 1 + below(12);
+        for (int32_t k = 0; k < q->n; k++)
+            q->ids[k] = below(r.vocab);
+        request_alone(&r, q);
+    }
+    int admitted = 0, ended = 0, cancelled = 0;
+    double worst = 0;
+    for (int live = 1; admitted < ADMISSIONS || live > 0;) {
+        for (int k = below(6); k > 0 && admitted < ADMISSIONS; k--) {
+            const int32_t slot = free_slot(sessions);
+            if (slot < 0)
+                break;
+            sessions[slot] = (session){&requests[below(REQUESTS)], 0};
+            admitted++;
+        }
+        if (below(3) == 0)
+            move_session(&r, sessions, below(SLOTS), below(2));
+        const int32_t victim = below(SLOTS);
+        if (below(6) == 0 && sessions[victim].what) {
+            sessions[victim].what = NULL;
+            cancelled++;
+        }
+        ended += traffic_step(&r, sessions, &worst);
+        live = 0;
+        for (int32_t i = 0; i < SLOTS; i++)
+            live += sessions[i].what != NULL;
+    }
+    printf("%s: %d admissions, %d answers checked, %d cancelled, worst %.1e\n", shapes[shape].name,
+           admitted, ended, cancelled, worst);
+    ck_assert_int_gt(ended, ADMISSIONS / 2);
+    for (int i = 0; i < REQUESTS; i++)
+        free(requests[i].answer);
     rig_close(&r);
     small_model_free(&m);
 }
@@ -583,6 +809,11 @@ int main(int argc, char **argv) {
     Suite *suite = suite_create("cuda");
     TCase *tc = tcase_create("device");
     tcase_set_timeout(tc, 0);
+    if (argc > 1 && strcmp(argv[1], "race") == 0) { // racecheck: hundreds of times slower
+        tcase_add_loop_test(tc, poison_stays_where_it_is, 0, 1);
+        tcase_add_loop_test(tc, poison_stays_where_it_is, 5, 6);
+        goto run;
+    }
     if (argc > 1 && strcmp(argv[1], "quick") == 0) { // under a sanitizer: bf16, both kinds
         tcase_add_loop_test(tc, random_plans_agree_with_the_reference, 1, 2);
         tcase_add_loop_test(tc, random_plans_agree_with_the_reference, 5 * N_FORMATS + 3,
@@ -592,10 +823,13 @@ int main(int argc, char **argv) {
         goto run;
     }
     tcase_add_loop_test(tc, random_plans_agree_with_the_reference, 0, N_SHAPES * N_FORMATS);
+    tcase_add_loop_test(tc, many_rows_agree_with_the_reference, 0, 2 * N_WIDE);
+    tcase_add_loop_test(tc, many_rows_twice_are_the_same_bits, 0, N_WIDE);
     tcase_add_loop_test(tc, whole_chunked_and_token_by_token_agree, 0, N_SHAPES);
     tcase_add_loop_test(tc, a_row_does_not_see_its_neighbours, 0, N_SHAPES);
     tcase_add_loop_test(tc, poison_stays_where_it_is, 0, N_SHAPES);
     tcase_add_loop_test(tc, forks_and_snapshots_go_on_as_their_source, 0, N_SHAPES);
+    tcase_add_loop_test(tc, traffic_changes_no_answer, 0, 2);
     tcase_add_loop_test(tc, draws_are_the_reference_samplers, 0, 4);
     tcase_add_loop_test(tc, running_ahead_draws_the_same, 0, N_SHAPES);
     tcase_add_test(tc, too_many_sessions_say_how_many_would_fit);
