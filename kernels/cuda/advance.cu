@@ -3,8 +3,8 @@
 //
 // Bytes a row and layer: the state twice (327,680 in fp16 at 5,120 channels), x, z and y. On an
 // H200 a plain copy in place of states 160 KB apart takes 47 us a layer of 2.8b at 512 rows (3.5
-// TB/s; a copy from one array to another 4.23). To come near it the states must be under way all the
-// time, whatever else warps wait for. So:
+// TB/s; a copy from one array to another 4.23). To come near it the states must be under way all
+// the time, whatever else warps wait for. So:
 //
 // - Work is a list of tiles, 16 rows by 128 channels (64 in fp32), column after column; each of two
 //   blocks an SM walks an even share of it.
@@ -23,8 +23,8 @@
 //   + this pipeline, 16 rows ahead (predicted 45)                     64.5
 //   + no branch on a row: predicated stores, loads from a zero        60
 //   + delta out of one bank, 4 rows ahead: no fewer were under way    58.5
-// Read by ncu: 22 M instructions, 1.6 a cycle of 4; warps wait for shared memory's reads (B and C are
-// read for every channel) more than for the states. A predicated load into a register that is
+// Read by ncu: 22 M instructions, 1.6 a cycle of 4; warps wait for shared memory's reads (B and C
+// are read for every channel) more than for the states. A predicated load into a register that is
 // cleared first waits for itself: hence load_state's zero.
 #include "mamba.cuh"
 
@@ -285,7 +285,7 @@ template <class S> static cudaError_t stream(device *d, int layer, const batch &
     const int64_t items = (int64_t)ceil_div(b.n_rows, TILE) * (a.channels / CHANNELS);
     const unsigned blocks = (unsigned)(items < 2 * d->n_sms ? items : 2 * d->n_sms);
     const size_t shared = stream_bytes(a.rank, a.n_x, CHANNELS);
-    auto kernel = advance_stream_kernel<S, 4>; // 8 and 16: within 2%
+    auto kernel = advance_stream_kernel < S, sizeof(S) == 4 ? 8 : 4 > ; // f32: 13.0 ms with 4
     const cudaError_t rc =
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared);
     return rc ? rc

@@ -26,8 +26,8 @@
 //     phase (advance.cu; predicted 8.5
 //     at b512)
 //
-// Prefill, 2.8b, 1 / 8 prompts of 2,048: 33 / 220 ms, then 30 / 190 with two channels a lane and five
-// blocks an SM (scan.cu; predicted 24 / 150). 9 to 16 rows of large models: medium.cu.
+// Prefill, 2.8b, 1 / 8 prompts of 2,048: 33 / 220 ms, then 30 / 190 with two channels a lane and
+// five blocks an SM (scan.cu; predicted 24 / 150). 9 to 16 rows of large models: medium.cu.
 //
 // Read out of it: PDL gave half of what was predicted, since a skinny kernel holds 64 to 80 KB an
 // SM in registers before its wait, not the 150 KB that a ring of bulk copies could. The advance was
