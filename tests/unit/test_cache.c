@@ -449,7 +449,7 @@ END_TEST
 
 START_TEST(a_disk_that_fails_costs_states_alone) {
     const setup s = {.sessions = 4, .rows = 2, .checkpoint = 64, .disk_rows = 200};
-    const struct rlimit limit = {200000, 200000}; // a dozen rows
+    const struct rlimit limit = {1000000, 1000000}; // of some sixty rows; Check writes a file too
     ssm_engine *engine;
     ssm_engine_options o;
     ssm_error err;
