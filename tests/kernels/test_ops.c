@@ -1,15 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // Every operation of every instruction set against the reference's, at odd shapes; then the same
-// checks on deliberately wrong kernels, which they must find. With SSM_TEST_TIME=1 each row is
-// timed too.
+// checks on deliberately wrong kernels, which they must find. bench_ops has the published shapes
+// and the clock.
 #include <check.h>
-#include <stdio.h>
-#include <time.h>
 
-#include "kernels/cpu/kernels.h"
-#include "kernels/cpu/pack.h"
-#include "kernels/reference/ops.h"
-#include "random_model.h"
+#include "op_cases.h"
 
 #ifdef __aarch64__
 static const char *const isas[] = {"neon", "avx2", "avx512", "avx512bf16"};
@@ -23,297 +18,186 @@ static const cpu_kernels *table_of(int i) { // NULL: not on this machine
     return k && strcmp(k->name, isas[i]) == 0 ? k : NULL;
 }
 
-static double now(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+static double error_of(const cpu_kernels *k, const op_shape *shape) {
+    op_case *c = op_case_create(shape);
+    const double e = c->error(c, k);
+    op_case_free(c);
+    return e;
 }
 
-// ---- arrays
-
-static float *random_floats(random_model *r, size_t n, double mean, double spread) {
-    float *x = malloc((n > 0 ? n : 1) * sizeof *x);
-    for (size_t i = 0; i < n; i++)
-        x[i] = (float)(mean + spread * random_unit(r));
-    return x;
-}
-
-// [tokens][n] to blocks and back; what lies past n is zero.
-static float *to_blocked(const float *x, int32_t n, int32_t tokens) {
-    const int32_t blocks = cpu_blocks(n);
-    float *out = calloc((size_t)blocks * (size_t)tokens * CPU_LANES, sizeof *out);
-    for (int32_t t = 0; t < tokens; t++) {
-        for (int32_t i = 0; i < n; i++)
-            out[(i / CPU_LANES * tokens + t) * CPU_LANES + i % CPU_LANES] = x[t * n + i];
-    }
-    return out;
-}
-
-static double distance(const float *a, const float *b, size_t n) {
-    double d = 0, norm = 0;
-    for (size_t i = 0; i < n; i++) {
-        d += ((double)a[i] - (double)b[i]) * ((double)a[i] - (double)b[i]);
-        norm += (double)b[i] * (double)b[i];
-    }
-    return sqrt(d / (norm > 0 ? norm : 1));
-}
-
-static double blocked_distance(const float *blocked, const float *want, int32_t n, int32_t tokens) {
-    float *expected = to_blocked(want, n, tokens);
-    const double d =
-        distance(blocked, expected, (size_t)cpu_blocks(n) * (size_t)tokens * CPU_LANES);
-    free(expected);
-    return d;
+static double product_error(const cpu_kernels *k, const op_matrix *m, cpu_format format,
+                            int32_t tokens) {
+    op_case *c = op_case_create_product(m, format, tokens);
+    const double e = c->error(c, k);
+    op_case_free(c);
+    return e;
 }
 
 // ---- products
 
-typedef struct product_case {
-    int32_t rows, cols, tokens;
-    ssm_dtype dtype;
-    cpu_format format;
-} product_case;
+static const char *const format_names[] = {"f32", "f16", "bf16", "bf16 dot", "int8", "int4"};
 
-static double product_error(const cpu_kernels *k, const product_case *c) {
-    random_model r = {.state = 3};
-    const ssm_tensor w = random_tensor(&r, c->dtype, c->rows, c->cols, 0, 1);
-    const ssm_tensor bias = random_tensor(&r, SSM_DTYPE_F32, c->rows, 1, 0, 1);
-    const cpu_matrix m = {&w, &bias, NULL, {{0, c->rows}}, 1, c->format};
-    cpu_arena arena = {0};
-    cpu_slice slice;
-    cpu_pack(&arena, &m, 0, cpu_matrix_blocks(&m), &slice);
-    const size_t size = arena.size > arena.used ? arena.size : arena.used;
-    arena = (cpu_arena){.base = cpu_map(size), .size = size};
-    cpu_pack(&arena, &m, 0, cpu_matrix_blocks(&m), &slice);
-
-    float *x = random_floats(&r, (size_t)c->cols * (size_t)c->tokens, 0, 1);
-    float *blocked = to_blocked(x, c->cols, c->tokens);
-    const size_t floats = (size_t)cpu_blocks(c->rows) * (size_t)c->tokens * CPU_LANES;
-    float *out = malloc(floats * sizeof *out);
-    memset(out, 0xff, floats * sizeof *out); // poisoned
-    const cpu_input input = {.data = blocked, .tokens = c->tokens};
-    const cpu_output output = {out, (size_t)c->tokens * CPU_LANES, CPU_LANES, false};
-    k->product(&slice, &input, &output);
-    if (getenv("SSM_TEST_TIME")) {
-        int rounds = 0;
-        const double start = now();
-        for (; now() - start < 0.05; rounds++)
-            k->product(&slice, &input, &output);
-        const double t = (now() - start) / rounds;
-        printf("%-11s product %5d x %4d x %2d format %d: %8.2f us, %5.1f GB/s, %6.1f Gflop/s\n",
-               k->name, c->rows, c->cols, c->tokens, c->format, 1e6 * t, (double)size / t / 1e9,
-               2e-9 * c->rows * c->cols * c->tokens / t);
-    }
-    float *weights = malloc((size_t)c->rows * (size_t)c->cols * sizeof *weights);
-    float *want = malloc((size_t)c->rows * (size_t)c->tokens * sizeof *want);
-    ssm_tensor_read(&w, 0, (size_t)c->rows * (size_t)c->cols, weights);
-    for (int32_t t = 0; t < c->tokens; t++)
-        ref_linear((size_t)c->rows, (size_t)c->cols, weights, bias.data, x + t * c->cols,
-                   want + t * c->rows);
-    const double d = blocked_distance(out, want, c->rows, c->tokens);
-    free(x);
-    free(blocked);
-    free(out);
-    free(weights);
-    free(want);
-    cpu_unmap(arena.base, arena.size);
-    random_model_dispose(&r);
-    return d;
+// Chains of K roundings end 2e-6 sqrt(K) / 16 from the sum and an ulp; integers' sums are exact
+// over a row (INT8) or a group, and what is left is a few roundings.
+static double product_tolerance(cpu_format format, int32_t cols) {
+    return format == CPU_W_INT8 ? 4e-7 : 3e-7 + 2e-6 * sqrt(cols) / 16;
 }
 
 START_TEST(products) {
-    const cpu_kernels *k = table_of(_i);
     const int32_t rows[] = {1, 16, 17, 48, 65, 130}, cols[] = {1, 15, 16, 33, 257};
     const int32_t tokens[] = {1, 2, 3, 5, 7, 8, 9, 17};
-    const product_case formats[] = {{.dtype = SSM_DTYPE_F32, .format = CPU_W_F32},
-                                    {.dtype = SSM_DTYPE_F16, .format = CPU_W_F16},
-                                    {.dtype = SSM_DTYPE_BF16, .format = CPU_W_BF16}};
-    for (int f = 0; k && f < 3; f++) {
-        for (int i = 0; i < 6 * 5 * 8; i++) {
-            product_case c = formats[f];
-            c.rows = rows[i / 40];
-            c.cols = cols[i / 8 % 5];
-            c.tokens = tokens[i % 8];
-            const double e = product_error(k, &c); // 2e-6 sqrt(K) / 16 and an ulp
-            ck_assert_msg(e <= 2e-7 + 2e-6 * sqrt(c.cols) / 16, "%s %d x %d x %d: %g", k->name,
-                          c.rows, c.cols, c.tokens, e);
+    const cpu_format format = (cpu_format)_i;
+    const ssm_dtype stored[] = {SSM_DTYPE_F32,  SSM_DTYPE_F16,  SSM_DTYPE_BF16,
+                                SSM_DTYPE_BF16, SSM_DTYPE_BF16, SSM_DTYPE_F32};
+    for (int i = 0; i < 6 * 5; i++) {
+        op_matrix *m = op_matrix_create(stored[_i], rows[i / 5], cols[i % 5], format, 0);
+        for (int j = 0; j < N_ISAS * 8; j++) {
+            const cpu_kernels *k = table_of(j / 8);
+            const double e = k ? product_error(k, m, format, tokens[j % 8]) : 0;
+            ck_assert_msg(e <= product_tolerance(format, m->cols), "%s %s %d x %d x %d: %g",
+                          isas[j / 8], format_names[_i], m->rows, m->cols, tokens[j % 8], e);
         }
+        op_matrix_free(m);
     }
 }
 END_TEST
 
-// ---- convolution and recurrence over one block, against the reference token by token
-
-static double conv_error(const cpu_kernels *k, int32_t width, int32_t count) {
-    random_model r = {.state = 5};
-    const size_t w = (size_t)width, n = CPU_LANES;
-    float *weight = random_floats(&r, n * w, 0, 1), *bias = random_floats(&r, n, 0, 1);
-    float *tail = random_floats(&r, n * w, 0, 1); // [16][width - 1]
-    float *x = random_floats(&r, n * (size_t)count, 0, 2);
-    float *out = calloc(n * (size_t)count, sizeof *out), *packed = calloc(n * w, sizeof *packed);
-    float *own_tail = calloc(n * w, sizeof *own_tail);
-    for (size_t c = 0; c < n; c++) {
-        for (size_t j = 0; j < w; j++)
-            packed[j * n + c] = weight[c * w + j];
-        for (size_t j = 0; j + 1 < w; j++)
-            own_tail[j * n + c] = tail[c * (w - 1) + j];
+// As stored: bit by bit. From another type: half a unit in the last place. Of uniform weights, int8
+// keeps 1 / 127 / 2 and int4 1 / 15 of a row's or a group's largest, by their root mean square.
+START_TEST(packed_weights_are_those_stored) {
+    const struct {
+        ssm_dtype stored;
+        cpu_format format;
+        double most;
+    } cases[] = {{SSM_DTYPE_F32, CPU_W_F32, 0},       {SSM_DTYPE_F16, CPU_W_F16, 0},
+                 {SSM_DTYPE_BF16, CPU_W_BF16, 0},     {SSM_DTYPE_BF16, CPU_W_BF16_DOT, 0},
+                 {SSM_DTYPE_F32, CPU_W_F16, 0x1p-11}, {SSM_DTYPE_F32, CPU_W_BF16, 0x1p-8},
+                 {SSM_DTYPE_F32, CPU_W_INT8, 5e-3},   {SSM_DTYPE_F32, CPU_W_INT4, 0.08},
+                 {SSM_DTYPE_BF16, CPU_W_INT8, 5e-3},  {SSM_DTYPE_BF16, CPU_W_INT4, 0.08}};
+    const int32_t rows[] = {1, 17, 65}, cols[] = {1, 33, 257};
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0] * 9; i++) {
+        op_matrix *m = op_matrix_create(cases[i / 9].stored, rows[i % 3], cols[i / 3 % 3],
+                                        cases[i / 9].format, 0);
+        const double e = op_matrix_error(m);
+        ck_assert_msg(e <= cases[i / 9].most, "type %d as %s, %d x %d: %g", cases[i / 9].stored,
+                      format_names[cases[i / 9].format], m->rows, m->cols, e);
+        op_matrix_free(m);
     }
-    const cpu_conv args = {packed, bias, own_tail, x, out, width, count, false};
-    k->conv(&args);
-    for (int32_t t = 0; t < count; t++)
-        ref_conv_step(n, w, weight, bias, tail, x + t * CPU_LANES);
-    double d = distance(out, x, n * (size_t)count);
-    for (size_t c = 0; c < n; c++) {
-        for (size_t j = 0; j + 1 < w; j++)
-            d += own_tail[j * n + c] != tail[c * (w - 1) + j];
-    }
-    free(weight);
-    free(bias);
-    free(tail);
-    free(x);
-    free(out);
-    free(packed);
-    free(own_tail);
-    return d;
 }
+END_TEST
+
+START_TEST(conversions) {
+    const cpu_kernels *k = table_of(_i);
+    const int32_t n[] = {1, 16, 33, 257}, tokens[] = {1, 3, 8, 17};
+    const cpu_form forms[] = {CPU_X_BF16, CPU_X_Q16, CPU_X_Q15};
+    for (int i = 0; k && i < 3 * 16; i++) {
+        const op_shape s = {OP_CONVERT, tokens[i % 4], .n = n[i / 4 % 4], .form = forms[i / 16]};
+        const double e = error_of(k, &s);
+        // half a unit, and two roundings of a number up to 32767 units
+        const double most = s.form == CPU_X_BF16 ? 0 : 0.505;
+        ck_assert_msg(e <= most, "%s form %d, %d x %d: %g", k->name, s.form, s.n, s.tokens, e);
+    }
+}
+END_TEST
+
+// A token that is not finite stays so, in every form, and only that token.
+START_TEST(conversions_keep_what_is_not_finite) {
+    enum { N = 3 * CPU_LANES, TOKENS = 3 };
+    const cpu_kernels *k = table_of(_i);
+    const float bad[] = {NAN, INFINITY, -INFINITY};
+    for (int i = 0; k && i < 3; i++) {
+        float x[N * TOKENS], scale[TOKENS] = {0}, bytes[(N + CPU_LANES) * TOKENS];
+        int32_t sum[2 * TOKENS];
+        for (int j = 0; j < N * TOKENS; j++)
+            x[j] = 0.25f;
+        x[(1 * TOKENS + 1) * CPU_LANES + 5] = bad[i];
+        for (cpu_form form = CPU_X_Q16; form <= CPU_X_Q15; form++) {
+            k->convert(form, x, N / CPU_LANES, TOKENS, 0, TOKENS, bytes, scale, sum);
+            ck_assert(!isfinite(scale[1]));
+            ck_assert(isfinite(scale[0]) && scale[0] > 0 && isfinite(scale[2]) && scale[2] > 0);
+        }
+        k->convert(CPU_X_BF16, x, N / CPU_LANES, TOKENS, 0, TOKENS, bytes, NULL, NULL);
+        const size_t at = (1 * TOKENS + 1) * CPU_LANES + 5;
+        uint32_t bits;
+        memcpy(&bits, &bytes[at], sizeof bits);
+        if (k->has_bf16_dot) {
+            uint16_t half;
+            memcpy(&half, (const char *)bytes + 2 * at, sizeof half);
+            bits = (uint32_t)half << 16;
+        }
+        float kept;
+        memcpy(&kept, &bits, sizeof kept);
+        ck_assert(isnan(bad[i]) ? isnan(kept) : kept == bad[i]);
+    }
+}
+END_TEST
+
+// ---- convolution and recurrence
 
 START_TEST(convolutions) {
     const cpu_kernels *k = table_of(_i);
     for (int32_t width = 1; k && width <= 8; width++) {
         for (int32_t count = 1; count < 140; count += 1 + count / 3) {
-            const double e = conv_error(k, width, count);
-            ck_assert_msg(e <= 1e-6, "%s width %d, %d tokens: %g", k->name, width, count, e);
+            for (int fresh = 0; fresh < 2; fresh++) {
+                const op_shape s = {OP_CONV, count, .n = 32, .k = width, .fresh = fresh};
+                const double e = error_of(k, &s);
+                ck_assert_msg(e <= 1e-6, "%s width %d, %d tokens, fresh %d: %g", k->name, width,
+                              count, fresh, e);
+            }
         }
     }
 }
 END_TEST
 
-static double scan_error(const cpu_kernels *k, int32_t n, int32_t count, bool per_state) {
-    random_model r = {.state = 7};
-    const size_t lanes = CPU_LANES, states = (size_t)n, len = (size_t)count;
-    float *a_log = random_floats(&r, lanes * states, 0, 2), *d = random_floats(&r, lanes, 1, 1);
-    float *delta = malloc(lanes * len * sizeof *delta); // log-uniform: decays 1 - 1e-5 to 1e-6
-    for (size_t i = 0; i < lanes * len; i++)
-        delta[i] = (float)exp(-4.5 + 5 * random_unit(&r));
-    float *b = random_floats(&r, states * len, 0, 1), *c = random_floats(&r, states * len, 0, 1);
-    float *x = random_floats(&r, lanes * len, 0, 1), *z = random_floats(&r, lanes * len, 0, 3);
-    float *h = random_floats(&r, lanes * states, 0, 1); // [16][n]
-    float *own_h = malloc(lanes * states * sizeof *own_h), *a = malloc(lanes * states * sizeof *a);
-    float *y = malloc(lanes * len * sizeof *y), *want = malloc(lanes * len * sizeof *want);
-    for (size_t l = 0; l < lanes; l++) {
-        for (size_t s = 0; s < states; s++) {
-            own_h[s * lanes + l] = h[l * states + s];
-            a[s * lanes + l] =
-                (float)(-exp((double)a_log[per_state ? l * states + s : l]) * 1.4426950408889634);
-        }
-    }
-    float *bb = to_blocked(b, n, count), *bc = to_blocked(c, n, count);
-    const cpu_scan args = {.a = a,
-                           .d = d,
-                           .delta = delta,
-                           .x = x,
-                           .z = z,
-                           .b = bb,
-                           .c = bc,
-                           .stride = len * lanes,
-                           .h = own_h,
-                           .y = y,
-                           .n = n,
-                           .count = count,
-                           .per_state = per_state};
-    k->scan(&args);
-    for (int32_t t = 0; t < count; t++) {
-        const size_t at = (size_t)t * lanes, row = (size_t)t * states;
-        if (per_state)
-            ref_scan_mamba(lanes, states, a_log, d, delta + at, b + row, c + row, x + at, h,
-                           want + at);
-        else
-            ref_scan_mamba2(lanes, 1, 1, states, a_log, d, delta + at, b + row, c + row, x + at, h,
-                            want + at);
-        for (size_t l = 0; l < lanes; l++)
-            want[at + l] *= ref_silu(z[at + l]);
-    }
-    double e = distance(y, want, lanes * len), state = 0, norm = 0;
-    for (size_t l = 0; l < lanes; l++) {
-        for (size_t s = 0; s < states; s++) {
-            const double diff = (double)own_h[s * lanes + l] - (double)h[l * states + s];
-            state += diff * diff;
-            norm += (double)h[l * states + s] * (double)h[l * states + s];
-        }
-    }
-    e = fmax(e, sqrt(state / norm));
-    float *all[] = {a_log, d, delta, b, c, x, z, h, own_h, a, y, want, bb, bc};
-    for (size_t i = 0; i < sizeof all / sizeof all[0]; i++)
-        free(all[i]);
-    return e;
-}
-
 START_TEST(recurrences) {
     const cpu_kernels *k = table_of(_i);
     const int32_t states[] = {1, 3, 8, 16, 17, 32, 33, 128}, counts[] = {1, 2, 63, 64, 65, 200};
-    for (int i = 0; k && i < 8 * 6 * 2; i++) {
-        const int32_t n = states[i / 12], count = counts[i / 2 % 6];
-        const double e = scan_error(k, n, count, i % 2);
-        ck_assert_msg(e <= 2e-6, "%s n %d, %d tokens: %g", k->name, n, count, e);
+    for (int i = 0; k && i < 8 * 6 * 4; i++) {
+        op_shape s = {OP_SCAN, counts[i / 4 % 6], .n = 16, .k = states[i / 24]};
+        s.per_state = i % 2;
+        s.fresh = i / 2 % 2;
+        const double e = error_of(k, &s);
+        ck_assert_msg(e <= 2e-6, "%s n %d, %d tokens, kind %d, fresh %d: %g", k->name, s.k,
+                      s.tokens, s.per_state, s.fresh, e);
+    }
+}
+END_TEST
+
+// Lanes of a block whose heads read different groups of B and C.
+START_TEST(recurrences_of_mixed_groups) {
+    const cpu_kernels *k = table_of(_i);
+    const int32_t states[] = {1, 5, 16, 33}, counts[] = {1, 2, 65};
+    for (int i = 0; k && i < 4 * 3 * 4; i++) {
+        const op_shape s = {OP_SCAN, counts[i / 4 % 3], .n = 16, .k = states[i / 12],
+                            .groups = 2 << i % 4};
+        const double e = error_of(k, &s);
+        ck_assert_msg(e <= 2e-6, "%s n %d, %d tokens, %d groups: %g", k->name, s.k, s.tokens,
+                      s.groups, e);
     }
 }
 END_TEST
 
 // ---- norms and softplus
 
-static double norm_error(const cpu_kernels *k, int32_t n, int32_t groups, int32_t tokens) {
-    random_model r = {.state = 9};
-    float *x = random_floats(&r, (size_t)n * (size_t)tokens, 0, 3);
-    float *weight = random_floats(&r, (size_t)cpu_blocks(n) * CPU_LANES, 1, 0.5);
-    float *blocked = to_blocked(x, n, tokens);
-    const cpu_norm args = {.x = blocked,
-                           .weight = weight,
-                           .out = blocked,
-                           .n = n,
-                           .groups = groups,
-                           .tokens = tokens,
-                           .out_tokens = tokens,
-                           .count = tokens,
-                           .eps = 1e-5f};
-    k->norm(&args);
-    const int32_t width = n / groups;
-    for (int32_t i = 0; i < n * tokens; i += width)
-        ref_rms_norm((size_t)width, x + i, weight + i % n, 1e-5f, x + i);
-    const double d = blocked_distance(blocked, x, n, tokens);
-    free(x);
-    free(weight);
-    free(blocked);
-    return d;
-}
-
 START_TEST(norms) {
     const cpu_kernels *k = table_of(_i);
     const int32_t cases[][2] = {{1, 1}, {15, 1}, {65, 1}, {64, 2}, {120, 8}, {96, 3}, {768, 1}};
     for (int i = 0; k && i < 7; i++) {
-        const double e = norm_error(k, cases[i][0], cases[i][1], 1 + i);
-        ck_assert_msg(e <= 5e-7, "%s %d in %d: %g", k->name, cases[i][0], cases[i][1], e);
+        const op_shape s = {OP_NORM, 1 + i, .n = cases[i][0], .k = cases[i][1]};
+        const double e = error_of(k, &s);
+        ck_assert_msg(e <= 5e-7, "%s %d in %d: %g", k->name, s.n, s.k, e);
     }
 }
 END_TEST
 
 START_TEST(softplus_over_its_range) {
     const cpu_kernels *k = table_of(_i);
-    double worst = 0;
-    for (double from = -80; k && from < 40; from += 0.01) {
-        float x[CPU_LANES];
-        double want[CPU_LANES];
-        for (int i = 0; i < CPU_LANES; i++) {
-            x[i] = (float)(from + 0.01 * i / CPU_LANES);
-            want[i] = x[i] > 30 ? (double)x[i] : log1p(exp((double)x[i]));
-        }
-        k->softplus(x, CPU_LANES, 0, INFINITY);
-        for (int i = 0; i < CPU_LANES; i++)
-            worst = fmax(worst, fabs((double)x[i] - want[i]) / want[i]);
-    }
-    if (getenv("SSM_TEST_TIME") && k)
-        printf("%-11s softplus: relative error %.2e\n", k->name, worst);
+    const op_shape open = {OP_SOFTPLUS, 12000, .n = 16, .lo = 0, .hi = INFINITY};
+    const op_shape clamped = {OP_SOFTPLUS, 500, .n = 16, .lo = 0.001f, .hi = 2};
     // without a fused product the argument's reduction loses up to |x| ulp
-    ck_assert(worst <= (_i == 0 ? 1e-5 : 5e-7));
+    const double most = _i == 0 ? 1e-5 : 5e-7;
+    const double e = k ? error_of(k, &open) : 0, c = k ? error_of(k, &clamped) : 0;
+    ck_assert_msg(e <= most && c <= most, "%s: %g, clamped %g", isas[_i], e, c);
 }
 END_TEST
 
@@ -324,7 +208,18 @@ static const cpu_kernels *right;
 static void product_without_last_input(const cpu_slice *w, const cpu_input *x,
                                        const cpu_output *out) {
     cpu_slice cut = *w;
-    cut.k_blocks--;
+    cut.k_blocks -= 2;
+    right->product(&cut, x, out);
+}
+static void product_without_add(const cpu_slice *w, const cpu_input *x, const cpu_output *out) {
+    cpu_output wrong = *out;
+    wrong.add = false;
+    right->product(w, x, &wrong);
+}
+static void product_without_last_block(const cpu_slice *w, const cpu_input *x,
+                                       const cpu_output *out) {
+    cpu_slice cut = *w;
+    cut.n_blocks -= CPU_PANEL_BLOCKS;
     right->product(&cut, x, out);
 }
 static void conv_without_tail(const cpu_conv *args) {
@@ -332,9 +227,19 @@ static void conv_without_tail(const cpu_conv *args) {
     wrong.fresh = true;
     right->conv(&wrong);
 }
+static void conv_reads_old_slot(const cpu_conv *args) {
+    cpu_conv wrong = *args;
+    wrong.fresh = false;
+    right->conv(&wrong);
+}
 static void scan_with_shared_decay(const cpu_scan *args) {
     cpu_scan wrong = *args;
     wrong.per_state = false;
+    right->scan(&wrong);
+}
+static void scan_reads_old_slot(const cpu_scan *args) {
+    cpu_scan wrong = *args;
+    wrong.fresh = false;
     right->scan(&wrong);
 }
 static void norm_without_weight(const cpu_norm *args) {
@@ -342,19 +247,65 @@ static void norm_without_weight(const cpu_norm *args) {
     wrong.weight = NULL;
     right->norm(&wrong);
 }
+static void norm_of_nothing(const cpu_norm *args) {
+}
+static void softplus_without_bounds(float *x, size_t n, float lo, float hi) {
+    right->softplus(x, n, -INFINITY, INFINITY);
+}
+static void softplus_of_nan(float *x, size_t n, float lo, float hi) {
+    right->softplus(x, n, lo, hi);
+    x[n / 2] = NAN;
+}
+static void convert_without_last_token(cpu_form form, const float *x, int32_t blocks,
+                                       int32_t tokens, int32_t first, int32_t count, void *out,
+                                       float *scale, int32_t *sum) {
+    right->convert(form, x, blocks, tokens, first, count - 1, out, scale, sum);
+}
 
-START_TEST(planted_errors_are_found) {
+START_TEST(wrong_products_are_found) {
+    void (*const wrongs[])(const cpu_slice *, const cpu_input *, const cpu_output *) = {
+        product_without_last_input, product_without_add, product_without_last_block};
     right = cpu_kernels_choose(NULL);
-    cpu_kernels wrong = *right;
-    wrong.product = product_without_last_input;
-    wrong.conv = conv_without_tail;
-    wrong.scan = scan_with_shared_decay;
-    wrong.norm = norm_without_weight;
-    const product_case c = {48, 64, 3, SSM_DTYPE_BF16, CPU_W_BF16};
-    ck_assert(product_error(&wrong, &c) > 1e-3);
-    ck_assert(conv_error(&wrong, 4, 100) > 1e-3);
-    ck_assert(scan_error(&wrong, 16, 50, true) > 1e-3);
-    ck_assert(norm_error(&wrong, 64, 1, 2) > 1e-3);
+    for (cpu_format format = CPU_W_F32; format <= CPU_W_INT4; format++) {
+        op_matrix *m = op_matrix_create(SSM_DTYPE_F32, 96, 64, format, 0);
+        ck_assert(product_error(right, m, format, 3) <= product_tolerance(format, 64));
+        for (int i = 0; i < 3; i++) {
+            cpu_kernels wrong = *right;
+            wrong.product = wrongs[i];
+            ck_assert(!(product_error(&wrong, m, format, 3) <= 1e-3));
+        }
+        op_matrix_free(m);
+    }
+}
+END_TEST
+
+START_TEST(wrong_kernels_are_found) {
+    right = cpu_kernels_choose(NULL);
+    const op_shape conv = {OP_CONV, 100, .n = 16, .k = 4},
+                   scan = {OP_SCAN, 50, .n = 16, .k = 16, .per_state = true};
+    op_shape new_conv = conv, new_scan = scan;
+    new_conv.fresh = new_scan.fresh = true;
+    const op_shape norm = {OP_NORM, 2, .n = 64, .k = 1};
+    const op_shape softplus = {OP_SOFTPLUS, 10, .n = 16, .lo = 0.001f, .hi = 2};
+    const op_shape convert = {OP_CONVERT, 4, .n = 64, .form = CPU_X_Q16};
+    const struct {
+        const op_shape *shape;
+        cpu_kernels wrong;
+    } cases[] = {{&conv, {.conv = conv_without_tail}},
+                 {&new_conv, {.conv = conv_reads_old_slot}},
+                 {&scan, {.scan = scan_with_shared_decay}},
+                 {&new_scan, {.scan = scan_reads_old_slot}},
+                 {&norm, {.norm = norm_without_weight}},
+                 {&norm, {.norm = norm_of_nothing}},
+                 {&softplus, {.softplus = softplus_without_bounds}},
+                 {&softplus, {.softplus = softplus_of_nan}},
+                 {&convert, {.convert = convert_without_last_token}}};
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        const double e = error_of(&cases[i].wrong, cases[i].shape);
+        const double good = error_of(right, cases[i].shape);
+        ck_assert_msg(!(e <= (cases[i].shape == &convert ? 0.6 : 1e-3)), "case %zu: %g", i, e);
+        ck_assert_msg(good <= (cases[i].shape == &convert ? 0.505 : 2e-6), "case %zu: %g", i, good);
+    }
 }
 END_TEST
 
@@ -362,12 +313,17 @@ int main(void) {
     Suite *suite = suite_create("ops");
     TCase *tc = tcase_create("all");
     tcase_set_timeout(tc, 120);
-    tcase_add_loop_test(tc, products, 0, N_ISAS);
+    tcase_add_loop_test(tc, products, CPU_W_F32, CPU_W_INT4 + 1);
+    tcase_add_test(tc, packed_weights_are_those_stored);
+    tcase_add_loop_test(tc, conversions, 0, N_ISAS);
+    tcase_add_loop_test(tc, conversions_keep_what_is_not_finite, 0, N_ISAS);
     tcase_add_loop_test(tc, convolutions, 0, N_ISAS);
     tcase_add_loop_test(tc, recurrences, 0, N_ISAS);
+    tcase_add_loop_test(tc, recurrences_of_mixed_groups, 0, N_ISAS);
     tcase_add_loop_test(tc, norms, 0, N_ISAS);
     tcase_add_loop_test(tc, softplus_over_its_range, 0, N_ISAS);
-    tcase_add_test(tc, planted_errors_are_found);
+    tcase_add_test(tc, wrong_products_are_found);
+    tcase_add_test(tc, wrong_kernels_are_found);
     suite_add_tcase(suite, tc);
     SRunner *runner = srunner_create(suite);
     srunner_run_all(runner, CK_NORMAL);
