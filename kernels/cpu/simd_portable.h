@@ -31,15 +31,13 @@ typedef struct vi {
 #define VF_EACH(expression)                                                                        \
     do {                                                                                           \
         vf r_;                                                                                     \
-        for (int i = 0; i < 4; i++)                                                                \
-            r_.q[i] = (expression);                                                                \
+        _Pragma("GCC unroll 4") for (int i = 0; i < 4; i++) r_.q[i] = (expression);                \
         return r_;                                                                                 \
     } while (0)
 #define VI_EACH(expression)                                                                        \
     do {                                                                                           \
         vi r_;                                                                                     \
-        for (int i = 0; i < 4; i++)                                                                \
-            r_.q[i] = (expression);                                                                \
+        _Pragma("GCC unroll 4") for (int i = 0; i < 4; i++) r_.q[i] = (expression);                \
         return r_;                                                                                 \
     } while (0)
 
@@ -192,9 +190,9 @@ static inline vi vi_shift_right(vi a, int n) {
     VI_EACH(a.q[i] >> n);
 }
 static inline vi vi_dot(vi acc, vi u8, vi s8) {
-    for (int byte = 0; byte < 4; byte++) {
-        for (int i = 0; i < 4; i++)
-            acc.q[i] += ((u8.q[i] >> (8 * byte)) & 255) * ((s8.q[i] << (24 - 8 * byte)) >> 24);
+    _Pragma("GCC unroll 4") for (int byte = 0; byte < 4; byte++) {
+        _Pragma("GCC unroll 4") for (int i = 0; i < 4; i++) acc.q[i] +=
+            ((u8.q[i] >> (8 * byte)) & 255) * ((s8.q[i] << (24 - 8 * byte)) >> 24);
     }
     return acc;
 }
