@@ -16,22 +16,32 @@ static float read_stream(const void *data, size_t bytes) {
 }
 
 // Independent chains that cover the latency of any of these instructions on any of these machines.
-enum { CHAINS = SIMD_TILE_TOKENS == 8 ? 16 : 10 };
+// All in registers: 16 of 16 lanes in AVX-512, 12 halves in AVX2, 12 quarters elsewhere.
+enum { CHAINS = SIMD_TILE_TOKENS == 8 ? 16 : SIMD_TILE_TOKENS == 6 ? 6 : 3 };
 
 // `rounds` rounds of CHAINS vector products in a format; returns the multiply-adds done, counting
 // what the format's weights take (an int8 weight takes two instructions, one for each byte of its
 // activation). *sink keeps the result alive.
 static double product_rounds(cpu_format format, int64_t rounds, float *sink) {
+    // Lanes differ: of equal ones the compiler would compute a single register's worth.
+    static const float lanes[CPU_LANES] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    static const int32_t int_lanes[CPU_LANES] = {0, 1, 2,  3,  4,  5,  6,  7,
+                                                 8, 9, 10, 11, 12, 13, 14, 15};
     vf acc[CHAINS];
     const vf x = vf_set(*sink), y = vf_set(1e-6f);
-    UNROLL for (int i = 0; i < CHAINS; i++) acc[i] = vf_set((float)i);
+    UNROLL for (int i = 0; i < CHAINS; i++) acc[i] = vf_add(vf_load(lanes), vf_set((float)i));
     double done = (double)rounds * CHAINS * CPU_LANES;
     if (format == CPU_W_INT8 || format == CPU_W_INT4) {
         vi sum[CHAINS];
-        const vi a = vi_set((int32_t)*sink), b = vi_set(3);
-        UNROLL for (int i = 0; i < CHAINS; i++) sum[i] = vi_set(i);
+        vi a[4], b[4]; // every chain multiplies a pair of its own, new in every round
+        for (int i = 0; i < 4; i++) {
+            a[i] = vi_sub(vi_load(int_lanes), vi_set((int32_t)*sink + i));
+            b[i] = vi_sub(vi_load(int_lanes), vi_set(3 + i));
+        }
+        UNROLL for (int i = 0; i < CHAINS; i++) sum[i] = vi_sub(vi_load(int_lanes), vi_set(i));
         for (int64_t r = 0; r < rounds; r++) {
-            UNROLL for (int i = 0; i < CHAINS; i++) sum[i] = vi_dot(sum[i], a, b);
+            __asm__("" : "+m"(a));
+            UNROLL for (int i = 0; i < CHAINS; i++) sum[i] = vi_dot(sum[i], a[i % 4], b[i / 4]);
         }
         UNROLL for (int i = 0; i < CHAINS; i++) acc[i] = vf_from_int(sum[i]);
         done *= 2; // four products a lane, two instructions a weight
