@@ -35,7 +35,19 @@ static void *open_library(void) {
     return dlopen("libssm_cuda.so", RTLD_NOW | RTLD_LOCAL);
 }
 
+// CUDA's own libraries take some hundred megabytes to open: not without a driver.
+static bool has_driver(void) {
+    void *driver = dlopen("libcuda.so.1", RTLD_LAZY | RTLD_LOCAL);
+    if (driver)
+        dlclose(driver);
+    return driver != NULL;
+}
+
 static void load(void) {
+    if (!has_driver()) {
+        snprintf(why, sizeof why, "no NVIDIA driver (libcuda.so.1)");
+        return;
+    }
     void *handle = open_library();
     if (handle)
         library = dlsym(handle, "ssm_backend_cuda_library");
