@@ -6,6 +6,10 @@
 #include <math.h>
 #include <stdlib.h>
 
+#ifndef CMPLX // clang with an older glibc
+#define CMPLX(re, im) __builtin_complex((double)(re), (double)(im))
+#endif
+
 const char *lti_rule_name(ssm_rule rule) {
     static const char *const names[] = {"zoh", "bilinear", "euler", "rk4"};
     return names[rule];
