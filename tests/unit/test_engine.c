@@ -514,12 +514,13 @@ END_TEST
 
 // The first choice is cancelled while its prompt runs: another takes the prompt over.
 START_TEST(a_prompt_outlives_its_runner) {
+    enum { LENGTH = 6000 };
     open_small(_i);
     open_engine(4, 1); // a token a step: time enough
-    int32_t prompt[400];
-    fill_prompt(prompt, 400, 2);
+    static int32_t prompt[LENGTH];
+    fill_prompt(prompt, LENGTH, 2);
     waiter w, one;
-    ssm_request r = {.prompt = prompt, .n_prompt = 400, .n = 3, .max_tokens = 5, .logprobs = 0};
+    ssm_request r = {.prompt = prompt, .n_prompt = LENGTH, .n = 3, .max_tokens = 5, .logprobs = 0};
     ck_assert_int_eq(submit(&con, &w, &r), 0);
     while (!w.started)
         take(&con);
