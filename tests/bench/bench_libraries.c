@@ -5,8 +5,9 @@
 //
 // OpenBLAS takes fp32; oneDNN fp32, and bf16 by bf16 into fp32, its weights reordered beforehand
 // into the format that it prefers, as ours are packed. Both of one matrix run in turns, a row is
-// the median of the rounds, and a library's result must be ours but for rounding. Built where CMake
-// finds both libraries (libopenblas-dev, libdnnl-dev 2); results/ has what it printed.
+// the median of the rounds, each after a rest in which the other's threads stop spinning for work,
+// and a library's result must be ours but for rounding. Built where CMake finds both libraries
+// (libopenblas-dev, libdnnl-dev 2); results/ has what it printed.
 #include <cblas.h>
 #include <oneapi/dnnl/dnnl.h>
 #include <stdio.h>
@@ -17,7 +18,7 @@
 #include "kernels/cpu/model.h"
 #include "op_cases.h"
 
-enum { ROUNDS = 15, MAX_THREADS = 64 };
+enum { ROUNDS = 9, REST_MS = 40, MAX_THREADS = 64 };
 
 typedef struct contest {
     const cpu_kernels *kernels;
@@ -153,6 +154,7 @@ static void run_onednn(contest *c) {
 // ---- rounds
 
 static double timed(void (*run)(contest *), contest *c) {
+    nanosleep(&(struct timespec){.tv_nsec = REST_MS * 1000000L}, NULL);
     const double start = now();
     run(c);
     return now() - start;
