@@ -23,17 +23,17 @@
 //
 // With bf16 x_proj and dt_proj, shorter exp2 and weights fetched while the recurrence runs (idle
 // machine, alternating runs): prefill of 512 with bf16 activations 1,880 to 2,050 tokens
-// a second, 8 rows 8.4 to 7.8 ms (9.9 to 9.2 where memory gives 35 GB/s, 94% of it). By profile of a
-// prefill, bf16 / f32 activations: full tiles 79 / 82%, at 96 to 100% of the product ceiling; the
+// a second, 8 rows 8.4 to 7.8 ms (9.9 to 9.2 where memory gives 35 GB/s, 94% of it). By profile of
+// a prefill, bf16 / f32 activations: full tiles 79 / 82%, at 96 to 100% of the product ceiling; the
 // recurrence 12 / 9%; norms, convolution, softplus and conversions 6 / 5%; waits 2 / 3%. One row is
 // 86 to 93% of the read ceiling, the rest waits at barriers. Eight rows with f32 activations are
 // bound by products (8.8 ms).
 //
 // Against libraries (tests/bench/bench_libraries, one thread, packed weights, mamba-130m's and
-// 2.8b's in_proj and out_proj, time by theirs): OpenBLAS 0.3.21 fp32 1.2 to 1.7 at 64 and 192 tokens,
-// oneDNN 2.6 fp32 1.00 to 1.15, bf16 0.99 to 1.17; at 512 tokens, which no window has, 0.92 to 1.13.
-// Ours stays: nothing to gain, sums that depend on neither tokens nor threads, and activations in
-// the layout that the recurrence walks.
+// 2.8b's in_proj and out_proj, time by theirs): OpenBLAS 0.3.21 fp32 1.2 to 1.7 at 64 and 192
+// tokens, oneDNN 2.6 fp32 1.00 to 1.15, bf16 0.99 to 1.17; at 512 tokens, which no window has, 0.92
+// to 1.13. Ours stays: nothing to gain, sums that depend on neither tokens nor threads, and
+// activations in the layout that the recurrence walks.
 //
 // Tried and dropped: windows of 64, 96 and 128 tokens (3, 2 and 1% slower); prefetching 6 to 16 KB
 // ahead, and into the second level first (no change that the noise would let one see).
