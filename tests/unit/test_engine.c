@@ -514,7 +514,7 @@ END_TEST
 
 // The first choice is cancelled while its prompt runs: another takes the prompt over.
 START_TEST(a_prompt_outlives_its_runner) {
-    enum { LENGTH = 6000 };
+    enum { LENGTH = 1600 };
     open_small(_i);
     open_engine(4, 1); // a token a step: time enough
     static int32_t prompt[LENGTH];
@@ -601,7 +601,7 @@ START_TEST(freeing_ends_everything) {
 END_TEST
 
 START_TEST(paused_requests_keep_their_slots) {
-    enum { MANY = 20000 }; // more than can come before the pause does
+    enum { MANY = 4000 }; // more than can come before the pause does
     open_small(_i);
     open_engine(2, 0);
     int32_t prompt[1] = {5};
