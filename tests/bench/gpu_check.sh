@@ -47,6 +47,8 @@ for name in test_golden test_golden_chunks; do # where they are built: they read
     golden=$(program "$name" 2>/dev/null) &&
         SSM_GOLDEN_BACKEND=cuda check "$name" timeout 600 "$golden"
 done
+traffic=$(program test_device_traffic 2>/dev/null) && # through the engine, 10,000 requests a model
+    SSM_TEST_DEVICE=cuda SSM_TEST_TRAFFIC=10000 check test_device_traffic timeout 600 "$traffic"
 if command -v compute-sanitizer >/dev/null; then
     check memcheck timeout 600 compute-sanitizer --tool memcheck --error-exitcode 1 \
         "$test_cuda" quick
@@ -68,4 +70,5 @@ bench mamba-f16 --state f16 mamba-130m:decode=64,1024 \
     mamba-2.8b:decode=1,8,16,32,64,128,256,512:prefill=1x2048,2x2048,4x2048,8x2048
 bench mamba2-f16 --state f16 mamba2-130m:decode=1,64,512:prefill=8x2048 \
     mamba2-2.7b:decode=1,64,512:prefill=1x2048,8x2048
+"$here/gpu_http.sh" "$(program ssmd)" "$(program ssmd-load)" "$out" || failed=1
 exit "$failed"

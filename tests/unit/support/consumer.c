@@ -2,6 +2,7 @@
 #include "consumer.h"
 
 #include <check.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -35,7 +36,9 @@ static void on_token(answer *a, const ssm_event *e) {
         a->cap = a->cap ? 2 * a->cap : 64;
         a->tokens = realloc(a->tokens, (size_t)a->cap * sizeof *a->tokens);
         a->logprobs = realloc(a->logprobs, (size_t)a->cap * sizeof *a->logprobs);
+        a->gaps = realloc(a->gaps, (size_t)a->cap * sizeof *a->gaps);
     }
+    a->gaps[a->n] = e->n_top >= 2 ? e->top_logprobs[0] - e->top_logprobs[1] : NAN;
     a->logprobs[a->n] = e->logprob;
     a->tokens[a->n++] = e->token;
 }
@@ -113,6 +116,7 @@ void waiter_dispose(waiter *w) {
     for (int i = 0; i < WAITER_CHOICES; i++) {
         free(w->choices[i].tokens);
         free(w->choices[i].logprobs);
+        free(w->choices[i].gaps);
     }
     memset(w, 0, sizeof *w);
 }

@@ -12,7 +12,7 @@ enum { WAITER_CHOICES = 8 };
 
 typedef struct answer { // of one choice
     int32_t *tokens;
-    float *logprobs;
+    float *logprobs, *gaps; // gaps: between the two likeliest; NAN without them
     int32_t n, cap;
     int finishes;
     ssm_finish finish;
