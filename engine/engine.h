@@ -22,6 +22,7 @@
 
 #include "clients.h"
 #include "flight.h"
+#include "histogram.h"
 #include "job.h"
 #include "kernels/backend.h"
 #include "port.h"
@@ -112,8 +113,7 @@ struct ssm_engine {
     int64_t next_sweep;           // quota.c, Unix time
     bool is_flushing;             // the engine is going away
     session_counts session_counts;
-    ssm_histogram fetch_seconds; // of states, from the cache's disk
-    choice **active;             // [n_slots], by slot
+    choice **active; // [n_slots], by slot
     clients clients;
     flight flights[2];
     int32_t first_flight, n_flights;
@@ -234,6 +234,5 @@ void jobs_sweep(ssm_engine *engine);
 // ---- stats.c
 void stats_cache(ssm_engine *engine); // the lock is held
 void stats_step(ssm_engine *engine, const flight *f, double seconds);
-void histogram_add(ssm_histogram *h, const double *bounds, double value);
 
 #endif

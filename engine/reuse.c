@@ -134,9 +134,6 @@ void reuse_moved(ssm_engine *engine, spill_move *m) {
     cache *c = &engine->cache;
     snapshot *s = m->snapshot;
     const bool is_here = cache_moved(c, m) && m->is_read;
-    if (is_here)
-        histogram_add(&engine->fetch_seconds, ssm_step_seconds_bounds,
-                      (double)(engine_now_ns() - m->began_ns) * 1e-9);
     for (job *j = engine->waiting.first; j && m->is_read; j = j->next) {
         if (!j->is_fetching || j->awaited_state != s)
             continue;
@@ -167,8 +164,10 @@ void reuse_begin(ssm_engine *engine, job *j) {
         j->cached = j->prefilled = (size_t)s->position;
         saved->counts.cached_tokens += s->position;
     }
-    saved->counts.hits += s != NULL;
-    saved->counts.misses += s == NULL;
+    if (s)
+        saved->counts.tier[s == j->fetched ? SSM_TIER_DISK : cache_tier(s)].hits++;
+    else
+        saved->counts.misses++;
     drop_fetched(engine, j);
     j->grid = grid_of(engine, j);
     const size_t parting = round_down(smaller(known, j->n_prompt - 1));

@@ -63,23 +63,32 @@ static void put_histogram(buf *out, const char *name, const char *help, metrics_
                (unsigned long long)total);
 }
 
-static void put_engine_histogram(buf *out, const char *name, const char *model,
+// The labels of a sample of a model's, and of a tier's if there is one; not closed.
+static void put_labels(buf *out, const char *model, const char *tier) {
+    buf_str(out, "{");
+    put_label(out, "model", model);
+    if (tier) {
+        buf_printf(out, ",tier=\"%s\"", tier);
+    }
+}
+
+static void put_engine_histogram(buf *out, const char *name, const char *model, const char *tier,
                                  const ssm_histogram *h, const double *at) {
     uint64_t total = 0;
     for (size_t i = 0; i <= SSM_STATS_BUCKETS; i++) {
         total += h->count[i];
-        buf_printf(out, "ssmd_%s_bucket{", name);
-        put_label(out, "model", model);
+        buf_printf(out, "ssmd_%s_bucket", name);
+        put_labels(out, model, tier);
         if (i < SSM_STATS_BUCKETS) {
             buf_printf(out, ",le=\"%g\"} %llu\n", at[i], (unsigned long long)total);
         } else {
             buf_printf(out, ",le=\"+Inf\"} %llu\n", (unsigned long long)total);
         }
     }
-    buf_printf(out, "ssmd_%s_sum{", name);
-    put_label(out, "model", model);
-    buf_printf(out, "} %.9g\nssmd_%s_count{", h->sum, name);
-    put_label(out, "model", model);
+    buf_printf(out, "ssmd_%s_sum", name);
+    put_labels(out, model, tier);
+    buf_printf(out, "} %.9g\nssmd_%s_count", h->sum, name);
+    put_labels(out, model, tier);
     buf_printf(out, "} %llu\n", (unsigned long long)total);
 }
 
@@ -95,14 +104,9 @@ static const struct engine_metric {
     ROW("prompt_tokens_total", "counter", prompt_tokens, "Prompt tokens taken in."),
     ROW("cached_prompt_tokens_total", "counter", cached_tokens,
         "Prompt tokens that a kept state saved."),
-    ROW("cache_hits_total", "counter", cache_hits,
-        "Prompts of which a saved state knew something."),
-    ROW("cache_misses_total", "counter", cache_misses, "Prompts of which none did."),
+    ROW("cache_misses_total", "counter", cache_misses,
+        "Prompts of which no saved state knew anything."),
     ROW("cache_saves_total", "counter", cache_saves, "States saved."),
-    ROW("cache_evictions_total", "counter", cache_evictions, "Saved states forgotten for room."),
-    ROW("cache_demotions_total", "counter", cache_demotions, "Saved states moved to the host."),
-    ROW("cache_disk_hits_total", "counter", cache_disk_hits, "Saved states fetched from the disk."),
-    ROW("cache_disk_writes_total", "counter", cache_disk_writes, "Saved states moved to the disk."),
     ROW("cache_disk_failures_total", "counter", cache_disk_failures,
         "Saved states lost to a disk that failed or was full."),
     ROW("cache_slots_total", "gauge", cache_slots_total, "Device rows for saved states."),
@@ -130,47 +134,91 @@ static uint64_t metric_value(const struct engine_metric *m, const ssm_stats *sta
                         : (uint64_t) * (const int32_t *)(const void *)field;
 }
 
+// ---- by where saved states are
+
+static const char *const tiers[SSM_TIERS] = {"device", "host", "disk"};
+
+// Of the device's rows all, in use or not: they are resident.
+static uint64_t state_bytes(const ssm_stats *stats, int tier) {
+    return tier == SSM_TIER_DEVICE ? stats->state_bytes : stats->cache[tier].bytes;
+}
+
+static const struct tier_metric {
+    const char *name, *type, *help;
+    size_t offset; // in ssm_tier_stats
+    int first;     // tier that can have it
+} tier_metrics[] = {
+    {"cache_bytes", "gauge", "Bytes that saved states take.", offsetof(ssm_tier_stats, bytes),
+     SSM_TIER_DEVICE},
+    {"cache_hits_total", "counter",
+     "Prompts of which a saved state knew something, by where it was when they came.",
+     offsetof(ssm_tier_stats, hits), SSM_TIER_DEVICE},
+    {"cache_moves_total", "counter", "Saved states moved there from the tier above for room.",
+     offsetof(ssm_tier_stats, moves), SSM_TIER_HOST},
+    {"cache_evictions_total", "counter", "Saved states forgotten there for room.",
+     offsetof(ssm_tier_stats, evictions), SSM_TIER_DEVICE},
+};
+
+static void put_sample(buf *out, const char *name, const char *model, int tier, uint64_t value) {
+    buf_printf(out, "ssmd_%s", name);
+    put_labels(out, model, tiers[tier]);
+    buf_printf(out, "} %llu\n", (unsigned long long)value);
+}
+
+static void put_tiers(buf *out, const struct registry *models, const ssm_stats *stats) {
+    put_head(out, "state_bytes", "gauge",
+             "Bytes for states, by where they are; the device's are all its rows, used or not.");
+    for (size_t i = 0; i < models->n; i++) {
+        for (int t = 0; t < SSM_TIERS; t++) {
+            put_sample(out, "state_bytes", models->items[i].name, t, state_bytes(&stats[i], t));
+        }
+    }
+    for (size_t row = 0; row < sizeof tier_metrics / sizeof *tier_metrics; row++) {
+        const struct tier_metric *m = &tier_metrics[row];
+        put_head(out, m->name, m->type, m->help);
+        for (size_t i = 0; i < models->n; i++) {
+            for (int t = m->first; t < SSM_TIERS; t++) {
+                const char *at = (const char *)&stats[i].cache[t] + m->offset;
+                put_sample(out, m->name, models->items[i].name, t,
+                           *(const uint64_t *)(const void *)at);
+            }
+        }
+    }
+    put_head(out, "cache_restore_seconds", "histogram",
+             "A saved state into a slot, from the device or the host; from the disk, asked for to "
+             "being in memory.");
+    for (size_t i = 0; i < models->n; i++) {
+        for (int t = 0; t < SSM_TIERS; t++) {
+            put_engine_histogram(out, "cache_restore_seconds", models->items[i].name, tiers[t],
+                                 &stats[i].cache[t].restore_seconds, ssm_restore_seconds_bounds);
+        }
+    }
+}
+
 static void put_engines(buf *out, const struct registry *models, const ssm_stats *stats) {
     for (size_t row = 0; row < sizeof engine_metrics / sizeof *engine_metrics; row++) {
         const struct engine_metric *m = &engine_metrics[row];
         put_head(out, m->name, m->type, m->help);
         for (size_t i = 0; i < models->n; i++) {
-            buf_printf(out, "ssmd_%s{", m->name);
-            put_label(out, "model", models->items[i].name);
+            buf_printf(out, "ssmd_%s", m->name);
+            put_labels(out, models->items[i].name, NULL);
             buf_printf(out, "} %llu\n", (unsigned long long)metric_value(m, &stats[i]));
         }
     }
-    put_head(out, "state_bytes", "gauge", "Bytes of states kept, by where they are.");
-    for (size_t i = 0; i < models->n; i++) {
-        buf_str(out, "ssmd_state_bytes{");
-        put_label(out, "model", models->items[i].name);
-        buf_printf(out, ",tier=\"device\"} %llu\n", (unsigned long long)stats[i].state_bytes);
-        buf_str(out, "ssmd_state_bytes{");
-        put_label(out, "model", models->items[i].name);
-        buf_printf(out, ",tier=\"host\"} %llu\n", (unsigned long long)stats[i].cache_host_bytes);
-        buf_str(out, "ssmd_state_bytes{");
-        put_label(out, "model", models->items[i].name);
-        buf_printf(out, ",tier=\"disk\"} %llu\n", (unsigned long long)stats[i].cache_disk_bytes);
-    }
-    put_head(out, "cache_fetch_seconds", "histogram",
-             "A saved state asked for from the disk to its state here.");
-    for (size_t i = 0; i < models->n; i++) {
-        put_engine_histogram(out, "cache_fetch_seconds", models->items[i].name,
-                             &stats[i].cache_fetch_seconds, ssm_step_seconds_bounds);
-    }
+    put_tiers(out, models, stats);
     put_head(out, "session_load_seconds", "histogram", "A session asked for to its state here.");
     for (size_t i = 0; i < models->n; i++) {
-        put_engine_histogram(out, "session_load_seconds", models->items[i].name,
+        put_engine_histogram(out, "session_load_seconds", models->items[i].name, NULL,
                              &stats[i].session_load_seconds, ssm_step_seconds_bounds);
     }
     put_head(out, "step_duration_seconds", "histogram", "Duration of one step of the engine.");
     for (size_t i = 0; i < models->n; i++) {
-        put_engine_histogram(out, "step_duration_seconds", models->items[i].name,
+        put_engine_histogram(out, "step_duration_seconds", models->items[i].name, NULL,
                              &stats[i].step_seconds, ssm_step_seconds_bounds);
     }
     put_head(out, "batch_rows", "histogram", "Rows (decode rows and prompt pieces) in a step.");
     for (size_t i = 0; i < models->n; i++) {
-        put_engine_histogram(out, "batch_rows", models->items[i].name, &stats[i].batch_rows,
+        put_engine_histogram(out, "batch_rows", models->items[i].name, NULL, &stats[i].batch_rows,
                              ssm_batch_rows_bounds);
     }
 }

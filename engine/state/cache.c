@@ -256,13 +256,19 @@ static int promote(cache *c, snapshot *s, int32_t slot, ssm_error *err) {
 }
 
 int cache_restore(cache *c, snapshot *s, int32_t slot, ssm_error *err) {
-    if (s->slot >= 0) {
-        tiers_touch(c, s);
-        return c->o.backend->slots_copy(c->o.device, &s->slot, &slot, 1, err);
-    }
+    const ssm_tier tier = cache_tier(s);
+    const uint64_t began_ns = tiers_now_ns();
     assert(!cache_is_away(s));
-    const int rc = c->o.backend->slot_write(c->o.device, slot, s->host, err);
-    return rc != 0 ? rc : promote(c, s, slot, err);
+    int rc = tier == SSM_TIER_DEVICE
+                 ? c->o.backend->slots_copy(c->o.device, &s->slot, &slot, 1, err)
+                 : c->o.backend->slot_write(c->o.device, slot, s->host, err);
+    if (rc != 0)
+        return rc;
+    tiers_restored(c, tier, began_ns);
+    if (tier == SSM_TIER_HOST)
+        return promote(c, s, slot, err);
+    tiers_touch(c, s);
+    return 0;
 }
 
 int cache_read(cache *c, const snapshot *s, float *out, ssm_error *err) {

@@ -31,6 +31,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include <ssm/engine.h>
+
 #include "kernels/backend.h"
 #include "prefix.h"
 #include "spill.h"
@@ -71,10 +73,9 @@ typedef struct cache_options {
 } cache_options;
 
 typedef struct cache_counts {
-    uint64_t hits, misses; // requests at admission: the engine's to count
-    uint64_t cached_tokens;
-    uint64_t saves, evictions, demotions;
-    uint64_t disk_writes, disk_hits, disk_failures;
+    ssm_tier_stats tier[SSM_TIERS]; // hits: requests at admission, the engine's to count, as are
+    uint64_t misses, cached_tokens;
+    uint64_t saves, disk_failures;
 } cache_counts;
 
 typedef struct cache {
@@ -100,6 +101,7 @@ void cache_dispose(cache *c);                           // no snapshot may be pi
 snapshot *cache_find(const cache *c, const int32_t tenant[4], const int32_t *tokens, size_t n,
                      bool here, size_t *known);
 
+ssm_tier cache_tier(const snapshot *s); // where it is
 // On the disk: to be fetched before anything else is done with it.
 bool cache_is_away(const snapshot *s);
 // Begins to, if that has not begun; false: there is no memory, it is gone.

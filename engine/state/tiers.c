@@ -13,6 +13,8 @@
 #include <stdlib.h>
 #include <time.h>
 
+#include "engine/histogram.h"
+
 enum {
     MOST_ASKED = 8, // of those that are kept, before a search ends
     MOST_LEAVING = 4,
@@ -20,8 +22,13 @@ enum {
 
 // ---- the lists by last use
 
+ssm_tier cache_tier(const snapshot *s) {
+    return s->slot >= 0 ? SSM_TIER_DEVICE : s->host ? SSM_TIER_HOST : SSM_TIER_DISK;
+}
+
 static snapshot_list *place_of(cache *c, const snapshot *s) {
-    return s->slot >= 0 ? &c->on_device : s->host ? &c->on_host : &c->on_disk;
+    snapshot_list *const lists[SSM_TIERS] = {&c->on_device, &c->on_host, &c->on_disk};
+    return lists[cache_tier(s)];
 }
 
 void tiers_add(cache *c, snapshot *s) {
@@ -52,6 +59,19 @@ void tiers_remove(cache *c, snapshot *s) {
 void tiers_touch(cache *c, snapshot *s) {
     tiers_remove(c, s);
     tiers_add(c, s);
+}
+
+// ---- what it takes
+
+uint64_t tiers_now_ns(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+void tiers_restored(cache *c, ssm_tier tier, uint64_t began_ns) {
+    histogram_add(&c->counts.tier[tier].restore_seconds, ssm_restore_seconds_bounds,
+                  (double)(tiers_now_ns() - began_ns) * 1e-9);
 }
 
 // ---- rows and bytes
@@ -96,7 +116,7 @@ void tiers_discard(cache *c, snapshot *s) {
 }
 
 static void evict(cache *c, snapshot *s) {
-    c->counts.evictions++;
+    c->counts.tier[cache_tier(s)].evictions++;
     tiers_discard(c, s);
 }
 
@@ -114,15 +134,9 @@ static int32_t take_disk_row(cache *c) {
     return c->n_free_disk > 0 ? c->free_disk[--c->n_free_disk] : -1;
 }
 
-static uint64_t now_ns(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
-
 static void submit(cache *c, snapshot *s, spill_move *m) {
     m->snapshot = s;
-    m->began_ns = now_ns();
+    m->began_ns = tiers_now_ns();
     s->is_moving = true;
     spill_submit(c->disk, m);
 }
@@ -148,7 +162,7 @@ static bool start_leaving(cache *c, snapshot *s) {
 }
 
 bool cache_is_away(const snapshot *s) {
-    return s->slot < 0 && !s->host;
+    return cache_tier(s) == SSM_TIER_DISK;
 }
 
 static void free_buffers(const spill_move *m) {
@@ -194,7 +208,7 @@ static void on_written(cache *c, snapshot *s, const spill_move *m) {
     s->sum[0] = m->sum[0];
     s->sum[1] = m->sum[1];
     tiers_add(c, s);
-    c->counts.disk_writes++;
+    c->counts.tier[SSM_TIER_DISK].moves++;
 }
 
 static bool on_read(cache *c, snapshot *s, const spill_move *m) {
@@ -210,7 +224,7 @@ static bool on_read(cache *c, snapshot *s, const spill_move *m) {
     s->host = m->state;
     s->logits = m->logits;
     tiers_add(c, s);
-    c->counts.disk_hits++;
+    tiers_restored(c, SSM_TIER_DISK, m->began_ns);
     return true;
 }
 
@@ -281,7 +295,7 @@ static int demote(cache *c, snapshot *s, ssm_error *err) {
     s->slot = -1;
     s->host = host;
     tiers_add(c, s);
-    c->counts.demotions++;
+    c->counts.tier[SSM_TIER_HOST].moves++;
     return 0;
 }
 

@@ -221,8 +221,23 @@ typedef struct ssm_histogram {
     uint64_t count[SSM_STATS_BUCKETS + 1]; // the last: above all bounds; not cumulative
     double sum;
 } ssm_histogram;
-extern const double ssm_step_seconds_bounds[SSM_STATS_BUCKETS]; // 1 ms / 4 .. doubling
-extern const double ssm_batch_rows_bounds[SSM_STATS_BUCKETS];   // 1, 2, 4 ..
+extern const double ssm_step_seconds_bounds[SSM_STATS_BUCKETS];    // 1 ms / 4 .. doubling
+extern const double ssm_batch_rows_bounds[SSM_STATS_BUCKETS];      // 1, 2, 4 ..
+extern const double ssm_restore_seconds_bounds[SSM_STATS_BUCKETS]; // 10 us, 20, 50 ..
+
+// Where a saved state is; from one to the next as room runs out.
+typedef enum ssm_tier { SSM_TIER_DEVICE, SSM_TIER_HOST, SSM_TIER_DISK } ssm_tier;
+enum { SSM_TIERS = 3 };
+
+typedef struct ssm_tier_stats {
+    uint64_t bytes;     // that saved states take there
+    uint64_t hits;      // prompts that began from a state that was there when they came
+    uint64_t moves;     // states that came there from the tier above
+    uint64_t evictions; // forgotten there for room
+    // From the device or the host: the copy into a slot (a GPU's from its own memory: its launch);
+    // from the disk: asked for to being in host memory.
+    ssm_histogram restore_seconds;
+} ssm_tier_stats;
 
 typedef struct ssm_stats {
     int32_t slots_total, slots_used;
@@ -231,12 +246,9 @@ typedef struct ssm_stats {
     uint64_t steps, prompt_tokens, cached_tokens, generated_tokens;
     ssm_histogram step_seconds, batch_rows;
     int32_t cache_slots_total, cache_slots_used; // device rows for saved states
-    uint64_t cache_host_bytes;                   // of states that have left the device
-    uint64_t cache_hits, cache_misses;           // requests that looked for a beginning
-    uint64_t cache_saves, cache_evictions, cache_demotions;
-    uint64_t cache_disk_bytes;                                        // of states on the disk
-    uint64_t cache_disk_writes, cache_disk_hits, cache_disk_failures; // states
-    ssm_histogram cache_fetch_seconds;           // from the disk, asked for to here
+    ssm_tier_stats cache[SSM_TIERS];
+    uint64_t cache_misses;                       // prompts of which no saved state knew anything
+    uint64_t cache_saves, cache_disk_failures;   // states
     uint64_t sessions;                           // with a state
     uint64_t sessions_set_aside;                 // files that were none of this model's, or damaged
     uint64_t sessions_expired, session_refusals; // by age; new ones, by a limit

@@ -3,7 +3,8 @@
 
 import pytest
 
-from harness import metrics, shapes
+from harness import metrics, models, shapes
+from harness.program import wait_until
 
 NAMES = {
     "ssmd_requests_running": "gauge", "ssmd_requests_waiting": "gauge", "ssmd_requests": "counter",
@@ -12,6 +13,9 @@ NAMES = {
     "ssmd_request_duration_seconds": "histogram", "ssmd_queue_time_seconds": "histogram",
     "ssmd_step_duration_seconds": "histogram", "ssmd_batch_rows": "histogram", "ssmd_slots_total": "gauge",
     "ssmd_slots_used": "gauge", "ssmd_state_bytes": "gauge", "ssmd_build_info": "gauge",
+    "ssmd_cache_bytes": "gauge", "ssmd_cache_hits": "counter", "ssmd_cache_misses": "counter",
+    "ssmd_cache_moves": "counter", "ssmd_cache_evictions": "counter", "ssmd_cache_saves": "counter",
+    "ssmd_cache_restore_seconds": "histogram", "ssmd_session_load_seconds": "histogram",
 }
 
 
@@ -85,3 +89,38 @@ def test_slots(client):
     assert metrics.total(client, "ssmd_slots_total") >= 64
     assert metrics.total(client, "ssmd_state_bytes") > 0
     assert metrics.slots_used(client) == 0
+
+
+@pytest.mark.own_server
+def test_the_cache_by_tier(client, start, tmp_path):
+    """A row on the device, one on the host, the rest on the disk: each place says what it holds, how often it was
+    asked and how long it took."""
+    row = next(m["session_bytes"] for m in client.get("/v1/models").json()["data"] if m["id"] == models.DEMO)
+    own = start("--cache-bytes", row, "--cache-host-bytes", row, "--cache-dir", tmp_path,
+                "--cache-disk-bytes", 64 * row, "--checkpoint-tokens", 0).client
+    prompts = [[5 + i] * 40 for i in range(5)]
+
+    def tiers(name, *of):
+        return [metrics.total(own, name, tier=tier) for tier in of or ("device", "host", "disk")]
+
+    def rest():
+        """Once the disk has what is too much for the host."""
+        wait_until(lambda: tiers("ssmd_cache_bytes", "host")[0] <= row, 10, "the host holds one state")
+
+    for prompt in prompts:
+        own.complete(prompt, max_tokens=0)
+        rest()
+    assert tiers("ssmd_cache_hits_total") == [0, 0, 0] and metrics.total(own, "ssmd_cache_misses_total") == 5
+    assert tiers("ssmd_cache_moves_total", "host", "disk") == [4, 3]
+    assert tiers("ssmd_cache_evictions_total") == [0, 0, 0]
+    device, host, disk = tiers("ssmd_cache_bytes")
+    assert device >= row and host == row and disk > 3 * row
+    assert tiers("ssmd_state_bytes", "host", "disk") == [host, disk]
+    assert tiers("ssmd_cache_restore_seconds_count") == [0, 0, 0]
+    for asked, hits in ((4, [1, 0, 0]), (3, [1, 1, 0]), (0, [1, 1, 1])):
+        own.complete(prompts[asked], max_tokens=1)
+        assert tiers("ssmd_cache_hits_total") == hits
+        rest()
+    assert tiers("ssmd_cache_restore_seconds_count") == [1, 2, 1]  # what comes from the disk comes by way of the host
+    assert all(seconds > 0 for seconds in tiers("ssmd_cache_restore_seconds_sum"))
+    assert metrics.total(own, "ssmd_cache_misses_total") == 5

@@ -85,6 +85,21 @@ static ssm_stats stats_of(ssm_engine *engine) {
     return s;
 }
 
+static uint64_t hits_of(const ssm_stats *s) {
+    return s->cache[0].hits + s->cache[1].hits + s->cache[2].hits;
+}
+
+static uint64_t evictions_of(const ssm_stats *s) {
+    return s->cache[0].evictions + s->cache[1].evictions + s->cache[2].evictions;
+}
+
+static uint64_t times_of(const ssm_histogram *h) {
+    uint64_t n = 0;
+    for (int i = 0; i <= SSM_STATS_BUCKETS; i++)
+        n += h->count[i];
+    return n;
+}
+
 // ---- random traffic
 
 enum { BASES = 4, LONGEST = 400, WINDOW = 12 };
@@ -178,19 +193,19 @@ static void random_traffic(const ssm_backend *backend, const setup *s, int n_req
             check_pair(&pairs[i]);
     }
     const ssm_stats stats = stats_of(engines[1]);
+    const ssm_tier_stats *disk = &stats.cache[SSM_TIER_DISK];
     ck_assert_int_eq(stats.slots_used, 0);
     const bool says_much = n_requests >= 100;
     if (says_much && s->rows > 1)
-        ck_assert_uint_gt(stats.cache_hits, (uint64_t)n_requests / 20);
+        ck_assert_uint_gt(hits_of(&stats), (uint64_t)n_requests / 20);
     if (says_much && s->rows < 20)
-        ck_assert_uint_gt(stats.cache_evictions + stats.cache_disk_writes,
-                          (uint64_t)n_requests / 4);
+        ck_assert_uint_gt(evictions_of(&stats) + disk->moves, (uint64_t)n_requests / 4);
     if (says_much && s->host_rows > 0)
-        ck_assert_uint_gt(stats.cache_demotions, (uint64_t)n_requests / 4);
+        ck_assert_uint_gt(stats.cache[SSM_TIER_HOST].moves, (uint64_t)n_requests / 4);
     if (says_much && s->disk_rows > 0)
-        ck_assert_uint_gt(stats.cache_disk_writes, 0); // how many is the disk's pace
+        ck_assert_uint_gt(disk->moves, 0); // how many is the disk's pace
     if (says_much && s->disk_rows > 20)
-        ck_assert_uint_gt(stats.cache_disk_hits, 0);
+        ck_assert_uint_gt(times_of(&disk->restore_seconds), 0);
     ck_assert_uint_eq(stats.cache_disk_failures, 0);
     consumer_dispose(&plain);
     consumer_dispose(&cached);
@@ -431,7 +446,7 @@ START_TEST(what_falls_off_the_host_comes_back) {
         ck_assert_uint_eq(cached_of(&r), 0);
         do // a disk that cannot keep up would lose some
             stats = stats_of(con.engine);
-        while (stats.cache_host_bytes > ssm_model_get_info(model)->state_bytes);
+        while (stats.cache[SSM_TIER_HOST].bytes > ssm_model_get_info(model)->state_bytes);
     }
     const uint64_t ran = stats_of(con.engine).prompt_tokens;
     for (int i = 0; i < N; i++) {
@@ -440,9 +455,56 @@ START_TEST(what_falls_off_the_host_comes_back) {
     }
     stats = stats_of(con.engine);
     ck_assert_uint_eq(stats.prompt_tokens, ran);
-    ck_assert_uint_ge(stats.cache_disk_hits, N - 2);
-    ck_assert_uint_gt(stats.cache_disk_bytes, 0);
-    ck_assert_double_gt(stats.cache_fetch_seconds.sum, 0);
+    const ssm_tier_stats *disk = &stats.cache[SSM_TIER_DISK];
+    ck_assert_uint_eq(hits_of(&stats), N);
+    ck_assert_uint_ge(disk->hits, N - 2);
+    ck_assert_uint_gt(disk->bytes, 0);
+    ck_assert_uint_ge(times_of(&disk->restore_seconds), disk->hits);
+    ck_assert_double_gt(disk->restore_seconds.sum, 0);
+    const ssm_histogram *host = &stats.cache[SSM_TIER_HOST].restore_seconds;
+    ck_assert_uint_ge(times_of(host), disk->hits); // that is the way back
+    ck_assert_double_gt(host->sum, 0);
+    end();
+}
+END_TEST
+
+// Prompts without answers, a state each: how many there are in each place, how many came there and
+// how many were forgotten, follows from the places' sizes.
+START_TEST(each_tier_is_counted) {
+    enum { N = 7, LENGTH = 100 };
+    static const setup setups[] = {{.sessions = 2, .rows = 2},
+                                   {.sessions = 2, .rows = 1, .host_rows = 1},
+                                   {.sessions = 2, .rows = 1, .host_rows = 1, .disk_rows = 2}};
+    static const uint64_t moves[][SSM_TIERS] = {{0}, {0, N - 1}, {0, N - 1, N - 2}};
+    static const uint64_t evictions[][SSM_TIERS] = {{N - 2}, {0, N - 2}, {0, 0, N - 4}};
+    const setup *s = &setups[_i];
+    int32_t prompt[LENGTH];
+    ssm_stats stats;
+    begin(0, s);
+    const uint64_t row = ssm_model_get_info(model)->state_bytes;
+    for (uint32_t i = 0; i < N; i++) {
+        fill(prompt, LENGTH, 500 + i);
+        ssm_request r = request_of(prompt, LENGTH);
+        r.max_tokens = 0;
+        ck_assert_uint_eq(cached_of(&r), 0);
+        do // the disk's pace
+            stats = stats_of(con.engine);
+        while (stats.cache[SSM_TIER_HOST].bytes > (uint64_t)s->host_rows * row);
+    }
+    ssm_request r = request_of(prompt, LENGTH);
+    r.max_tokens = 0;
+    ck_assert_uint_eq(cached_of(&r), LENGTH); // the last is where it was made
+    stats = stats_of(con.engine);
+    ck_assert_uint_eq(stats.cache_misses, N);
+    ck_assert_uint_eq(stats.cache[SSM_TIER_DEVICE].hits, 1);
+    ck_assert_uint_eq(hits_of(&stats), 1);
+    ck_assert_uint_ge(stats.cache[SSM_TIER_DEVICE].bytes, (uint64_t)s->rows * row);
+    ck_assert_uint_eq(stats.cache[SSM_TIER_HOST].bytes, (uint64_t)s->host_rows * row);
+    ck_assert_uint_eq(stats.cache[SSM_TIER_DISK].bytes, (uint64_t)s->disk_rows * (row + 4 * 16));
+    for (int t = 0; t < SSM_TIERS; t++) {
+        ck_assert_uint_eq(stats.cache[t].moves, moves[_i][t]);
+        ck_assert_uint_eq(stats.cache[t].evictions, evictions[_i][t]);
+    }
     end();
 }
 END_TEST
@@ -498,6 +560,7 @@ int main(void) {
     tcase_add_loop_test(tc, a_common_beginning_runs_once, 0, N_BACKENDS);
     tcase_add_loop_test(tc, followers_are_let_go, 0, N_BACKENDS);
     tcase_add_loop_test(tc, what_falls_off_the_host_comes_back, 0, N_BACKENDS);
+    tcase_add_loop_test(tc, each_tier_is_counted, 0, 3);
     tcase_add_test(tc, a_disk_that_fails_costs_states_alone);
     suite_add_tcase(suite, tc);
     SRunner *runner = srunner_create(suite);

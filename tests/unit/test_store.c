@@ -247,7 +247,7 @@ START_TEST(sessions_beyond_memory_are_read_when_used) {
         do { // until the disk has it all
             usleep(1000);
             ssm_engine_get_stats(con.engine, &stats);
-        } while (stats.cache_host_bytes > 0 && _i != SSM_DURABILITY_NONE);
+        } while (stats.cache[SSM_TIER_HOST].bytes > 0 && _i != SSM_DURABILITY_NONE);
         ck_assert_uint_ge(stats.session_loads, k > 0 ? NAMES : 0);
         close_engine();
     }
