@@ -5,9 +5,11 @@
 // without saved states, and must come to the same answer.
 //
 // What "the same" is depends on the device. A CPU's kernels give equal bits whatever the company.
-// A GPU's products are chosen by the number of rows in a step, so rounding differs with it: there
-// logprobs may differ by TOLERANCE, and a token only where the two likeliest were closer than
-// NEAR_TIE, after which the two texts are different ones and are compared no further.
+// A GPU's products are chosen by the number of rows in a step, so the order of their sums differs
+// with it: with fp32 weights logprobs differ by less than 2e-4; with bf16 an activation now and
+// then rounds the other way (2^-9 of itself), which at these models' logits comes to some
+// hundredths. A token may differ only where the two likeliest were closer than that; then the two
+// texts are different ones and are compared no further.
 //
 // SSM_TEST_DEVICE=cuda SSM_TEST_TRAFFIC=10000 is the size that the project is measured by (without
 // a GPU the test runs on the CPU, a few hundred requests a model).
@@ -23,7 +25,12 @@
 #include "support/consumer.h"
 
 enum { BASES = 4, LONGEST = 300, WINDOW = 48, NAMES = 20, TURNS_TEXT = 4096 };
-static const float TOLERANCE = 2e-3F, NEAR_TIE = 2e-2F;
+
+typedef struct form {
+    const char *path;
+    ssm_dtype weights;
+    float tolerance; // of a logprob, where the device is no CPU
+} form;
 
 typedef struct talk { // a session's text so far
     int32_t text[TURNS_TEXT];
@@ -48,7 +55,7 @@ static consumer con, plain;
 static int32_t vocab, bases[BASES][LONGEST];
 static talk talks[NAMES];
 static tally seen;
-static bool exact;
+static float tolerance; // 0: equal bits
 static uint32_t seed;
 
 static uint32_t draw(uint32_t below) {
@@ -66,13 +73,14 @@ static int n_requests(void) {
     return text ? atoi(text) : 120;
 }
 
-static ssm_engine *open_engine(bool company) {
+static ssm_engine *open_engine(ssm_dtype weights, bool company) {
     ssm_engine *engine;
     ssm_engine_options o;
     ssm_error err;
     ssm_engine_options_init(&o);
     const int64_t state = (int64_t)ssm_model_get_info(model)->state_bytes;
     o.device = device_name();
+    o.weight_dtype = weights;
     o.max_sessions = company ? 24 : 1;
     o.threads = 1;
     o.cache_bytes = company ? 12 * state : 0;
@@ -142,15 +150,15 @@ static void compare(const answer *a, const answer *b, int32_t n) {
     ck_assert_int_le(n, b->n);
     for (int32_t i = 0; i < n; i++) {
         if (a->tokens[i] != b->tokens[i]) {
-            ck_assert_msg(!exact && a->gaps[i] < NEAR_TIE && b->gaps[i] < NEAR_TIE,
+            ck_assert_msg(a->gaps[i] < 2 * tolerance && b->gaps[i] < 2 * tolerance,
                           "token %d: %d leads by %g, alone %d by %g", i, a->tokens[i],
                           (double)a->gaps[i], b->tokens[i], (double)b->gaps[i]);
             seen.near_ties++;
             return;
         }
         const float apart = fabsf(a->logprobs[i] - b->logprobs[i]);
-        ck_assert_msg(!(exact ? apart != 0 : !(apart <= TOLERANCE)), "token %d: %.9g, alone %.9g",
-                      i, (double)a->logprobs[i], (double)b->logprobs[i]);
+        ck_assert_msg(apart <= tolerance, "token %d: %.9g, alone %.9g", i, (double)a->logprobs[i],
+                      (double)b->logprobs[i]);
         seen.worst = apart > seen.worst ? apart : seen.worst;
         seen.tokens++;
     }
@@ -184,18 +192,18 @@ static void finish(visit *v) {
     v->is_open = false;
 }
 
-static void run_traffic(const char *path) {
+static void run_traffic(const form *f) {
     static visit visits[WINDOW];
     ssm_error err;
-    const int rc = ssm_model_open(path, &model, &err);
+    const int rc = ssm_model_open(f->path, &model, &err);
     ck_assert_msg(rc == 0, "%s", rc ? err.message : "");
     vocab = ssm_model_get_info(model)->vocab_size;
-    exact = strcmp(device_name(), "cpu") == 0;
+    tolerance = strcmp(device_name(), "cpu") == 0 ? 0 : f->tolerance;
     memset(visits, 0, sizeof visits);
     memset(talks, 0, sizeof talks);
     seen = (tally){0};
-    consumer_init(&con, open_engine(true));
-    consumer_init(&plain, open_engine(false));
+    consumer_init(&con, open_engine(f->weights, true));
+    consumer_init(&plain, open_engine(f->weights, false));
     for (int k = 0; k < BASES; k++) {
         for (int i = 0; i < LONGEST; i++)
             bases[k][i] =
@@ -213,17 +221,18 @@ static void run_traffic(const char *path) {
     }
     ssm_stats stats;
     ssm_engine_get_stats(con.engine, &stats);
-    printf(
-        "%s, %s: %d answers as alone, %d tokens, %d turns of sessions, %d cancelled, %d near ties, "
-        "worst logprob %.2g; %llu of %llu prompt tokens from saved states\n",
-        strrchr(path, '/') + 1, device_name(), seen.answers, seen.tokens, seen.turns,
-        seen.cancelled, seen.near_ties, (double)seen.worst, (unsigned long long)stats.cached_tokens,
-        (unsigned long long)(stats.cached_tokens + stats.prompt_tokens));
+    printf("%s, %s, %s: %d answers as alone, %d tokens, %d turns of sessions, %d cancelled, %d "
+           "near ties, "
+           "worst logprob %.2g; %llu of %llu prompt tokens from saved states\n",
+           strrchr(f->path, '/') + 1, ssm_dtype_name(f->weights), device_name(), seen.answers,
+           seen.tokens, seen.turns, seen.cancelled, seen.near_ties, (double)seen.worst,
+           (unsigned long long)stats.cached_tokens,
+           (unsigned long long)(stats.cached_tokens + stats.prompt_tokens));
     fflush(stdout);
     ck_assert_int_gt(seen.turns, n_requests() / 20);
     ck_assert_int_lt(seen.near_ties, 1 + seen.answers / 20);
     ck_assert_uint_gt(stats.cached_tokens, 0);
-    ck_assert_uint_gt(stats.cache_demotions, 0); // states went to the host and came back
+    ck_assert_uint_gt(stats.cache[SSM_TIER_HOST].moves, 0); // states went to the host and came back
     consumer_dispose(&con);
     consumer_dispose(&plain);
     ssm_engine_free(con.engine);
@@ -231,15 +240,17 @@ static void run_traffic(const char *path) {
     ssm_model_free(model);
 }
 
-static const char *const models[] = {
-    SSM_DEMO_MODEL,
-    SSM_TEST_DATA "/models/shakespeare-mamba2",
-    SSM_TEST_DATA "/models/copying-mamba",
+static const form forms[] = {
+    {SSM_DEMO_MODEL, SSM_DTYPE_F32, 2e-4F},
+    {SSM_TEST_DATA "/models/shakespeare-mamba2", SSM_DTYPE_F32, 2e-4F},
+    {SSM_TEST_DATA "/models/copying-mamba", SSM_DTYPE_AUTO, 2e-3F}, // f32; logits reach 46
+    {SSM_DEMO_MODEL, SSM_DTYPE_BF16, 0.06F},
+    {SSM_TEST_DATA "/models/shakespeare-mamba2", SSM_DTYPE_BF16, 0.06F},
 };
 
 START_TEST(every_answer_is_the_one_of_the_request_alone) {
     seed = 1 + (uint32_t)_i;
-    run_traffic(models[_i]);
+    run_traffic(&forms[_i]);
 }
 END_TEST
 
@@ -248,7 +259,7 @@ int main(void) {
     TCase *tc = tcase_create("all");
     tcase_set_timeout(tc, 600);
     tcase_add_loop_test(tc, every_answer_is_the_one_of_the_request_alone, 0,
-                        sizeof models / sizeof models[0]);
+                        sizeof forms / sizeof forms[0]);
     suite_add_tcase(suite, tc);
     SRunner *runner = srunner_create(suite);
     srunner_run_all(runner, CK_NORMAL);
