@@ -60,6 +60,7 @@ static void free_completer(completer *c) {
     encode_dispose(&c->encode);
     completion_dispose(&c->request);
     buf_dispose(&c->chunk);
+    buf_dispose(&c->chunk_head);
     budget_give(&c->loop->server->budget, c->charged);
     free(c);
 }

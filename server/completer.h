@@ -67,7 +67,7 @@ struct completer {
     bool pressed;    // the client reads slowly: engine requests are paused
     bool finished;   // a stream: its usage and [DONE] have been written
     ssm_error error; // code 0: none
-    buf chunk;
+    buf chunk, chunk_head; // chunk_head: what every chunk begins with
     size_t charged; // of the budget
 };
 
@@ -86,7 +86,7 @@ void completer_flush_touched(struct loop *l);
 void completion_put_answer(buf *out, const completer *c); // the whole answer
 // One event's data of a choice: what is new since the last; marks it as sent.
 void completion_put_chunk(buf *out, completer *c, completion_run *run, int32_t choice);
-void completion_put_last_chunk(buf *out, const completer *c); // no choices: usage, timings
+void completion_put_last_chunk(buf *out, completer *c); // no choices: usage, timings
 bool completion_has_news(const completer *c, const completion_run *run, int32_t choice);
 
 #endif
