@@ -97,11 +97,12 @@ bool durable_is_behind(const ssm_engine *engine) {
     return engine->n_writes > 0 && is_full(engine);
 }
 
-static store_request *make_request(const session *s, store_kind kind) {
+static store_request *make_request(ssm_engine *engine, const session *s, store_kind kind) {
     store_request *r = calloc(1, sizeof *r);
     if (!r)
         return NULL;
     *r = (store_request){.kind = kind,
+                         .image = {.pool = &engine->states},
                          .label = {.owner = {s->owner[0], s->owner[1]},
                                    .created = s->created,
                                    .last_used = s->last_used},
@@ -118,23 +119,9 @@ static void submit(ssm_engine *engine, session *s, store_request *r) {
     engine->store->ops->submit(engine->store, r);
 }
 
-// The session's state in a buffer of its own.
-static int make_image(ssm_engine *engine, const session *s, snapshot_image *image) {
-    const size_t vocab = (size_t)engine->info.vocab_size;
-    const bool has_logits = s->text.n_pending == 0;
-    *image = (snapshot_image){.state = malloc(engine->state_floats * sizeof(float)),
-                              .logits = has_logits ? malloc(vocab * sizeof(float)) : NULL};
-    if (!image->state || (has_logits && !image->logits) ||
-        !session_text_copy(&image->text, &s->text))
-        return SSM_ENOMEM;
-    if (has_logits)
-        memcpy(image->logits, s->state->logits, vocab * sizeof(float));
-    return cache_read(&engine->cache, s->state, image->state, NULL);
-}
-
 static int start_write(ssm_engine *engine, session *s) {
-    store_request *r = make_request(s, STORE_PUT);
-    const int rc = r ? make_image(engine, s, &r->image) : SSM_ENOMEM;
+    store_request *r = make_request(engine, s, STORE_PUT);
+    const int rc = r ? session_image(engine, s, &r->image, NULL) : SSM_ENOMEM;
     if (rc != 0) {
         store_request_free(r);
         return rc;
@@ -219,7 +206,7 @@ int durable_delete(ssm_engine *engine, session *s, session_call *call, bool *wai
     const bool is_there = s->stored > 0 || s->is_writing; // what is gone stays gone
     *waits = false;
     if (engine->store && is_there) {
-        store_request *r = make_request(s, STORE_DELETE);
+        store_request *r = make_request(engine, s, STORE_DELETE);
         if (!r)
             return SSM_ENOMEM;
         *waits = call && engine->options.durability == SSM_DURABILITY_SYNC;
@@ -259,7 +246,7 @@ void durable_load(ssm_engine *engine, session *s) {
     assert(session_is_away(s));
     if (s->is_loading)
         return;
-    store_request *r = make_request(s, STORE_GET);
+    store_request *r = make_request(engine, s, STORE_GET);
     if (!r) {
         wake(engine, s, SSM_ENOMEM);
         return;

@@ -172,6 +172,7 @@ static int allocate(ssm_engine *engine, ssm_error *err) {
                              "a step of %d tokens cannot hold a row for each of %d sessions",
                              d->max_tokens, engine->n_sessions);
     engine->state_floats = ssm_state_conv_floats(g) + ssm_state_ssm_floats(g);
+    state_pool_init(&engine->states, engine->state_floats * sizeof(float));
     const size_t n = (size_t)engine->n_sessions;
     engine->active = calloc(n, sizeof(choice *));
     engine->prompts = calloc(n, sizeof(choice *));
@@ -183,6 +184,7 @@ static int allocate(ssm_engine *engine, ssm_error *err) {
                        .host_bytes = engine->options.cache_host_bytes,
                        .state_floats = engine->state_floats,
                        .vocab = (size_t)engine->info.vocab_size,
+                       .states = &engine->states,
                        .poison = engine->options.poison_slots,
                        .let_go = durable_let_go,
                        .ctx = engine};
@@ -208,6 +210,7 @@ static void dispose(ssm_engine *engine) {
     spill_close(engine->cache.disk);
     sessions_dispose(&engine->sessions, &engine->cache);
     cache_dispose(&engine->cache);
+    state_pool_dispose(&engine->states);
     if (engine->device)
         engine->backend->close(engine->device);
     for (int i = 0; i < 2; i++)

@@ -27,6 +27,7 @@
 #include "kernels/backend.h"
 #include "port.h"
 #include "state/slots.h"
+#include "state/snapshot_file.h"
 
 enum {
     MAX_PORTS = 256,
@@ -106,6 +107,7 @@ struct ssm_engine {
         ended; // ended: DONE not yet posted, or a step in flight refers to it
     slots slots;
     cache cache;
+    state_pool states; // any thread
     session_table sessions;
     struct store *store;          // NULL without state_dir
     session *dirty, **dirty_last; // sessions to be written, oldest first
@@ -186,6 +188,8 @@ void turn_end(ssm_engine *engine, choice *c, ssm_finish reason);
 void turn_leave(ssm_engine *engine, job *j);
 
 // ---- sessions.c
+// The session's state in buffers of its own.
+int session_image(ssm_engine *engine, const session *s, snapshot_image *image, ssm_error *err);
 void session_answer(ssm_engine *engine, session_call *call);
 void session_finish(ssm_engine *engine, session_call *call, int rc); // its caller goes on
 void session_fail(ssm_engine *engine, session_call *call, int rc, const char *message);

@@ -8,8 +8,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "state/snapshot_file.h"
-
 typedef enum session_op {
     SESSION_LIST,
     SESSION_GET,
@@ -96,18 +94,18 @@ static int fork_session(ssm_engine *engine, session_call *call, const session *f
     return rc;
 }
 
-static int read_session(ssm_engine *engine, session_call *call, const session *s) {
-    snapshot_image *image = &call->image;
+int session_image(ssm_engine *engine, const session *s, snapshot_image *image, ssm_error *err) {
     const size_t vocab = (size_t)engine->info.vocab_size;
     const bool has_logits = s->text.n_pending == 0;
-    image->state = malloc(engine->state_floats * sizeof(float));
+    *image = (snapshot_image){.pool = &engine->states};
+    image->state = state_pool_take(image->pool, engine->state_floats * sizeof(float));
     image->logits = has_logits ? malloc(vocab * sizeof(float)) : NULL;
     if (!image->state || (has_logits && !image->logits) ||
         !session_text_copy(&image->text, &s->text))
-        return ssm_error_set(&call->error, SSM_ENOMEM, NULL, "no memory for a session's state");
+        return ssm_error_set(err, SSM_ENOMEM, NULL, "no memory for a session's state");
     if (has_logits)
         memcpy(image->logits, s->state->logits, vocab * sizeof(float));
-    return cache_read(&engine->cache, s->state, image->state, &call->error);
+    return cache_read(&engine->cache, s->state, image->state, err);
 }
 
 static int write_session(ssm_engine *engine, session_call *call, bool *waits) {
@@ -158,7 +156,7 @@ static int answer(ssm_engine *engine, session_call *call, bool *waits) {
     if (call->op == SESSION_FORK)
         return fork_session(engine, call, s, waits);
     if (call->op == SESSION_READ)
-        return read_session(engine, call, s);
+        return session_image(engine, s, &call->image, &call->error);
     describe(engine, s, call->infos);
     if (call->op != SESSION_DELETE)
         return 0;
@@ -280,7 +278,8 @@ int ssm_session_export_fd(ssm_engine *engine, const uint64_t owner[2], const cha
 
 int ssm_session_import(ssm_engine *engine, const uint64_t owner[2], const char *name,
                        const char *path, ssm_session_info *out, ssm_error *err) {
-    session_call call = {.op = SESSION_WRITE, .name = name, .infos = out};
+    session_call call = {
+        .op = SESSION_WRITE, .name = name, .infos = out, .image = {.pool = &engine->states}};
     int rc = check_name(name, "session", err);
     if (rc == 0)
         rc = snapshot_file_read(engine->model, path, &call.image, NULL, NULL, err);
@@ -303,7 +302,8 @@ int ssm_session_export_bytes(ssm_engine *engine, const uint64_t owner[2], const 
 int ssm_session_import_bytes(ssm_engine *engine, const uint64_t owner[2], const char *name,
                              const uint8_t *bytes, size_t size, ssm_session_info *out,
                              ssm_error *err) {
-    session_call call = {.op = SESSION_WRITE, .name = name, .infos = out};
+    session_call call = {
+        .op = SESSION_WRITE, .name = name, .infos = out, .image = {.pool = &engine->states}};
     int rc = check_name(name, "session", err);
     if (rc == 0)
         rc = snapshot_file_decode(engine->model, bytes, size, &call.image, NULL, NULL, err);

@@ -171,7 +171,7 @@ static int read_tensors(const reader *r, safetensors *st, json_t *header) {
     int rc = 0;
     json_object_foreach(header, name, v) {
         if (strcmp(name, "__metadata__") == 0)
-            rc = check_metadata(r, v);
+            rc = check_metadata(r, st->metadata = json_incref(v));
         else
             rc = read_tensor(r, &st->tensors[st->n_tensors++], name, v);
         if (rc)
@@ -199,8 +199,11 @@ int safetensors_parse(safetensors *st, const uint8_t *bytes, size_t size, const 
                              " bytes in a file of %zu",
                              file, length, size);
     json_error_t at;
+    size_t text = (size_t)length; // spaces at the end align the data: the parser takes 80
+    while (bytes[LENGTH_BYTES + text - 1] == ' ') // instructions for each
+        text--;
     json_t *header =
-        json_loadb((const char *)bytes + LENGTH_BYTES, (size_t)length, JSON_REJECT_DUPLICATES, &at);
+        json_loadb((const char *)bytes + LENGTH_BYTES, text, JSON_REJECT_DUPLICATES, &at);
     if (!header)
         return ssm_error_set(err, SSM_EFORMAT, NULL, "%s: its header is not valid JSON: %s", file,
                              at.text);
@@ -250,6 +253,7 @@ void safetensors_dispose(safetensors *st) {
     for (int32_t i = 0; i < st->n_tensors; i++)
         free(st->tensors[i].name);
     free(st->tensors);
+    json_decref(st->metadata);
     if (st->map)
         munmap(st->map, st->map_bytes);
     *st = (safetensors){0};

@@ -30,6 +30,7 @@ typedef struct safetensors {
     size_t map_bytes;
     safetensor *tensors; // by offset, ascending
     int32_t n_tensors;
+    struct json_t *metadata; // __metadata__, an object of strings; NULL: there is none
 } safetensors;
 
 // Maps path; `file` names it in messages. SSM_EIO, SSM_ENOMEM, SSM_EFORMAT or SSM_EUNSUPPORTED with

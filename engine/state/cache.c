@@ -182,14 +182,14 @@ int cache_keep(cache *c, uint64_t position, int32_t slot, int32_t row, snapshot 
         s->keeps = 1;
         return 0;
     }
-    float *state = malloc(tiers_state_bytes(c)), *logits = NULL; // no row: straight to the host
+    float *state = tiers_take_host(c), *logits = NULL; // no row: straight to the host
     if (!state)
         return 0;
     rc = c->o.backend->slot_read(c->o.device, slot, state, err);
     if (rc == 0)
         rc = read_logits(c, row, &logits, err);
     if (rc != 0 || !(*out = cache_adopt(c, position, state, logits))) {
-        free(state);
+        tiers_give_host(c, state);
         free(logits);
     }
     return rc;
@@ -248,7 +248,7 @@ static int promote(cache *c, snapshot *s, int32_t slot, ssm_error *err) {
         return rc;
     }
     tiers_remove(c, s);
-    free(s->host);
+    tiers_give_host(c, s->host);
     s->host = NULL;
     s->slot = row;
     tiers_add(c, s);

@@ -36,6 +36,7 @@
 #include "kernels/backend.h"
 #include "prefix.h"
 #include "spill.h"
+#include "state_pool.h"
 
 typedef struct snapshot {
     struct snapshot *newer, *older; // in its place's list
@@ -64,7 +65,8 @@ typedef struct cache_options {
     int32_t first_slot, n_slots; // rows that are the cache's
     uint64_t host_bytes;         // for what falls off the device; sessions beyond it all the same
     size_t state_floats, vocab;
-    spill *disk; // or NULL; the caller's, who closes it before the cache goes
+    state_pool *states; // where states on the host are from
+    spill *disk;        // or NULL; the caller's, who closes it before the cache goes
     int32_t n_disk_rows;
     bool poison; // tests: a row that is given up is filled with NaN
     // Whether all that keep a snapshot have let go of it, which may have been its end. May be NULL.
@@ -123,7 +125,8 @@ int cache_save(cache *c, const cache_text *text, int32_t slot, int32_t row, bool
 int cache_keep(cache *c, uint64_t position, int32_t slot, int32_t row, snapshot **out,
                ssm_error *err);
 
-// A kept snapshot from a canonical state and logits (NULL: none), both taken over, from malloc.
+// A kept snapshot from a canonical state of the pool and logits from malloc (NULL: none), both
+// taken over.
 snapshot *cache_adopt(cache *c, uint64_t position, float *state, float *logits);
 void cache_release(cache *c, snapshot *s); // one session less keeps it
 

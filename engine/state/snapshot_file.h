@@ -30,14 +30,16 @@
 #include <ssm/session.h>
 
 #include "session.h"
+#include "state_pool.h"
 
 typedef struct snapshot_image {
-    float *state;  // canonical
-    float *logits; // [vocab], if text.n_pending is 0
+    state_pool *pool; // of the state; NULL: malloc
+    float *state;     // canonical
+    float *logits;    // [vocab], if text.n_pending is 0
     session_text text;
 } snapshot_image;
 
-void snapshot_image_dispose(snapshot_image *image);
+void snapshot_image_dispose(snapshot_image *image); // its pool stays
 
 typedef struct snapshot_label {
     char name[SSM_SESSION_NAME + 1];
@@ -49,8 +51,9 @@ typedef struct snapshot_label {
 int snapshot_file_encode(const ssm_model *model, const snapshot_image *image,
                          const snapshot_label *label, uint8_t **out, size_t *size, ssm_error *err);
 
-// The image of a file's bytes. SSM_EINVAL says what is wrong with them; SSM_ENOMEM. label (may be
-// NULL) stays as it is if the file has none; *has_label (may be NULL) says so.
+// The image of a file's bytes, whose pool is the caller's to set. SSM_EINVAL says what is wrong
+// with them; SSM_ENOMEM. label (may be NULL) stays as it is if the file has none; *has_label (may
+// be NULL) says so.
 int snapshot_file_decode(const ssm_model *model, const uint8_t *bytes, size_t size,
                          snapshot_image *image, snapshot_label *label, bool *has_label,
                          ssm_error *err);

@@ -14,10 +14,10 @@
 #include "snapshot_parts.h"
 
 void snapshot_image_dispose(snapshot_image *image) {
-    free(image->state);
+    state_pool_give(image->pool, image->state);
     free(image->logits);
     session_text_dispose(&image->text);
-    *image = (snapshot_image){0};
+    *image = (snapshot_image){.pool = image->pool};
 }
 
 // ---- the header

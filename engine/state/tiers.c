@@ -110,7 +110,7 @@ void tiers_discard(cache *c, snapshot *s) {
         give_disk_row(c, s->disk_row);
     if (s->node)
         prefix_drop(&c->tree, s->node);
-    free(s->host);
+    tiers_give_host(c, s->host);
     free(s->logits);
     free(s);
 }
@@ -165,8 +165,8 @@ bool cache_is_away(const snapshot *s) {
     return cache_tier(s) == SSM_TIER_DISK;
 }
 
-static void free_buffers(const spill_move *m) {
-    free(m->state);
+static void free_buffers(const cache *c, const spill_move *m) {
+    tiers_give_host(c, m->state);
     free(m->logits);
 }
 
@@ -177,12 +177,12 @@ bool cache_fetch(cache *c, snapshot *s) {
     spill_move *m = calloc(1, sizeof *m);
     if (m) {
         *m = (spill_move){.is_read = true, .row = s->disk_row, .sum = {s->sum[0], s->sum[1]}};
-        m->state = malloc(tiers_state_bytes(c));
+        m->state = tiers_take_host(c);
         m->logits = s->has_logits ? malloc(c->o.vocab * sizeof *m->logits) : NULL;
     }
     if (!m || !m->state || (s->has_logits && !m->logits)) {
         if (m)
-            free_buffers(m);
+            free_buffers(c, m);
         free(m);
         evict(c, s);
         return false;
@@ -201,7 +201,7 @@ static void on_written(cache *c, snapshot *s, const spill_move *m) {
         return;
     }
     tiers_remove(c, s);
-    free(s->host);
+    tiers_give_host(c, s->host);
     free(s->logits);
     s->host = s->logits = NULL;
     s->disk_row = m->row;
@@ -214,7 +214,7 @@ static void on_written(cache *c, snapshot *s, const spill_move *m) {
 static bool on_read(cache *c, snapshot *s, const spill_move *m) {
     c->counts.disk_failures += m->rc != 0 && m->rc != SSM_ECANCELED;
     if (m->rc != 0) {
-        free_buffers(m);
+        free_buffers(c, m);
         evict(c, s);
         return false;
     }
@@ -282,12 +282,12 @@ static bool has_host_room(cache *c) {
 
 // Moves a snapshot from its row to the host; rc is the device's. Without memory it stays.
 static int demote(cache *c, snapshot *s, ssm_error *err) {
-    float *host = malloc(tiers_state_bytes(c));
+    float *host = tiers_take_host(c);
     if (!host)
         return 0;
     const int rc = c->o.backend->slot_read(c->o.device, s->slot, host, err);
     if (rc != 0) {
-        free(host);
+        tiers_give_host(c, host);
         return rc;
     }
     tiers_remove(c, s);

@@ -22,6 +22,14 @@ static inline size_t tiers_state_bytes(const cache *c) {
     return c->o.state_floats * sizeof(float);
 }
 
+static inline float *tiers_take_host(const cache *c) { // NULL: no memory
+    return state_pool_take(c->o.states, tiers_state_bytes(c));
+}
+
+static inline void tiers_give_host(const cache *c, float *state) {
+    state_pool_give(c->o.states, state);
+}
+
 // A row for a new snapshot, -1 if none can be had. eager: an older one may go for it. rc is the
 // device's.
 int tiers_take_row(cache *c, bool eager, int32_t *slot, ssm_error *err);

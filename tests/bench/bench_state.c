@@ -1,20 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
-// What states cost: saving and restoring one against a plain copy of its bytes; the next turn of a
-// long session against the same turn of a new one; many choices of one prompt against as many
-// requests (with SSM_BENCH_APART set). bench_state [MODEL-FOLDER] [past tokens] [prompt tokens];
-// times are the best of several.
+// What states cost: saving and restoring one against a plain copy of its bytes (state_copies.c);
+// the next turn of a long session against the same turn of a new one; many choices of one prompt
+// against as many requests (with SSM_BENCH_APART set). bench_state [MODEL-FOLDER or geometry] [past
+// tokens] [prompt tokens]; SSM_BENCH_DEVICE=cuda runs it there; times are the best of several.
 #include <semaphore.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
-#include <unistd.h>
 
 #include <ssm/session.h>
 
 #include "engine/engine.h"
-#include "engine/state/files.h"
-#include "engine/state/snapshot_file.h"
+#include "state_copies.h"
 
 static double now(void) {
     struct timespec t;
@@ -59,7 +57,7 @@ static void open_engine(void) {
     ssm_engine_options o;
     ssm_error err;
     ssm_engine_options_init(&o);
-    o.device = "cpu";
+    o.device = getenv("SSM_BENCH_DEVICE") ? getenv("SSM_BENCH_DEVICE") : "cpu";
     o.max_sessions = 32;
     if (ssm_engine_create(model, &o, &engine, &err) != 0) {
         fprintf(stderr, "%s\n", err.message);
@@ -80,99 +78,8 @@ static double best(double (*f)(void *), void *ctx, int times) {
     return least;
 }
 
-// ---- a state and its bytes
-
-typedef struct copies {
-    float *from, *to;
-    size_t bytes;
-} copies;
-
-static double plain_copy(void *ctx) {
-    copies *c = ctx;
-    const double t = now();
-    memcpy(c->to, c->from, c->bytes);
-    __asm__ volatile("" ::"r"(c->to) : "memory");
-    return now() - t;
-}
-
-static double slot_copy(void *ctx) {
-    const int32_t src = 0, dst = 1;
-    const double t = now();
-    con.engine->backend->slots_copy(con.engine->device, &src, &dst, 1, NULL);
-    return now() - t;
-}
-
-static double slot_to_host(void *ctx) {
-    const double t = now();
-    con.engine->backend->slot_read(con.engine->device, 0, ((copies *)ctx)->to, NULL);
-    return now() - t;
-}
-
-static double host_to_slot(void *ctx) {
-    const double t = now();
-    con.engine->backend->slot_write(con.engine->device, 0, ((copies *)ctx)->from, NULL);
-    return now() - t;
-}
-
-static double to_page_cache(void *ctx) {
-    copies *c = ctx;
-    const double t = now();
-    const struct iovec piece = {c->from, c->bytes};
-    file_replace("bench_state.tmp", &piece, 1, false, NULL);
-    return now() - t;
-}
-
-// Into memory that is there, or with c->to NULL into memory of its own, as a session needs it.
-static double from_page_cache(void *ctx) {
-    const copies *c = ctx;
-    FILE *f = fopen("bench_state.tmp", "r");
-    const double t = now();
-    float *to = c->to ? c->to : malloc(c->bytes);
-    if (read(fileno(f), to, c->bytes) != (ssize_t)c->bytes)
-        fprintf(stderr, "a short read\n");
-    if (!c->to)
-        free(to);
-    const double took = now() - t;
-    fclose(f);
-    return took;
-}
-
-static double save_file(void *ctx) {
-    const double t = now();
-    ssm_session_export(con.engine, owner, "long", "bench_state.session", NULL);
-    return now() - t;
-}
-
-static double load_file(void *ctx) {
-    const double t = now();
-    ssm_session_import(con.engine, owner, "copy", "bench_state.session", NULL, NULL);
-    return now() - t;
-}
-
 static void row(const char *what, double seconds, double against) {
-    printf("%-44s %10.3f ms %8.2f\n", what, seconds * 1e3, seconds / against);
-}
-
-static void measure_copies(void) {
-    copies c = {.bytes = con.engine->state_floats * sizeof(float)};
-    c.from = calloc(1, c.bytes);
-    c.to = calloc(1, c.bytes);
-    const double plain = best(plain_copy, &c, 50);
-    row("plain copy of a state", plain, plain);
-    row("slot to slot (save, restore, fork)", best(slot_copy, &c, 50), plain);
-    row("slot to host", best(slot_to_host, &c, 50), plain);
-    row("host to slot", best(host_to_slot, &c, 50), plain);
-    copies anew = {.bytes = c.bytes};
-    const double page = best(to_page_cache, &c, 20), host = best(from_page_cache, &c, 20);
-    row("its bytes to a file in the page cache", page, page);
-    row("session to a file", best(save_file, NULL, 20), page);
-    row("its bytes from a file in the page cache", host, host);
-    row("the same into new memory", best(from_page_cache, &anew, 20), host);
-    row("session from a file", best(load_file, NULL, 50), host);
-    remove("bench_state.tmp");
-    remove("bench_state.session");
-    free(c.from);
-    free(c.to);
+    printf("%-46s %9.3f ms %8.2f\n", what, seconds * 1e3, seconds / against);
 }
 
 // ---- turns
@@ -237,8 +144,8 @@ static void measure_choices(size_t prompt, double one) {
     ssm_device_info info;
     con.engine->backend->info(con.engine->device, &info);
     row("32 choices of it", together, one);
-    printf("%-44s %10llu tokens\n", "prompt tokens run for them", (unsigned long long)ran);
-    printf("%-44s %10.1f MiB\n", "their states", (double)info.slot_bytes * N / (1 << 20));
+    printf("%-46s %9llu tokens\n", "prompt tokens run for them", (unsigned long long)ran);
+    printf("%-46s %9.1f MiB\n", "their states", (double)info.slot_bytes * N / (1 << 20));
     if (getenv("SSM_BENCH_APART")) // takes as long as they are many
         row("32 requests of it (ratio: to 32 choices)", run_apart(prompt, N, 4), together);
 }
@@ -259,9 +166,9 @@ int main(int argc, char **argv) {
     for (size_t i = 0; i < most + 32; i++)
         tokens[i] = 1 + (int32_t)(i * 2654435761u % 1000);
     open_engine();
-    printf("%-44s %13s %8s\n", "", "time", "ratio");
     const double first = run("long", past, 1, 1, false);
-    measure_copies();
+    state_copies(con.engine, "long", 100);
+    printf("%-46s %12s %8s\n", "turns and choices", "time", "ratio");
     const double fresh = best(next_turn, NULL, 10);
     char what[64];
     row("a turn of 32 tokens, no past", fresh, fresh);

@@ -56,7 +56,7 @@ static void check_label(const snapshot_label *label) {
 static void check_written(const snapshot_image *image) {
     uint8_t *bytes;
     size_t size;
-    snapshot_image back;
+    snapshot_image back = {0};
     ssm_error err;
     if (snapshot_file_encode(model, image, NULL, &bytes, &size, &err) != 0) {
         abort();
@@ -85,7 +85,7 @@ static void check_note(const session_text *text) {
 }
 
 static void decode(const uint8_t *data, size_t size) {
-    snapshot_image image;
+    snapshot_image image = {0};
     snapshot_label label = {.name = ""};
     bool has_label = false;
     ssm_error err = {0};

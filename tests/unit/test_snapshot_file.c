@@ -57,7 +57,7 @@ static void end(void) {
 }
 
 static int decode(const ssm_model *m, const uint8_t *data, size_t n) {
-    snapshot_image out;
+    snapshot_image out = {0};
     ssm_error err;
     const int rc = snapshot_file_decode(m, data, n, &out, NULL, NULL, &err);
     if (rc != 0)
@@ -72,7 +72,7 @@ START_TEST(what_goes_in_comes_out) {
                                   .created = 1700000000,
                                   .last_used = 1800000000};
     begin((size_t)_i, _i == 2 ? &label : NULL);
-    snapshot_image out;
+    snapshot_image out = {0};
     snapshot_label read = {.name = ""};
     bool has_label;
     ck_assert_int_eq(snapshot_file_decode(model, bytes, size, &out, &read, &has_label, NULL), 0);
