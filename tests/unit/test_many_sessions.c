@@ -52,6 +52,7 @@ static ssm_engine *open_engine(int rows, bool stores) {
     o.threads = 1;
     o.cache_bytes = rows * (int64_t)ssm_model_get_info(model)->state_bytes;
     o.state_dir = stores ? folder : NULL;
+    o.durability = SSM_DURABILITY_SYNC; // else what has not been written stays in memory
     o.poison_slots = true;
     const int rc = ssm_engine_create(model, &o, &engine, &err);
     ck_assert_msg(rc == 0, "%s", rc ? err.message : "");
