@@ -93,7 +93,7 @@ typedef struct ssm_device_options {
     bool pin_threads;
     int32_t vocab_limit; // ids from here on are never drawn or listed; 0: vocab_size
     ssm_dtype weight_dtype, state_dtype, activation_dtype;
-    ssm_prompt_form prompt_form; // CPU
+    ssm_prompt_form prompt_form;
 } ssm_device_options;
 
 typedef struct ssm_device_info {

@@ -60,6 +60,17 @@ enum { CONV_TILE = 16, SPLIT_ROWS = 64 }; // SPLIT_ROWS: token rows of a partial
 
 // ---- weights on the device
 
+struct lti_weights { // S4D, S4, H3; fp32, rounded from fp64. n: pairs of poles, N: numbers of a
+                     // state
+    const float *ab; // S4D [d_model][n][2], H3 [heads][n][2]; S4 [d_model][N][N], transposed
+    const float *bb; // the same; S4 [d_model][N]
+    const float *c;  // the same, 2 Re C and -2 Im C; S4 [d_model][N] as it is
+    const float *shift_b; // H3 [N][d_model]
+    const float *shift_c; // H3 [N][d_model]
+    const float *shift_k; // H3 [N][d_model]: what an input l tokens ago still gives, l = 0 with D
+    bool lower;           // S4: nothing above the diagonal
+};
+
 struct layer_weights { // T: the projections' type; the rest fp32
     const float *norm; // [d_model]
     const void *in_proj, *x_proj, *dt_proj, *out_proj;
@@ -70,6 +81,7 @@ struct layer_weights { // T: the projections' type; the rest fp32
     const float *decay; // -exp(A_log) log2 e; MAMBA [d_inner][N], MAMBA2 [H]
     const float *skip;  // D
     const float *gate_norm;
+    lti_weights lti;
 };
 
 enum product_kind { PRODUCT_IN, PRODUCT_X, PRODUCT_OUT, PRODUCT_HEAD, PRODUCT_KINDS };
@@ -80,8 +92,8 @@ struct device {
     ssm_device base;
     ssm_geometry g;
     ssm_device_options options;
-    ssm_dtype weight_type, state_type;
-    int32_t n_in; // rows of in_proj
+    ssm_dtype weight_type, state_type, ring_type;
+    int32_t n_in; // rows of in_proj; S4D, S4: of out_proj
     int32_t n_x;  // rows of x_proj: dt_rank + 2 N
     int32_t vocab_limit;
     int32_t n_slots, max_tokens, max_rows;
@@ -96,7 +108,7 @@ struct device {
     size_t weight_bytes, slot_bytes;
 
     // state: [layer][slot][...]
-    void *ring;       // T [layer][slot][d_conv - 1][conv_dim]
+    void *ring;       // T [layer][slot][d_conv - 1][conv_dim]; H3: fp32, the shift SSM's state
     void *state;      // S [layer][slot][d_inner][N]
     int32_t *drawn;   // [slot]
     int32_t *ring_at; // host [slot]
@@ -110,6 +122,7 @@ struct device {
     void *y;          // T [d_inner]
     float *squares;   // MAMBA2 [token row][H] partial sums of squares
     float *carry;     // MAMBA [piece][N + 1][d_inner]: scans' end states and sums of delta
+    float *lti_u;     // S4D, S4 [token row][d_model] normed; H3: k after the shift SSM
     float *logits;    // [max_rows][vocab]
     float *canonical; // one slot's state in canonical form
 
@@ -120,6 +133,15 @@ struct device {
     int n_blocks;
     size_t allocated;
 };
+
+struct activation { // a buffer to be allocated in open
+    void **at;
+    size_t bytes;
+};
+
+inline bool is_lti(const device *d) {
+    return ssm_block_is_lti(d->g.kind);
+}
 
 // ---- device.cu
 
@@ -138,6 +160,18 @@ int device_alloc(device *d, void **out, size_t bytes, ssm_error *err);
 #define SSM_CUDA(d, call, err) SSM_TRY(device_check((d), (call), #call, (err)))
 
 // ---- weights.cu
+
+struct uploader {
+    device *d;
+    void *staging; // device
+    ssm_error *err;
+};
+
+// A tensor to the device in some type: to new memory (*out NULL: there is no tensor), or to a
+// place.
+int upload(uploader *u, const ssm_tensor *t, ssm_dtype type, const void **out);
+int upload_into(uploader *u, const ssm_tensor *t, ssm_dtype type, void *out);
+int upload_vector(uploader *u, const ssm_tensor *t, const float **out);
 
 void weights_free(device *d);
 int weights_upload(device *d, const ssm_weights *w, ssm_error *err);
@@ -167,6 +201,15 @@ int collect(ssm_device *dev, ssm_sampled *out, int32_t n, ssm_error *err);
 // ---- forward.cu: all layers of a batch, enqueued on the stream
 
 int forward(device *d, const batch &b, ssm_error *err);
+
+// ---- lti.cu: S4D, S4 and H3
+
+int lti_check_options(const device *d, ssm_error *err);
+int lti_upload_layer(uploader *u, const ssm_layer *from, layer_weights *to);
+void lti_free_layer(const layer_weights *w);
+int lti_list_activations(device *d, activation *out);
+int32_t lti_piece_length(const device *d, int32_t n_spans, int32_t tokens);
+int lti_forward(device *d, const batch &b, ssm_error *err);
 
 // ---- launchers. Each checks nothing but what cannot be known before, allocates nothing, returns
 // the launch's error. `overlap`: programmatic dependent launch.

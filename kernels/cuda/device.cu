@@ -94,7 +94,7 @@ static int choose_types(device *d, const ssm_weights *w, ssm_error *err) {
     const ssm_device_options *o = &d->options;
     d->weight_type = o->weight_dtype != SSM_DTYPE_AUTO       ? o->weight_dtype
                      : o->activation_dtype != SSM_DTYPE_AUTO ? o->activation_dtype
-                                                             : w->layers[0].in_proj.dtype;
+                                                             : ssm_weights_dtype(w);
     d->state_type = o->state_dtype == SSM_DTYPE_AUTO ? SSM_DTYPE_F32 : o->state_dtype;
     if (d->weight_type != SSM_DTYPE_F32 && d->weight_type != SSM_DTYPE_F16 &&
         d->weight_type != SSM_DTYPE_BF16)
@@ -110,7 +110,8 @@ static int choose_types(device *d, const ssm_weights *w, ssm_error *err) {
                              "the CUDA backend computes %s weights with %s activations, not %s",
                              ssm_dtype_name(d->weight_type), ssm_dtype_name(d->weight_type),
                              ssm_dtype_name(o->activation_dtype));
-    return 0;
+    d->ring_type = is_lti(d) ? SSM_DTYPE_F32 : d->weight_type;
+    return is_lti(d) ? lti_check_options(d, err) : 0;
 }
 
 static int find_device(device *d, ssm_error *err) {
@@ -137,7 +138,7 @@ static int find_device(device *d, ssm_error *err) {
 
 static size_t slot_bytes(const device *d) {
     const ssm_geometry *g = &d->g;
-    const size_t ring = (size_t)g->conv_dim * (g->d_conv - 1) * type_bytes(d->weight_type);
+    const size_t ring = (size_t)g->conv_dim * (g->d_conv - 1) * type_bytes(d->ring_type);
     const size_t state = (size_t)g->d_inner * g->d_state * type_bytes(d->state_type);
     return g->n_layers * (ring + state);
 }
@@ -149,12 +150,9 @@ static int32_t carry_pieces(const device *d) { // step.cu, piece_length
     return (int32_t)(by_card < by_tokens ? by_card : by_tokens);
 }
 
-struct activation {
-    void **at;
-    size_t bytes;
-};
-
 static int list_activations(device *d, activation *out) {
+    if (is_lti(d))
+        return lti_list_activations(d, out);
     const ssm_geometry *g = &d->g;
     const size_t t = type_bytes(d->weight_type), f = sizeof(float);
     const size_t n = (size_t)step_bucket(d->max_tokens), rows = (size_t)step_bucket(d->max_rows);
@@ -254,7 +252,7 @@ static void close_device(ssm_device *dev) {
 
 static int open_all(device *d, const ssm_weights *w, ssm_error *err) {
     SSM_TRY(choose_types(d, w, err));
-    if (d->g.d_conv > MAX_CONV)
+    if (d->g.d_conv > MAX_CONV && !is_lti(d))
         return ssm_error_set(err, SSM_EUNSUPPORTED, "d_conv",
                              "the CUDA backend convolves over at most %d tokens, not %d", MAX_CONV,
                              d->g.d_conv);
@@ -279,9 +277,10 @@ static int open_device(const ssm_weights *w, const ssm_device_options *o, ssm_de
     d->g = w->geometry;
     d->options = *o;
     const ssm_geometry *g = &d->g;
-    d->n_in = g->kind == SSM_BLOCK_MAMBA
-                  ? 2 * g->d_inner
-                  : 2 * g->d_inner + 2 * g->n_groups * g->d_state + g->n_heads;
+    d->n_in = g->kind == SSM_BLOCK_MAMBA ? 2 * g->d_inner
+              : g->kind == SSM_BLOCK_H3  ? 3 * g->d_model
+              : is_lti(d)                ? 2 * g->d_model
+                          : 2 * g->d_inner + 2 * g->n_groups * g->d_state + g->n_heads;
     d->n_x = g->kind == SSM_BLOCK_MAMBA ? g->dt_rank + 2 * g->d_state : 0;
     d->vocab_limit =
         o->vocab_limit > 0 && o->vocab_limit < g->vocab_size ? o->vocab_limit : g->vocab_size;

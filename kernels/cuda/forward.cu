@@ -82,6 +82,8 @@ static int medium_layer(device *d, int layer, const batch &b, ssm_error *err) {
 }
 
 int forward(device *d, const batch &b, ssm_error *err) {
+    if (is_lti(d))
+        return lti_forward(d, b, err);
     const bool medium = b.decode && medium_fits(d, b.n);
     const bool skinny = !medium && b.decode && skinny_fits(d, b.n);
     SSM_CUDA(d, embed(d, b), err);

@@ -59,9 +59,6 @@ static void load(void) {
 
 static int open_device(const ssm_weights *weights, const ssm_device_options *options,
                        ssm_device **out, ssm_error *err) {
-    if (ssm_block_is_lti(weights->geometry.kind))
-        return ssm_error_set(err, SSM_EUNSUPPORTED, "device",
-                             "s4d, s4 and h3 models run on a CPU only, not on CUDA");
     pthread_once(&once, load);
     if (!library)
         return ssm_error_set(err, SSM_EUNSUPPORTED, "device", "CUDA cannot be used here: %s", why);

@@ -68,11 +68,13 @@ static shape shape_of(const device *d, product_kind kind) {
     const ssm_geometry &g = d->g;
     switch (kind) {
     case PRODUCT_IN:
-        return {d->n_in, g.d_model, false, 0};
+        return {d->n_in, g.d_model, is_lti(d), 0};
     case PRODUCT_X:
         return {d->n_x, g.d_inner, true, 0};
     case PRODUCT_OUT:
-        return {g.d_model, g.d_inner, true, 1};
+        if (is_lti(d) && g.kind != SSM_BLOCK_H3) // both halves, before the gate
+            return {d->n_in, g.d_model, true, 0};
+        return {g.d_model, is_lti(d) ? g.d_model : g.d_inner, true, 1};
     default:
         return {g.vocab_size, g.d_model, true, 0};
     }
@@ -183,7 +185,8 @@ static int time_candidates(device *d, product_kind kind, int bucket,
                                        CANDIDATES, found, &n) != CUBLAS_STATUS_SUCCESS)
         n = 0;
     const void *inputs[] = {d->u, d->xc, d->y, d->u};
-    void *outputs[] = {d->xz, d->xdb, d->residual, d->logits};
+    const shape s = shape_of(d, kind);
+    void *outputs[] = {d->xz, d->xdb, s.beta == 0 ? d->xz : d->residual, d->logits};
     lt_choice &best = p->choices[kind][bucket];
     for (int i = 0; i < n; i++) {
         float us = -1;
@@ -241,7 +244,7 @@ static int choose_all(device *d, cublasLtMatmulPreference_t preference, cudaEven
     lt_plan *p = d->lt;
     for (int k = 0; k < PRODUCT_KINDS; k++) {
         const product_kind kind = (product_kind)k;
-        if (kind == PRODUCT_X && d->g.kind == SSM_BLOCK_MAMBA2)
+        if (!weight_of(d, kind, 0)) // no such product in this kind of layer
             continue;
         SSM_TRY(layouts(d, kind, err));
         const int32_t most = kind == PRODUCT_HEAD ? step_bucket(d->max_rows) : d->max_tokens;
@@ -261,6 +264,10 @@ int products_create(device *d, ssm_error *err) {
         if (step_bucket(n) >= most)
             break;
     }
+    if (p->buckets[p->n_buckets - 1] < most)
+        return ssm_error_set(err, SSM_EUNSUPPORTED, "max_tokens",
+                             "the CUDA backend takes at most %d tokens a step, not %d",
+                             p->buckets[p->n_buckets - 1], most);
     SSM_TRY(device_alloc(d, &p->workspace, WORKSPACE, err));
     SSM_TRY(lt_check(d, cublasLtCreate(&p->handle), "cublasLtCreate", err));
     SSM_TRY(lt_check(d, cublasLtMatmulDescCreate(&p->operation, CUBLAS_COMPUTE_32F, CUDA_R_32F),

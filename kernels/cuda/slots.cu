@@ -48,7 +48,7 @@ static cudaError_t copy_array(device *d, void *array, size_t bytes, const slot_p
 }
 
 static size_t ring_bytes(const device *d) {
-    return (size_t)d->g.conv_dim * (d->g.d_conv - 1) * type_bytes(d->weight_type);
+    return (size_t)d->g.conv_dim * (d->g.d_conv - 1) * type_bytes(d->ring_type);
 }
 
 static size_t state_bytes(const device *d) {
@@ -108,7 +108,7 @@ template <bool WRITE> static cudaError_t convert_slot(device *d, int32_t slot) {
     const ssm_geometry &g = d->g;
     const int kept = g.d_conv - 1;
     const unsigned layers = (unsigned)g.n_layers;
-    cudaError_t rc = with_type(d->weight_type, [&](auto t) {
+    cudaError_t rc = with_type(d->ring_type, [&](auto t) {
         typedef decltype(t) T;
         const size_t each = (size_t)g.conv_dim * kept;
         return launch(d, ring_kernel<T, WRITE>, dim3((unsigned)ceil_div(each, 256), layers), 256, 0,

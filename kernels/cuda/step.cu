@@ -44,7 +44,7 @@ int32_t step_bucket(int32_t n) {
         if (n <= b)
             return b;
     }
-    const int32_t unit = n <= 4096 ? 512 : 1024;
+    const int32_t unit = n <= 4096 ? 512 : n <= 16384 ? 1024 : 8192;
     return ceil_div(n, unit) * unit;
 }
 
@@ -99,6 +99,8 @@ static int32_t token_code(int32_t token, int32_t slot) {
 
 // Where the slot's ring stands before this segment; moves it on.
 static int32_t advance_ring(device *d, const ssm_segment *s) {
+    if (is_lti(d)) // no ring: H3's shift SSM keeps sums, not inputs
+        return 0;
     const int32_t kept = d->g.d_conv > 1 ? d->g.d_conv - 1 : 1;
     const int32_t at = s->fresh ? 0 : d->ring_at[s->slot];
     d->ring_at[s->slot] = (at + s->count) % kept;
@@ -160,6 +162,8 @@ static int decode_step(device *d, const ssm_plan *plan, const graph *g, ssm_erro
 
 // Tokens of a scan's piece: the whole span if there are enough sequences to fill the card.
 static int32_t piece_length(const device *d, int32_t n_spans, int32_t tokens) {
+    if (is_lti(d))
+        return lti_piece_length(d, n_spans, tokens);
     const int64_t blocks = ceil_div(d->g.d_inner, 64), card = 5 * d->n_sms; // scan.cu
     const int64_t most = card * 2 / 5;
     if (d->g.kind != SSM_BLOCK_MAMBA || d->g.d_state != 16 || n_spans * blocks >= most)

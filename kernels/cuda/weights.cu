@@ -34,13 +34,7 @@ static size_t count(const ssm_tensor *t) {
     return t->data ? (size_t)t->rows * (size_t)t->cols : 0;
 }
 
-struct uploader {
-    device *d;
-    void *staging; // device
-    ssm_error *err;
-};
-
-static int upload_into(uploader *u, const ssm_tensor *t, ssm_dtype type, void *out) {
+int upload_into(uploader *u, const ssm_tensor *t, ssm_dtype type, void *out) {
     device *d = u->d;
     const size_t n = count(t), each = type_bytes(t->dtype);
     if (t->dtype == type) {
@@ -69,7 +63,7 @@ static int upload_into(uploader *u, const ssm_tensor *t, ssm_dtype type, void *o
     return 0;
 }
 
-static int upload(uploader *u, const ssm_tensor *t, ssm_dtype type, const void **out) {
+int upload(uploader *u, const ssm_tensor *t, ssm_dtype type, const void **out) {
     *out = NULL;
     if (!t->data)
         return 0;
@@ -82,7 +76,7 @@ static int upload(uploader *u, const ssm_tensor *t, ssm_dtype type, const void *
     return upload_into(u, t, type, p);
 }
 
-static int upload_vector(uploader *u, const ssm_tensor *t, const float **out) {
+int upload_vector(uploader *u, const ssm_tensor *t, const float **out) {
     return upload(u, t, SSM_DTYPE_F32, (const void **)out);
 }
 
@@ -120,6 +114,8 @@ static int upload_conv(uploader *u, const ssm_layer *from, layer_weights *to) {
 static int upload_layer(uploader *u, const ssm_layer *from, layer_weights *to) {
     const ssm_dtype type = u->d->weight_type;
     SSM_TRY(upload_vector(u, &from->norm, &to->norm));
+    if (is_lti(u->d))
+        return lti_upload_layer(u, from, to);
     SSM_TRY(upload(u, &from->in_proj, type, &to->in_proj));
     SSM_TRY(upload_vector(u, &from->in_bias, &to->in_bias));
     SSM_TRY(upload_conv(u, from, to));
@@ -167,6 +163,7 @@ void weights_free(device *d) {
                              l.decay,   l.skip,     l.gate_norm};
         for (const void *p : all)
             cudaFree((void *)p);
+        lti_free_layer(&l);
     }
     if (d->lm_head != d->embedding)
         cudaFree((void *)d->lm_head);

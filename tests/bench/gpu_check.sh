@@ -43,7 +43,10 @@ cuda_step=$(program cuda_step)
     nvidia-smi --query-gpu=name,driver_version --format=csv,noheader
 } | tee "$out/device.txt"
 check test_cuda timeout 600 "$test_cuda"
-for name in test_golden test_golden_chunks; do # where they are built: they read the source tree
+# Where they are built: these read the source tree.
+test_cuda_lti=$(program test_cuda_lti 2>/dev/null) &&
+    check test_cuda_lti timeout 600 "$test_cuda_lti"
+for name in test_golden test_golden_chunks; do
     golden=$(program "$name" 2>/dev/null) &&
         SSM_GOLDEN_BACKEND=cuda check "$name" timeout 600 "$golden"
 done
@@ -52,6 +55,8 @@ traffic=$(program test_device_traffic 2>/dev/null) && # through the engine: 12,5
 if command -v compute-sanitizer >/dev/null; then
     check memcheck timeout 600 compute-sanitizer --tool memcheck --error-exitcode 1 \
         "$test_cuda" quick
+    [[ -n $test_cuda_lti ]] && check memcheck_lti timeout 600 compute-sanitizer --tool memcheck --error-exitcode 1 \
+        "$test_cuda_lti" quick
     check racecheck timeout 600 compute-sanitizer --tool racecheck --error-exitcode 1 \
         "$test_cuda" race # two tests: it slows kernels hundreds of times
 else
@@ -68,6 +73,11 @@ bench mamba-f32 mamba-130m:decode=1,8,16,64,256:prefill=1x2048,8x2048 \
     mamba-2.8b:decode=1,64,512
 bench mamba-f16 --state f16 mamba-130m:decode=64,1024 \
     mamba-2.8b:decode=1,8,16,32,64,128,256,512:prefill=1x2048,2x2048,4x2048,8x2048
+lti_prompt=$(program lti_prompt 2>/dev/null) && # where it is built, beside the models
+    for model in shakespeare-s4d copying-lssl induction-h3; do
+        timeout 300 "$lti_prompt" --backend cuda "$here/../data/models/$model" 65536 |
+            tee "$out/lti-$model.txt" || failed=1
+    done
 bench mamba2-f16 --state f16 mamba2-130m:decode=1,64,512:prefill=8x2048 \
     mamba2-2.7b:decode=1,64,512:prefill=1x2048,8x2048
 "$here/gpu_http.sh" "$(program ssmd)" "$(program ssmd-load)" "$out" || failed=1

@@ -133,11 +133,6 @@ void golden_close(golden *g) {
     ssm_model_free(g->model);
 }
 
-bool golden_runs(const golden *g, const char *backend) {
-    const ssm_block_kind kind = ssm_model_weights(g->model)->geometry.kind;
-    return strcmp(backend, "cuda") != 0 || kind == SSM_BLOCK_MAMBA || kind == SSM_BLOCK_MAMBA2;
-}
-
 // ---- running
 
 void runner_open(runner *r, const char *backend, const ssm_weights *weights) {

@@ -52,9 +52,6 @@ typedef struct golden {
 void golden_open(golden *g, const char *folder);
 void golden_close(golden *g);
 
-// Whether a backend computes models of this kind at all: CUDA has no s4d, s4 and h3.
-bool golden_runs(const golden *g, const char *backend);
-
 // ---- running
 
 typedef struct runner {

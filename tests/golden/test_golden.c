@@ -40,13 +40,10 @@ static void check_model(const golden_model *m, const char *backend) {
     golden g;
     runner r;
     golden_open(&g, m->folder);
-    if (!golden_runs(&g, backend)) {
-        golden_close(&g);
-        return;
-    }
-    // A GPU adds up in another order: 1.3e-4 was seen of eight groups, which the CPUs hold to 1e-4.
-    const double tolerance = strcmp(backend, "cuda") == 0 ? 2 * m->tolerance : m->tolerance;
     const ssm_weights *weights = ssm_model_weights(g.model);
+    // A GPU adds up in another order: 1.3e-4 was seen of eight groups, which the CPUs hold to 1e-4.
+    const bool wide = strcmp(backend, "cuda") == 0 && !ssm_block_is_lti(weights->geometry.kind);
+    const double tolerance = wide ? 2 * m->tolerance : m->tolerance;
     runner_open(&r, backend, weights);
     char what[256];
     snprintf(what, sizeof what, "%s on %s", strrchr(m->folder, '/') + 1, backend);

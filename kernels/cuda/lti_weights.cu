@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: Apache-2.0
+// A linear time-invariant layer's weights: discretised on the host in fp64 by the code that all
+// backends share, rounded to fp32, laid out for the kernels.
+#include <stdlib.h>
+
+#include "lti.cuh"
+
+extern "C" {
+#include "kernels/lti.h"
+}
+
+namespace ssm {
+
+// Host numbers on their way up; `failed` once and for all.
+struct vector {
+    float *data;
+    size_t n;
+};
+
+static int take(vector *v, size_t n, ssm_error *err) {
+    *v = {(float *)malloc(n * sizeof(float)), n};
+    return v->data ? 0 : ssm_error_set(err, SSM_ENOMEM, NULL, "no memory for a layer");
+}
+
+static int give(uploader *u, vector *v, const float **out) {
+    void *p = NULL;
+    int rc = device_check(u->d, cudaMalloc(&p, v->n * sizeof(float)), "cudaMalloc", u->err);
+    *out = (const float *)p;
+    if (rc == 0)
+        rc =
+            device_check(u->d, cudaMemcpy(p, v->data, v->n * sizeof(float), cudaMemcpyHostToDevice),
+                         "cudaMemcpy", u->err);
+    u->d->weight_bytes += v->n * sizeof(float);
+    free(v->data);
+    return rc;
+}
+
+// out[i] = (float)(scale * in[i]); odd: of odd i, imaginary parts.
+static int upload_doubles(uploader *u, const double *in, size_t n, double even, double odd,
+                          const float **out) {
+    vector v;
+    SSM_TRY(take(&v, n, u->err));
+    for (size_t i = 0; i < n; i++)
+        v.data[i] = (float)((i % 2 ? odd : even) * in[i]);
+    return give(u, &v, out);
+}
+
+static int upload_diagonal(uploader *u, const ssm_layer *from, lti_weights *to) {
+    lti_diagonal s;
+    SSM_TRY(lti_diagonal_init(&s, &u->d->g, from, u->err));
+    const size_t n = 2 * s.channels * s.n;
+    int rc = upload_doubles(u, s.ab, n, 1, 1, &to->ab);
+    if (rc == 0)
+        rc = upload_doubles(u, s.bb, n, 1, 1, &to->bb);
+    if (rc == 0)
+        rc = upload_doubles(u, s.c, n, 2, -2, &to->c);
+    lti_diagonal_dispose(&s);
+    return rc;
+}
+
+static int upload_transposed(uploader *u, const lti_dense *s, const float **out) {
+    const size_t n = s->n;
+    vector v;
+    SSM_TRY(take(&v, s->channels * n * n, u->err));
+    for (size_t ch = 0; ch < s->channels; ch++) {
+        for (size_t i = 0; i < n; i++) {
+            for (size_t j = 0; j < n; j++)
+                v.data[(ch * n + j) * n + i] = (float)s->ab[(ch * n + i) * n + j];
+        }
+    }
+    return give(u, &v, out);
+}
+
+static int upload_dense(uploader *u, const ssm_layer *from, lti_weights *to) {
+    lti_dense s;
+    SSM_TRY(lti_dense_init(&s, &u->d->g, from, u->err));
+    const size_t n = s.channels * s.n;
+    to->lower = s.is_lower;
+    int rc = upload_transposed(u, &s, &to->ab);
+    if (rc == 0)
+        rc = upload_doubles(u, s.bb, n, 1, 1, &to->bb);
+    if (rc == 0)
+        rc = upload_doubles(u, s.c, n, 1, 1, &to->c);
+    lti_dense_dispose(&s);
+    return rc;
+}
+
+// [channel][N] to [N][channel].
+static int upload_by_number(uploader *u, const ssm_tensor *t, const float **out) {
+    const size_t channels = (size_t)u->d->g.d_model, n = (size_t)u->d->g.d_state;
+    vector v;
+    SSM_TRY(take(&v, channels * n, u->err));
+    for (size_t c = 0; c < channels; c++) {
+        for (size_t i = 0; i < n; i++)
+            v.data[i * channels + c] = ssm_tensor_get(t, c * n + i);
+    }
+    return give(u, &v, out);
+}
+
+// K_l = sum over n < N - l of B_n C_{n + l}, and D where l = 0.
+static int upload_shift_kernel(uploader *u, const ssm_lti *l, const float **out) {
+    const size_t channels = (size_t)u->d->g.d_model, n = (size_t)u->d->g.d_state;
+    vector v;
+    SSM_TRY(take(&v, channels * n, u->err));
+    for (size_t c = 0; c < channels; c++) {
+        for (size_t lag = 0; lag < n; lag++) {
+            double sum = lag ? 0 : (double)ssm_tensor_get(&l->shift_D, c);
+            for (size_t i = 0; i + lag < n; i++)
+                sum += (double)ssm_tensor_get(&l->shift_B, c * n + i) *
+                       (double)ssm_tensor_get(&l->shift_C, c * n + i + lag);
+            v.data[lag * channels + c] = (float)sum;
+        }
+    }
+    return give(u, &v, out);
+}
+
+// q, k and v one below the other.
+static int upload_qkv(uploader *u, const ssm_lti *l, layer_weights *to) {
+    device *d = u->d;
+    const ssm_tensor *weights[] = {&l->q_proj, &l->k_proj, &l->v_proj};
+    const ssm_tensor *biases[] = {&l->q_bias, &l->k_bias, &l->v_bias};
+    const size_t rows = (size_t)d->g.d_model, each = rows * rows * type_bytes(d->weight_type);
+    void *w = NULL, *b = NULL;
+    SSM_CUDA(d, cudaMalloc(&w, 3 * each + 256), u->err);
+    to->in_proj = w;
+    SSM_CUDA(d, cudaMalloc(&b, 3 * rows * sizeof(float)), u->err);
+    to->in_bias = (const float *)b;
+    d->weight_bytes += 3 * (each + rows * sizeof(float));
+    for (int i = 0; i < 3; i++) {
+        SSM_TRY(upload_into(u, weights[i], d->weight_type, (char *)w + i * each));
+        SSM_TRY(upload_into(u, biases[i], SSM_DTYPE_F32, (float *)b + i * rows));
+    }
+    return 0;
+}
+
+int lti_upload_layer(uploader *u, const ssm_layer *from, layer_weights *to) {
+    if (u->d->g.kind == SSM_BLOCK_S4)
+        SSM_TRY(upload_dense(u, from, &to->lti));
+    else
+        SSM_TRY(upload_diagonal(u, from, &to->lti));
+    if (u->d->g.kind == SSM_BLOCK_H3) {
+        SSM_TRY(upload_qkv(u, &from->lti, to));
+        SSM_TRY(upload_by_number(u, &from->lti.shift_B, &to->lti.shift_b));
+        SSM_TRY(upload_by_number(u, &from->lti.shift_C, &to->lti.shift_c));
+        SSM_TRY(upload_shift_kernel(u, &from->lti, &to->lti.shift_k));
+    }
+    SSM_TRY(upload_vector(u, &from->D, &to->skip));
+    SSM_TRY(upload(u, &from->out_proj, u->d->weight_type, &to->out_proj));
+    return upload_vector(u, &from->out_bias, &to->out_bias);
+}
+
+void lti_free_layer(const layer_weights *w) {
+    const float *all[] = {w->lti.ab,      w->lti.bb,      w->lti.c,
+                          w->lti.shift_b, w->lti.shift_c, w->lti.shift_k};
+    for (const float *p : all)
+        cudaFree((void *)p);
+}
+
+} // namespace ssm
