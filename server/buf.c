@@ -114,15 +114,24 @@ size_t utf8_count(const char *text, size_t len) {
 
 // ---- JSON
 
-// Bytes from text on that can be copied as they are.
+// Bytes from text on that can be copied as they are; ASCII sixteen at a time.
 static size_t plain_run(const char *text, size_t len) {
+    typedef signed char bytes16 __attribute__((vector_size(16))); // from 0x80 on they are negative
+    typedef uint64_t pair16 __attribute__((vector_size(16)));
     size_t at = 0;
     while (at < len) {
-        const unsigned char c = (unsigned char)text[at];
-        if (c < 0x20 || c == '"' || c == '\\') {
-            break;
+        for (bytes16 x; at + sizeof x <= len; at += sizeof x) {
+            memcpy(&x, text + at, sizeof x);
+            const pair16 odd = (pair16)((x < 0x20) | (x == '"') | (x == '\\'));
+            if (odd[0] | odd[1]) {
+                break;
+            }
         }
-        const size_t n = c < 0x80 ? 1 : utf8_length(text + at, len - at);
+        while (at < len && (signed char)text[at] >= 0x20 && text[at] != '"' && text[at] != '\\') {
+            at++;
+        }
+        const size_t n =
+            at < len && (signed char)text[at] < 0 ? utf8_length(text + at, len - at) : 0;
         if (n == 0) {
             break;
         }

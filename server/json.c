@@ -1,12 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "json.h"
 
+#include <ssm/json.h>
+
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 json_t *json_parse_object(const char *body, size_t len, ssm_error *err) {
     json_error_t where;
-    json_t *root = json_loadb(body, len, JSON_ALLOW_NUL, &where);
+    json_t *root = ssm_json_read(body, len);
+    if (!root) {
+        root = json_loadb(body, len, JSON_ALLOW_NUL, &where);
+    }
     if (!root) {
         ssm_error_set(err, SSM_EINVAL, NULL,
                       "the body is not valid JSON: %.160s (line %d, column %d)", where.text,
@@ -20,6 +26,52 @@ json_t *json_parse_object(const char *body, size_t len, ssm_error *err) {
         return NULL;
     }
     return root;
+}
+
+// ---- writing
+
+static void put_object(buf *out, const json_t *object) {
+    const char *key, *before = "{";
+    json_t *value;
+    json_object_foreach((json_t *)object, key, value) { // it does not change
+        buf_str(out, before);
+        json_put_text(out, key);
+        buf_str(out, ":");
+        json_put_tree(out, value);
+        before = ",";
+    }
+    buf_str(out, before[0] == '{' ? "{}" : "}");
+}
+
+static void put_list(buf *out, const json_t *list) {
+    buf_str(out, "[");
+    for (size_t i = 0; i < json_array_size(list); i++) {
+        buf_add(out, ",", i > 0);
+        json_put_tree(out, json_array_get(list, i));
+    }
+    buf_str(out, "]");
+}
+
+static void put_other(buf *out, const json_t *value) {
+    char *text = json_dumps(value, JSON_ENCODE_ANY);
+    if (text) {
+        buf_str(out, text);
+    } else {
+        out->failed = true;
+    }
+    free(text);
+}
+
+void json_put_tree(buf *out, const json_t *value) {
+    if (json_is_object(value)) {
+        put_object(out, value);
+    } else if (json_is_array(value)) {
+        put_list(out, value);
+    } else if (json_is_string(value)) {
+        json_put_string(out, json_string_value(value), json_string_length(value));
+    } else {
+        put_other(out, value);
+    }
 }
 
 const char *json_type_text(const json_t *value) {

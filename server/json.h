@@ -19,6 +19,8 @@
 
 #include <ssm/error.h>
 
+#include "buf.h"
+
 typedef struct json_ids {
     bool found;    // the key's last value was a list of ids or of lists of ids
     bool nested;   // a list of lists
@@ -46,6 +48,9 @@ void json_ids_dispose(json_ids *ids);
 
 // The tree of a body that must be an object; NULL with err filled (SSM_EINVAL, where it broke).
 json_t *json_parse_object(const char *body, size_t len, ssm_error *err);
+
+// A tree as compact JSON, at the speed of its strings.
+void json_put_tree(buf *out, const json_t *value);
 
 // ---- getters: absent and null leave *out as it is; 1.0 is not an integer. 0 or SSM_EINVAL.
 

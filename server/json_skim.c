@@ -41,15 +41,22 @@ static bool skip_char(struct cursor *c, char want) {
 
 // From the opening quote past the closing one.
 static bool skip_string(struct cursor *c) {
-    for (c->at++; c->at < c->end; c->at++) {
-        if (*c->at == '\\') {
-            c->at++;
-        } else if (*c->at == '"') {
-            c->at++;
+    const char *at = c->at + 1, *quote = at - 1;
+    while (at < c->end) {
+        if (quote < at) { // else the one that was found is still ahead: no byte is looked at thrice
+            quote = memchr(at, '"', (size_t)(c->end - at));
+        }
+        if (!quote) {
+            break;
+        }
+        const char *escape = memchr(at, '\\', (size_t)(quote - at));
+        if (!escape) {
+            c->at = quote + 1;
             return true;
         }
+        at = escape + 2; // which may be past the end
     }
-    c->at = c->end; // a backslash may have been the last byte
+    c->at = c->end;
     return false;
 }
 

@@ -177,13 +177,15 @@ static int parse_messages(completion *c, const json_t *root, ssm_error *err) {
             return rc;
         }
     }
-    char *text = json_dumps(list, JSON_COMPACT);
-    if (!text) {
+    buf text = {0};
+    json_put_tree(&text, list);
+    if (text.failed) {
+        buf_dispose(&text);
         return no_memory(err);
     }
-    c->chat.messages = text;
-    c->chat.messages_len = strlen(text);
-    return adopt(c, text, c->chat.messages_len + 1, err);
+    c->chat.messages = text.data;
+    c->chat.messages_len = text.len;
+    return adopt(c, text.data, text.cap, err);
 }
 
 // ---- the rest

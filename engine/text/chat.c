@@ -5,6 +5,7 @@
 // A folder may hold the template in chat_template.jinja or in tokenizer_config.json, there as one
 // string or as a list of {"name", "template"}. Without one a base model gets the plain form below,
 // which no model was trained on: callers say so in their logs.
+#include <ssm/json.h>
 #include <ssm/template.h>
 
 #include <errno.h>
@@ -377,7 +378,9 @@ int ssm_chat_render(const ssm_chat *chat, const char *messages, size_t len,
     if (!options)
         options = &none;
     const bool is_continued = options->continue_final_message;
-    json_t *array = json_loadb(messages, len, JSON_ALLOW_NUL, NULL);
+    json_t *array = ssm_json_read(messages, len);
+    if (!array)
+        array = json_loadb(messages, len, JSON_ALLOW_NUL, NULL);
     if (!json_is_array(array)) {
         rc = ssm_error_set(err, SSM_EINVAL, "messages", "messages must be an array");
         goto done;
