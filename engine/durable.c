@@ -59,8 +59,21 @@ static int add_ticket(const ssm_engine *engine, session *s, job *j, session_call
     return 0;
 }
 
+static const char unwritten[] = "the session could not be written to the disk";
+
+static void fail_job(job *j, int rc, const char *message) {
+    if (j->error != 0)
+        return;
+    j->error = rc;
+    snprintf(j->message, sizeof j->message, "%s", message);
+}
+
+void durable_failed(job *j, int rc) {
+    fail_job(j, rc, unwritten);
+}
+
 // Answers those who wait for this version or an older one.
-static void take_tickets(ssm_engine *engine, session *s, uint64_t version, int rc) {
+void durable_answer(ssm_engine *engine, session *s, uint64_t version, int rc, const char *message) {
     for (ticket **at = &s->tickets; *at;) {
         ticket *t = *at;
         if (t->version > version) {
@@ -73,16 +86,9 @@ static void take_tickets(ssm_engine *engine, session *s, uint64_t version, int r
         else
             t->job->n_stores--;
         if (t->job && rc != 0)
-            durable_failed(t->job, rc);
+            fail_job(t->job, rc, message);
         free(t);
     }
-}
-
-void durable_failed(job *j, int rc) {
-    if (j->error != 0)
-        return;
-    j->error = rc;
-    snprintf(j->message, sizeof j->message, "the session could not be written to the disk");
 }
 
 // ---- writing
@@ -97,11 +103,11 @@ bool durable_is_behind(const ssm_engine *engine) {
     return engine->n_writes > 0 && is_full(engine);
 }
 
-static store_request *make_request(ssm_engine *engine, const session *s, store_kind kind) {
+store_request *durable_request(ssm_engine *engine, const session *s, int kind) {
     store_request *r = calloc(1, sizeof *r);
     if (!r)
         return NULL;
-    *r = (store_request){.kind = kind,
+    *r = (store_request){.kind = (store_kind)kind,
                          .image = {.pool = &engine->states},
                          .label = {.owner = {s->owner[0], s->owner[1]},
                                    .created = s->created,
@@ -120,19 +126,21 @@ static void submit(ssm_engine *engine, session *s, store_request *r) {
 }
 
 static int start_write(ssm_engine *engine, session *s) {
-    store_request *r = make_request(engine, s, STORE_PUT);
+    store_request *r = durable_request(engine, s, STORE_PUT);
     const int rc = r ? session_image(engine, s, &r->image, NULL) : SSM_ENOMEM;
     if (rc != 0) {
         store_request_free(r);
         return rc;
     }
+    if (engine->is_shared)
+        shared_prepare(engine, s, r);
     s->is_writing = true;
     engine->n_writes++;
     submit(engine, s, r);
     return 0;
 }
 
-static void push_dirty(ssm_engine *engine, session *s) {
+void durable_push(ssm_engine *engine, session *s) {
     if (s->is_dirty || s->is_writing) // when it is written, what is newer is pushed
         return;
     s->is_dirty = true;
@@ -153,13 +161,13 @@ static void remove_dirty(ssm_engine *engine, session *s) {
     s->is_dirty = false;
 }
 
-static void write_some(ssm_engine *engine) {
-    while (engine->dirty && engine->n_writes < MOST_WRITES) {
+void durable_write_some(ssm_engine *engine) {
+    while (engine->dirty && engine->n_writes < MOST_WRITES && !engine->is_pausing) {
         session *s = engine->dirty;
         remove_dirty(engine, s);
         const int rc = start_write(engine, s);
         if (rc != 0)
-            take_tickets(engine, s, s->version, rc);
+            durable_answer(engine, s, s->version, rc, unwritten);
     }
 }
 
@@ -173,10 +181,10 @@ static void on_put(ssm_engine *engine, session *s, const store_request *r) {
         engine->session_counts.write_failures++;
         s->is_unwritable = engine->is_flushing;
     }
-    take_tickets(engine, s, r->version, r->rc);
+    durable_answer(engine, s, r->version, r->rc, unwritten);
     if (s->is_listed && s->version > r->version &&
         engine->options.durability != SSM_DURABILITY_NONE)
-        push_dirty(engine, s);
+        durable_push(engine, s);
 }
 
 // ---- changes
@@ -186,8 +194,9 @@ static int change(ssm_engine *engine, session *s, job *j, session_call *call, bo
     if (!engine->store || engine->options.durability == SSM_DURABILITY_NONE)
         return 0;
     const int rc = add_ticket(engine, s, j, call, waits);
-    push_dirty(engine, s);
-    write_some(engine);
+    durable_push(engine, s);
+    if (!engine->is_shared) // there the job's end does it
+        durable_write_some(engine);
     return rc;
 }
 
@@ -206,7 +215,7 @@ int durable_delete(ssm_engine *engine, session *s, session_call *call, bool *wai
     const bool is_there = s->stored > 0 || s->is_writing; // what is gone stays gone
     *waits = false;
     if (engine->store && is_there) {
-        store_request *r = make_request(engine, s, STORE_DELETE);
+        store_request *r = durable_request(engine, s, STORE_DELETE);
         if (!r)
             return SSM_ENOMEM;
         *waits = call && engine->options.durability == SSM_DURABILITY_SYNC;
@@ -214,7 +223,7 @@ int durable_delete(ssm_engine *engine, session *s, session_call *call, bool *wai
         submit(engine, s, r);
     }
     remove_dirty(engine, s);
-    take_tickets(engine, s, s->version, 0);
+    durable_answer(engine, s, s->version, 0, NULL);
     s->stored = 0;
     return 0;
 }
@@ -246,7 +255,7 @@ void durable_load(ssm_engine *engine, session *s) {
     assert(session_is_away(s));
     if (s->is_loading)
         return;
-    store_request *r = make_request(engine, s, STORE_GET);
+    store_request *r = durable_request(engine, s, STORE_GET);
     if (!r) {
         wake(engine, s, SSM_ENOMEM);
         return;
@@ -256,6 +265,8 @@ void durable_load(ssm_engine *engine, session *s) {
 }
 
 bool durable_fetch(ssm_engine *engine, job *j) {
+    if (j->session && engine->is_shared)
+        return shared_fetch(engine, j);
     if (!j->session || !session_is_away(j->session))
         return false;
     j->is_fetching = true;
@@ -295,28 +306,31 @@ static void on_get(ssm_engine *engine, session *s, store_request *r) {
 void durable_done(ssm_engine *engine, store_request *r) {
     session *s = r->session;
     engine->n_stores--;
-    if (r->kind == STORE_PUT)
+    if (engine->is_shared)
+        shared_done(engine, r);
+    else if (r->kind == STORE_PUT)
         on_put(engine, s, r);
     else if (r->kind == STORE_GET)
         on_get(engine, s, r);
     else if (r->call)
         session_finish(engine, r->call, r->rc);
-    sessions_unref(&engine->sessions, &engine->cache, s);
+    if (s)
+        sessions_unref(&engine->sessions, &engine->cache, s);
     store_request_free(r);
-    write_some(engine);
+    durable_write_some(engine);
     cache_trim(&engine->cache);
 }
 
 // ---- room
 
 static bool can_go(ssm_engine *engine, session *s) {
-    if (s->n_jobs > 0 || s->holder || s->is_writing || s->is_loading || s->calls)
+    if (s->n_jobs > 0 || s->holder || s->is_writing || s->is_loading || s->is_claiming || s->calls)
         return false;
     if (s->stored == s->version)
         return true;
     if (engine->options.durability != SSM_DURABILITY_NONE || is_full(engine))
-        push_dirty(engine, s); // it may go when it is written
-    write_some(engine);
+        durable_push(engine, s); // it may go when it is written
+    durable_write_some(engine);
     return false;
 }
 
@@ -331,8 +345,12 @@ bool durable_let_go(void *ctx, snapshot *state) {
     }
     if (n != state->keeps) // a job has it
         return false;
-    while (n-- > 0) // the last may be its end
-        session_unload(state->sessions, &engine->cache);
+    while (n-- > 0) { // the last may be its end
+        if (engine->is_shared)
+            shared_let_go(engine, state->sessions);
+        else
+            session_unload(state->sessions, &engine->cache);
+    }
     return true;
 }
 
@@ -361,14 +379,18 @@ static void take_name(void *ctx, const store_entry *found) {
 }
 
 int durable_open(ssm_engine *engine, ssm_error *err) {
+    const ssm_engine_options *o = &engine->options;
     engine->dirty_last = &engine->dirty;
-    if (!engine->options.state_dir)
+    if (!o->state_dir && !o->state_url)
         return 0;
-    int rc = store_open_folder(engine->model, engine->options.state_dir, on_done, engine,
-                               &engine->store, err);
+    int rc = o->state_url ? shared_open(engine, err, on_done)
+                          : store_open_folder(engine->model, o->state_dir, on_done, engine,
+                                              &engine->store, err);
     if (rc == 0) {
         engine->has_secret = true;
         memcpy(engine->secret, engine->store->secret, sizeof engine->secret);
+    }
+    if (rc == 0 && !engine->is_shared) {
         rc = engine->store->ops->list(engine->store, take_name, engine,
                                       &engine->session_counts.set_aside, err);
         stats_cache(engine); // the thread is not there yet
@@ -383,15 +405,18 @@ bool durable_flush(ssm_engine *engine) {
     for (size_t i = 0; i < SESSION_BUCKETS && !engine->is_failed; i++) {
         for (session *s = engine->sessions.buckets[i]; s; s = s->next) {
             if (s->state && s->stored != s->version && !s->is_unwritable)
-                push_dirty(engine, s);
+                durable_push(engine, s);
         }
     }
-    write_some(engine);
+    durable_write_some(engine);
     return engine->n_stores > 0;
 }
 
 void durable_close(ssm_engine *engine) {
-    if (engine->store)
-        engine->store->ops->close(engine->store);
+    store *s = engine->store;
+    pthread_mutex_lock(&engine->lock);
     engine->store = NULL;
+    pthread_mutex_unlock(&engine->lock);
+    if (s)
+        s->ops->close(s);
 }

@@ -411,3 +411,11 @@ const char *ssm_engine_describe(const ssm_engine *engine) {
 const char *ssm_engine_backends(void) {
     return ssm_backend_find("cuda") ? "cpu, reference, cuda" : "cpu, reference";
 }
+
+const char *ssm_engine_stores(void) {
+#ifdef SSM_HIREDIS
+    return "folder, redis";
+#else
+    return "folder";
+#endif
+}

@@ -69,8 +69,9 @@ typedef struct command {
 
 typedef struct session_counts {
     uint64_t writes, write_failures, loads, set_aside;
-    uint64_t expired, refusals; // quota.c
-    ssm_histogram load_seconds;
+    uint64_t expired, refusals;                        // quota.c
+    uint64_t conflicts, store_answers, store_failures; // shared.c
+    ssm_histogram load_seconds, store_seconds;
 } session_counts;
 
 struct ssm_engine {
@@ -87,6 +88,7 @@ struct ssm_engine {
     pthread_t thread;
     uint8_t secret[16]; // of the store, for owners
     bool has_secret;
+    bool is_shared; // the store is
 
     // guarded by lock
     pthread_mutex_t lock;
@@ -109,11 +111,13 @@ struct ssm_engine {
     cache cache;
     state_pool states; // any thread
     session_table sessions;
-    struct store *store;          // NULL without state_dir
+    struct store *store;          // NULL without state_dir or state_url; set under the lock
     session *dirty, **dirty_last; // sessions to be written, oldest first
     int32_t n_stores, n_writes;   // requests at the store; of these that write
     int64_t next_sweep;           // quota.c, Unix time
     bool is_flushing;             // the engine is going away
+    bool is_pausing;              // shared.c: no write begins for now
+    uint64_t stamp_seed;          // shared.c
     session_counts session_counts;
     choice **active; // [n_slots], by slot
     clients clients;
@@ -193,6 +197,7 @@ int session_image(ssm_engine *engine, const session *s, snapshot_image *image, s
 void session_answer(ssm_engine *engine, session_call *call);
 void session_finish(ssm_engine *engine, session_call *call, int rc); // its caller goes on
 void session_fail(ssm_engine *engine, session_call *call, int rc, const char *message);
+void session_describe(const ssm_engine *engine, const session *s, ssm_session_info *out);
 session_call *session_next_call(session *s); // of those that wait for its state; NULL: none
 
 // ---- durable.c
@@ -213,10 +218,28 @@ void durable_done(ssm_engine *engine, struct store_request *request); // it has 
 bool durable_let_go(void *engine, snapshot *state);                   // for the cache
 bool durable_flush(ssm_engine *engine); // writes what is not stored; false: nothing is under way
 void durable_close(ssm_engine *engine);
+// For shared.c.
+struct store_request *durable_request(ssm_engine *engine, const session *s,
+                                      int kind);   // NULL: no memory
+void durable_push(ssm_engine *engine, session *s); // to be written
+void durable_write_some(ssm_engine *engine);
+void durable_answer(ssm_engine *engine, session *s, uint64_t version, int rc, const char *message);
+
+// ---- shared.c: with a store that other processes have too
+int shared_open(ssm_engine *engine, ssm_error *err,
+                void (*on_done)(void *engine, struct store_request *request));
+// True: the job waits for its session to be claimed, or has ended.
+bool shared_fetch(ssm_engine *engine, job *j);
+void shared_leave(ssm_engine *engine, session *s); // a job has
+void shared_prepare(ssm_engine *engine, const session *s, struct store_request *put);
+void shared_let_go(ssm_engine *engine, session *s); // of its state
+int shared_call(ssm_engine *engine, session_call *call, bool *waits);
+void shared_done(ssm_engine *engine, struct store_request *request);
 
 // ---- quota.c
-int quota_check(ssm_engine *engine, const session *s, ssm_error *err); // 0 or SSM_EQUOTA
-void quota_sweep(ssm_engine *engine);                                  // if it is time to
+size_t quota_limit(const ssm_engine *engine, uint64_t sessions, uint64_t bytes); // 0: none given
+int quota_check(ssm_engine *engine, const session *s, ssm_error *err);           // 0 or SSM_EQUOTA
+void quota_sweep(ssm_engine *engine);                                            // if it is time to
 int32_t quota_pause(const ssm_engine *engine); // seconds between sweeps; 0: there are none
 
 // ---- plan.c

@@ -15,7 +15,7 @@
 
 enum { LEAST_PAUSE = 1, MOST_PAUSE = 60, WALKS = 16 };
 
-static size_t limit_of(const ssm_engine *engine, uint64_t sessions, uint64_t bytes) {
+size_t quota_limit(const ssm_engine *engine, uint64_t sessions, uint64_t bytes) {
     const uint64_t each = engine->state_floats * sizeof(float);
     uint64_t limit = sessions > 0 ? sessions : UINT64_MAX;
     if (bytes > 0 && bytes / each < limit)
@@ -26,10 +26,10 @@ static size_t limit_of(const ssm_engine *engine, uint64_t sessions, uint64_t byt
 int quota_check(ssm_engine *engine, const session *s, ssm_error *err) {
     const ssm_engine_options *o = &engine->options;
     const session_table *t = &engine->sessions;
-    if (session_is_alive(s))
+    if (session_is_alive(s) || engine->is_shared) // a shared store counts itself
         return 0;
-    const size_t all = limit_of(engine, (uint64_t)o->session_max, o->session_max_bytes);
-    const size_t own = limit_of(engine, (uint64_t)o->session_key_max, o->session_key_max_bytes);
+    const size_t all = quota_limit(engine, (uint64_t)o->session_max, o->session_max_bytes);
+    const size_t own = quota_limit(engine, (uint64_t)o->session_key_max, o->session_key_max_bytes);
     if (t->n <= all && sessions_of(t, s->owner) <= own)
         return 0;
     engine->session_counts.refusals++;
@@ -48,14 +48,14 @@ static bool is_over(const ssm_engine *engine, const session *s, int64_t now) {
 int32_t quota_pause(const ssm_engine *engine) {
     const int64_t ttl = engine->options.session_ttl;
     const int64_t pause = ttl / WALKS;
-    if (ttl == 0)
+    if (ttl == 0 || engine->is_shared)
         return 0;
     return pause < LEAST_PAUSE ? LEAST_PAUSE : pause > MOST_PAUSE ? MOST_PAUSE : (int32_t)pause;
 }
 
 void quota_sweep(ssm_engine *engine) {
     const int64_t now = (int64_t)time(NULL);
-    if (engine->options.session_ttl == 0 || now < engine->next_sweep)
+    if (engine->options.session_ttl == 0 || engine->is_shared || now < engine->next_sweep)
         return;
     engine->next_sweep = now + quota_pause(engine);
     for (size_t i = 0; i < SESSION_BUCKETS; i++) {

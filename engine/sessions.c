@@ -8,32 +8,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-typedef enum session_op {
-    SESSION_LIST,
-    SESSION_GET,
-    SESSION_DELETE,
-    SESSION_FORK,
-    SESSION_READ,
-    SESSION_WRITE,
-} session_op;
-
-struct session_call {
-    session_call *next; // of those that wait for a session's state
-    session_op op;
-    uint64_t owner[2];
-    const char *name, *target;
-    ssm_session_info *infos; // LIST: malloc'd; else where to put one, or NULL
-    size_t n_infos;
-    snapshot_image image; // READ: filled; WRITE: its buffers are taken over on success
-    int rc;
-    ssm_error error;
-    bool is_done; // guarded by the engine's lock, as is
-    pthread_cond_t done;
-};
+#include "session_call.h"
 
 // ---- on the engine's thread
 
-static void describe(const ssm_engine *engine, const session *s, ssm_session_info *out) {
+void session_describe(const ssm_engine *engine, const session *s, ssm_session_info *out) {
     if (!out)
         return;
     memset(out, 0, sizeof *out);
@@ -59,7 +38,7 @@ static int list(ssm_engine *engine, session_call *call) {
     for (size_t i = 0; i < SESSION_BUCKETS; i++) {
         for (const session *s = t->buckets[i]; s; s = s->next) {
             if (session_is_alive(s) && memcmp(s->owner, call->owner, sizeof s->owner) == 0)
-                describe(engine, s, &call->infos[call->n_infos++]);
+                session_describe(engine, s, &call->infos[call->n_infos++]);
         }
     }
     qsort(call->infos, call->n_infos, sizeof *call->infos, by_name);
@@ -87,7 +66,7 @@ static int fork_session(ssm_engine *engine, session_call *call, const session *f
     }
     from->state->keeps++;
     session_set(to, &engine->cache, from->state, &text);
-    describe(engine, to, call->infos);
+    session_describe(engine, to, call->infos);
     t->n_alive++;
     rc = durable_call(engine, to, call, waits);
     sessions_unref(t, &engine->cache, to);
@@ -127,7 +106,7 @@ static int write_session(ssm_engine *engine, session_call *call, bool *waits) {
         image->state = image->logits = NULL;
         t->n_alive += !session_is_alive(s);
         session_set(s, &engine->cache, state, &image->text);
-        describe(engine, s, call->infos);
+        session_describe(engine, s, call->infos);
         rc = durable_call(engine, s, call, waits);
     }
     sessions_unref(t, &engine->cache, s);
@@ -138,6 +117,8 @@ static int answer(ssm_engine *engine, session_call *call, bool *waits) {
     session_table *t = &engine->sessions;
     if (engine->is_failed)
         return ssm_error_set(&call->error, SSM_EDEVICE, NULL, "the device has failed");
+    if (engine->is_shared)
+        return shared_call(engine, call, waits);
     if (call->op == SESSION_LIST)
         return list(engine, call);
     if (call->op == SESSION_WRITE)
@@ -157,7 +138,7 @@ static int answer(ssm_engine *engine, session_call *call, bool *waits) {
         return fork_session(engine, call, s, waits);
     if (call->op == SESSION_READ)
         return session_image(engine, s, &call->image, &call->error);
-    describe(engine, s, call->infos);
+    session_describe(engine, s, call->infos);
     if (call->op != SESSION_DELETE)
         return 0;
     const int rc = durable_delete(engine, s, call, waits);

@@ -3,6 +3,8 @@
 
 #include <string.h>
 
+#include "state/store.h"
+
 void stats_step(ssm_engine *engine, const flight *f, double seconds) {
     int32_t n_draws = 0;
     for (int32_t i = 0; i < f->n_entries; i++)
@@ -32,6 +34,10 @@ void stats_cache(ssm_engine *engine) {
     s->session_write_failures = engine->session_counts.write_failures;
     s->session_loads = engine->session_counts.loads;
     s->session_load_seconds = engine->session_counts.load_seconds;
+    s->session_conflicts = engine->session_counts.conflicts;
+    s->store_answers = engine->session_counts.store_answers;
+    s->store_failures = engine->session_counts.store_failures;
+    s->store_seconds = engine->session_counts.store_seconds;
     memcpy(s->cache, c->counts.tier, sizeof s->cache);
     s->cache[SSM_TIER_DEVICE].bytes =
         (uint64_t)s->cache_slots_used * engine->device_info.slot_bytes;
@@ -42,10 +48,24 @@ void stats_cache(ssm_engine *engine) {
     s->cache_disk_failures = c->counts.disk_failures;
 }
 
+// A shared store knows more than this process.
+static void ask_store(const ssm_engine *engine, ssm_stats *out) {
+    store_status status;
+    if (!engine->is_shared || !engine->store)
+        return;
+    engine->store->ops->status(engine->store, &status);
+    out->store_shared = true;
+    out->store_up = status.is_up;
+    out->store_connects = status.connects;
+    out->sessions = status.sessions;
+    memcpy(out->store_reason, status.reason, sizeof out->store_reason);
+}
+
 void ssm_engine_get_stats(const ssm_engine *const_engine, ssm_stats *out) {
     ssm_engine *engine = (ssm_engine *)const_engine; // the lock is no part of what const promises
     pthread_mutex_lock(&engine->lock);
     *out = engine->stats;
+    ask_store(engine, out);
     out->slots_total = engine->slots.total;
     out->slots_used = engine->slots.total - engine->n_free_slots;
     out->requests_waiting = engine->n_waiting + engine->n_inbox_jobs;

@@ -222,6 +222,8 @@ void turn_leave(ssm_engine *engine, job *j) {
     if (j->session->holder == j)
         j->session->holder = NULL;
     j->session->n_jobs--;
+    if (engine->is_shared)
+        shared_leave(engine, j->session);
     sessions_unref(&engine->sessions, &engine->cache, j->session);
     j->session = NULL;
 }

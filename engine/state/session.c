@@ -222,3 +222,10 @@ void session_unload(session *s, cache *c) {
     s->text.pending = NULL;
     s->text.n_pending = 0;
 }
+
+void session_reset(session *s, cache *c) {
+    assert(!s->holder);
+    drop_state(s, c);
+    session_text_dispose(&s->text);
+    s->stored = s->stamp = 0;
+}

@@ -61,6 +61,8 @@ typedef struct session {
     int32_t n_jobs;             // that refer to it
     bool is_listed;             // in the table
     uint64_t version, stored;   // 0: none
+    uint64_t stamp;             // shared.c: of the version that is stored
+    bool is_claiming, is_claimed;
     bool is_loading, is_writing;
     bool is_dirty; // in the list of those to be written
     bool is_unwritable;
@@ -109,6 +111,7 @@ void session_set(session *s, cache *c, snapshot *state, session_text *text);
 // The state of a session that is stored, back from there; both are taken over.
 void session_load(session *s, snapshot *state, session_text *text);
 void session_unload(session *s, cache *c);
+void session_reset(session *s, cache *c); // as one without a turn
 
 // Appends tokens to the text's number, chain and last ones; pending is the caller's business.
 void session_text_add(session_text *text, const int32_t *tokens, size_t n);

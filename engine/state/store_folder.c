@@ -41,13 +41,6 @@ typedef struct folder_store {
     bool is_closing;
 } folder_store;
 
-void store_request_free(store_request *r) {
-    if (!r)
-        return;
-    snapshot_image_dispose(&r->image);
-    free(r);
-}
-
 static void path_of(const folder_store *s, const char *file, const char *suffix, char out[4096]) {
     snprintf(out, 4096, "%s/%s%s", s->folder, file, suffix);
 }
@@ -97,9 +90,10 @@ static int run(const folder_store *s, store_request *r) {
     case STORE_GET:
         return get(s, r, file, path);
     case STORE_DELETE:
-        break;
+        return file_remove(path, NULL);
+    default:
+        return SSM_EUNSUPPORTED; // a folder is not shared
     }
-    return file_remove(path, NULL);
 }
 
 static store_request *wait_request(folder_store *s) {

@@ -57,6 +57,9 @@ typedef struct ssm_engine_options {
     int32_t checkpoint_tokens; // a prompt's state is saved every so many tokens, a multiple of it
                                // in a long one, and at its end; 0: only there
     const char *state_dir; // sessions are kept in files here and found again; NULL: they are not
+    const char *state_url; // sessions are kept in a Redis or Valkey, which other processes may
+                           // share: redis://[[user]:password@]host[:port][/db], unix://..; NULL:
+                           // they are not. Not with SSM_DURABILITY_NONE
     ssm_durability durability;
     int64_t session_ttl; // seconds after its last turn at which a session goes; 0: never
     int32_t session_max, session_key_max;              // sessions in all, of one owner; 0: no limit
@@ -255,6 +258,14 @@ typedef struct ssm_stats {
     uint64_t session_writes, session_write_failures; // to the store
     uint64_t session_loads;                          // from it
     ssm_histogram session_load_seconds;              // asked for to here
+    uint64_t session_conflicts; // turns not kept: another process had continued the session
+    bool store_shared;          // it is a Redis
+    int32_t store_up;           // it can be reached: 1
+    uint64_t store_connects;    // to it
+    uint64_t store_answers, store_failures; // requests that came back; of these without having
+                                            // reached it, or refused by it
+    ssm_histogram store_seconds;
+    char store_reason[160]; // why it is not up, or what it refused last
     double idle_seconds; // since the last step, 0 when there is no work: a stuck engine shows here
     bool draining, failed;
 } ssm_stats;
@@ -267,5 +278,8 @@ const char *ssm_engine_describe(const ssm_engine *engine);
 
 // Backends built in, as "cpu, cuda". Static.
 const char *ssm_engine_backends(void);
+
+// Where sessions can be kept: "folder, redis". Static.
+const char *ssm_engine_stores(void);
 
 #endif

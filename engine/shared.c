@@ -1,0 +1,408 @@
+// SPDX-License-Identifier: Apache-2.0
+// Sessions that other processes have too: what durable.c and sessions.c do, with a shared store
+// (store.h).
+//
+// The table knows only the sessions that this process has jobs of, or states; what others do shows
+// in the store alone. So calls are asked of the store, each in one request, and a turn begins with
+// a claim:
+//
+//     no job -> claiming -> claimed: turns run, one after the other -> written (and given up)
+//
+// While a session is claimed nobody else can change it. A copy kept from earlier is used if its
+// stamp is the store's, else what the store sent is; a session that is gone there is gone here. No
+// turn begins before the last one's state is in the store: what others see is never behind what
+// this process goes on from, and a state that was not taken can be dropped without a turn on it.
+// That is so with ASYNC, too, where only the answer does not wait; NONE is refused.
+//
+// The write that the last job of a session leaves gives the claim up. A write fails when another
+// process has changed the session (this one had stalled for longer than its lease): the turn is
+// told SSM_ECONFLICT, what is kept here is dropped. When the session was deleted meanwhile, the
+// turn ends as it would and what it made is dropped, as in one process. When the store cannot be
+// reached, SYNC says so and drops it too, as whether it is there can only be seen there; ASYNC has
+// promised more than that to nobody: it keeps the state, and the session to itself, and tries again
+// until the engine ends.
+//
+// Who finds a session claimed elsewhere asks the store again and again (waits), or is told
+// SSM_ESESSIONBUSY at once. Limits and expiry are the store's own.
+#include "engine.h"
+
+#include <assert.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+#include <time.h>
+
+#include "session_call.h"
+#include "state/store.h"
+
+static const char unreachable[] = "the store of sessions cannot be reached, try again";
+
+static int describe_failure(const store_request *r, ssm_error *err) {
+    switch (r->rc) {
+    case SSM_EQUOTA:
+        return r->is_own ? ssm_error_set(err, r->rc, "session",
+                                         "an API key may have %zu sessions, not more", r->count)
+                         : ssm_error_set(err, r->rc, "session",
+                                         "the server keeps %zu sessions, and no more", r->count);
+    case SSM_EINVAL: // what was there was damaged
+        return ssm_error_set(err, SSM_EIO, NULL, "the session could not be read");
+    case SSM_ESESSIONBUSY:
+        return ssm_error_set(err, r->rc, NULL, "another request is at this session");
+    case SSM_ECONFLICT:
+        return ssm_error_set(err, r->rc, NULL,
+                             "another server has continued the session meanwhile: this turn is "
+                             "not kept");
+    case SSM_EUNAVAILABLE:
+        return ssm_error_set(err, r->rc, NULL, "%s", unreachable);
+    default:
+        return ssm_error_set(err, r->rc, NULL, "%s", ssm_error_text(r->rc));
+    }
+}
+
+static void send(ssm_engine *engine, session *s, store_request *r) {
+    r->session = s;
+    if (s)
+        s->refs++;
+    engine->n_stores++;
+    engine->store->ops->submit(engine->store, r);
+}
+
+static uint64_t new_stamp(ssm_engine *engine) { // splitmix64 of what getrandom began
+    uint64_t z = engine->stamp_seed += 0x9e3779b97f4a7c15u;
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+    z ^= z >> 31;
+    return z ? z : 1;
+}
+
+// ---- a session's copy here
+
+static void forget_copy(ssm_engine *engine, session *s) {
+    assert(!s->holder && !s->is_dirty && !s->is_writing);
+    engine->sessions.n_alive -= session_is_alive(s) && s->is_listed;
+    session_reset(s, &engine->cache);
+}
+
+static int take_copy(ssm_engine *engine, session *s, store_request *r) {
+    snapshot_image *image = &r->image;
+    const uint64_t position = image->text.n_tokens - image->text.n_pending;
+    snapshot *state = cache_adopt(&engine->cache, position, image->state, image->logits);
+    if (!state)
+        return SSM_ENOMEM;
+    image->state = image->logits = NULL;
+    engine->sessions.n_alive += !session_is_alive(s) && s->is_listed;
+    session_set(s, &engine->cache, state, &image->text);
+    s->created = r->label.created;
+    s->last_used = r->label.last_used;
+    s->stored = s->version;
+    s->stamp = r->stamp;
+    engine->session_counts.loads++;
+    histogram_add(&engine->session_counts.load_seconds, ssm_step_seconds_bounds,
+                  (double)(engine_now_ns() - r->began_ns) * 1e-9);
+    return 0;
+}
+
+void shared_let_go(ssm_engine *engine, session *s) {
+    forget_copy(engine, s);
+    if (s->refs == 1 && s->is_listed) // the table's
+        sessions_delete(&engine->sessions, &engine->cache, s);
+}
+
+// ---- claims
+
+static void release(ssm_engine *engine, session *s) {
+    store_request *r = durable_request(engine, s, STORE_RELEASE);
+    s->is_claimed = false;
+    if (r) // else it lapses
+        send(engine, s, r);
+}
+
+static bool is_wanted(const session *s) {
+    return s->n_jobs > 0 || s->is_dirty || s->is_writing;
+}
+
+bool shared_fetch(ssm_engine *engine, job *j) {
+    session *s = j->session;
+    const bool is_behind = s->is_dirty || s->is_writing;
+    if (s->is_claimed && !is_behind)
+        return false;
+    j->is_fetching = true;
+    if (s->is_claiming || is_behind) // it is woken
+        return true;
+    store_request *r = durable_request(engine, s, STORE_CLAIM);
+    if (!r) {
+        job_end(engine, j, SSM_FINISH_ERROR, SSM_ENOMEM, "no memory for the session");
+        return true;
+    }
+    r->stamp = s->state ? s->stamp : 0;
+    r->waits = !j->waits_not;
+    s->is_claiming = true;
+    send(engine, s, r);
+    return true;
+}
+
+void shared_leave(ssm_engine *engine, session *s) {
+    durable_write_some(engine);
+    if (s->is_claimed && !is_wanted(s))
+        release(engine, s);
+}
+
+// Time goes by and nothing is wrong: a job waits for another process.
+static void say_alive(ssm_engine *engine) {
+    pthread_mutex_lock(&engine->lock);
+    engine->last_step_ns = engine_now_ns();
+    pthread_mutex_unlock(&engine->lock);
+}
+
+// rc 0: those who wait for the session look again. Else they are told; SSM_ESESSIONBUSY only those
+// that do not wait.
+static void wake(ssm_engine *engine, session *s, int rc, const char *message) {
+    job *next;
+    for (job *j = engine->waiting.first; j; j = next) {
+        next = j->next;
+        if (j->session != s || !j->is_fetching || j->awaited_state)
+            continue;
+        j->is_fetching = false;
+        if (rc != 0 && (rc != SSM_ESESSIONBUSY || j->waits_not))
+            job_end(engine, j, SSM_FINISH_ERROR, rc, message);
+    }
+}
+
+static void answer_calls(ssm_engine *engine, session *s, int rc, const char *message) {
+    session_call *call = s->calls, *next; // one may come to wait again
+    s->calls = NULL;
+    for (; call; call = next) {
+        next = call->next;
+        if (rc != 0)
+            session_fail(engine, call, rc, message);
+        else
+            session_answer(engine, call);
+    }
+}
+
+static void on_claim(ssm_engine *engine, session *s, store_request *r) {
+    ssm_error err = {0};
+    s->is_claiming = false;
+    if (r->rc == 0 && r->image.state)
+        r->rc = take_copy(engine, s, r);
+    else if ((r->rc == 0 && r->stamp == 0) || r->rc == SSM_EINVAL)
+        forget_copy(engine, s);
+    s->is_claimed = r->rc == 0;
+    assert(!s->is_claimed || r->stamp == 0 || (s->state && s->stamp == r->stamp));
+    if (r->rc == SSM_ESESSIONBUSY)
+        say_alive(engine);
+    engine->session_counts.set_aside += r->rc == SSM_EINVAL;
+    engine->session_counts.refusals += r->rc == SSM_EQUOTA;
+    const int rc = r->rc == 0 ? 0 : describe_failure(r, &err);
+    s->refs++; // the last job may take it away
+    wake(engine, s, rc, err.message);
+    const bool may_be_held = s->is_claimed || rc == SSM_ENOMEM || rc == SSM_EUNAVAILABLE;
+    if (may_be_held && (rc != 0 || !is_wanted(s)))
+        release(engine, s);
+    sessions_unref(&engine->sessions, &engine->cache, s);
+}
+
+// ---- writes
+
+void shared_prepare(ssm_engine *engine, const session *s, store_request *r) {
+    r->base = s->stamp;
+    r->stamp = new_stamp(engine);
+    r->releases = s->n_jobs == 0;
+}
+
+static void pause_writes(ssm_engine *engine) {
+    store_request *r = engine->is_pausing ? NULL : calloc(1, sizeof *r);
+    if (!r)
+        return;
+    r->kind = STORE_PAUSE;
+    engine->is_pausing = true;
+    send(engine, NULL, r);
+}
+
+// A write that may be tried again, as nobody has been told that it failed.
+static bool is_kept(const ssm_engine *engine, const store_request *r) {
+    return (r->rc == SSM_EUNAVAILABLE || r->rc == SSM_ENOMEM) && !engine->is_flushing &&
+           engine->options.durability == SSM_DURABILITY_ASYNC;
+}
+
+static void on_put(ssm_engine *engine, session *s, store_request *r) {
+    ssm_error err = {0};
+    const bool is_gone = r->rc == SSM_ENOTFOUND, is_again = is_kept(engine, r);
+    const int rc = r->rc == 0 || is_gone ? 0 : describe_failure(r, &err);
+    s->is_writing = false;
+    engine->n_writes--;
+    engine->session_counts.writes += r->rc == 0;
+    engine->session_counts.write_failures += rc != 0;
+    engine->session_counts.conflicts += rc == SSM_ECONFLICT;
+    if (r->rc == 0) {
+        s->stored = r->version;
+        s->stamp = r->stamp;
+        s->is_claimed = s->is_claimed && !r->releases;
+    } else if (is_again) {
+        pause_writes(engine);
+        durable_push(engine, s);
+    } else {
+        forget_copy(engine, s);
+    }
+    s->refs++;
+    durable_answer(engine, s, r->version, rc, err.message);
+    wake(engine, s, is_again ? rc : 0, err.message);
+    answer_calls(engine, s, is_again ? rc : 0, err.message);
+    if (s->is_claimed && ((r->rc != 0 && !is_again) || !is_wanted(s)))
+        release(engine, s);
+    sessions_unref(&engine->sessions, &engine->cache, s);
+}
+
+// ---- calls
+
+static const store_kind kind_of[] = {
+    [SESSION_LIST] = STORE_LIST, [SESSION_GET] = STORE_LOOK, [SESSION_DELETE] = STORE_DELETE,
+    [SESSION_FORK] = STORE_FORK, [SESSION_READ] = STORE_GET, [SESSION_WRITE] = STORE_PUT,
+};
+
+int shared_call(ssm_engine *engine, session_call *call, bool *waits) {
+    session *s = call->name ? sessions_find(&engine->sessions, call->owner, call->name) : NULL;
+    *waits = true;
+    if (s && (s->is_dirty || s->is_writing)) {
+        call->next = s->calls;
+        s->calls = call;
+        return 0;
+    }
+    store_request *r = calloc(1, sizeof *r);
+    if (!r) {
+        *waits = false;
+        return ssm_error_set(&call->error, SSM_ENOMEM, NULL, "no memory for a session");
+    }
+    const int64_t now = (int64_t)time(NULL);
+    *r = (store_request){
+        .kind = kind_of[call->op],
+        .label = {.owner = {call->owner[0], call->owner[1]}, .created = now, .last_used = now},
+        .stamp = new_stamp(engine),
+        .target = call->target,
+        .call = call,
+        .began_ns = engine_now_ns()};
+    if (call->name)
+        memcpy(r->label.name, call->name, strlen(call->name) + 1);
+    if (call->op == SESSION_WRITE) {
+        r->is_import = true;
+        r->image = call->image;
+        call->image.state = call->image.logits = NULL;
+        call->image.text = (session_text){0};
+        ssm_session_info *info = r->infos = calloc(1, sizeof *info);
+        if (info) { // as it will be
+            strcpy(info->name, call->name);
+            info->tokens = r->image.text.n_tokens;
+            info->created = info->last_used = now;
+            info->at = session_point(&r->image.text);
+            info->n_memo = r->image.text.n_memo;
+            memcpy(info->memo, r->image.text.memo, info->n_memo);
+        }
+    }
+    send(engine, NULL, r);
+    return 0;
+}
+
+static int by_name(const void *a, const void *b) {
+    return strcmp(((const ssm_session_info *)a)->name, ((const ssm_session_info *)b)->name);
+}
+
+// What is on its way to the store counts as there.
+static void add_unwritten(ssm_engine *engine, session_call *call) {
+    for (size_t i = 0; i < SESSION_BUCKETS; i++) {
+        for (const session *s = engine->sessions.buckets[i]; s; s = s->next) {
+            if ((!s->is_dirty && !s->is_writing) ||
+                memcmp(s->owner, call->owner, sizeof s->owner) != 0)
+                continue;
+            size_t at = 0;
+            while (at < call->n_infos && strcmp(call->infos[at].name, s->name) != 0)
+                at++;
+            ssm_session_info *more = at < call->n_infos
+                                         ? call->infos
+                                         : realloc(call->infos, (call->n_infos + 1) * sizeof *more);
+            if (!more)
+                return;
+            call->infos = more;
+            call->n_infos += at == call->n_infos;
+            session_describe(engine, s, &call->infos[at]);
+        }
+    }
+}
+
+static void on_list(ssm_engine *engine, session_call *call, store_request *r) {
+    const uint64_t bytes = engine->state_floats * sizeof(float);
+    call->infos = r->infos;
+    call->n_infos = r->n_infos;
+    r->infos = NULL;
+    for (size_t i = 0; i < call->n_infos; i++)
+        call->infos[i].bytes = bytes;
+    add_unwritten(engine, call);
+    qsort(call->infos, call->n_infos, sizeof *call->infos, by_name);
+}
+
+static void on_called(ssm_engine *engine, store_request *r) {
+    session_call *call = r->call;
+    if (r->rc == 0 && call->op == SESSION_LIST) {
+        on_list(engine, call, r);
+    } else if (r->rc == 0) {
+        if (r->infos && call->infos) {
+            *call->infos = *r->infos;
+            call->infos->bytes = engine->state_floats * sizeof(float);
+        }
+        if (call->op == SESSION_READ) {
+            call->image = r->image;
+            r->image = (snapshot_image){.pool = NULL};
+        }
+    } else if (r->rc == SSM_ENOTFOUND) {
+        ssm_error_set(&call->error, r->rc, NULL, "there is no session %s", call->name);
+    } else if (r->rc == SSM_EINVAL && call->op == SESSION_FORK) {
+        ssm_error_set(&call->error, r->rc, "id", "session %s exists already", call->target);
+    } else {
+        engine->session_counts.set_aside += r->rc == SSM_EINVAL;
+        engine->session_counts.refusals += r->rc == SSM_EQUOTA;
+        r->rc = describe_failure(r, &call->error);
+    }
+    session_finish(engine, call, r->rc);
+}
+
+// ---- all that comes back
+
+void shared_done(ssm_engine *engine, store_request *r) {
+    session *s = r->session;
+    if (r->kind != STORE_PAUSE) {
+        engine->session_counts.store_answers++;
+        engine->session_counts.store_failures += r->rc == SSM_EUNAVAILABLE;
+        histogram_add(&engine->session_counts.store_seconds, ssm_step_seconds_bounds,
+                      (double)(engine_now_ns() - r->began_ns) * 1e-9);
+    }
+    if (r->call)
+        on_called(engine, r);
+    else if (r->kind == STORE_CLAIM)
+        on_claim(engine, s, r);
+    else if (r->kind == STORE_PUT)
+        on_put(engine, s, r);
+    else if (r->kind == STORE_PAUSE)
+        engine->is_pausing = false;
+}
+
+int shared_open(ssm_engine *engine, ssm_error *err, void (*on_done)(void *, store_request *)) {
+    const ssm_engine_options *o = &engine->options;
+    if (o->state_dir)
+        return ssm_error_set(err, SSM_EINVAL, "state_url",
+                             "state_url and state_dir: sessions are kept in one place");
+    if (o->durability == SSM_DURABILITY_NONE)
+        return ssm_error_set(err, SSM_EINVAL, "durability",
+                             "durability none keeps sessions from the other servers: async or sync "
+                             "is wanted with state_url");
+    const size_t all = quota_limit(engine, (uint64_t)o->session_max, o->session_max_bytes);
+    const size_t own = quota_limit(engine, (uint64_t)o->session_key_max, o->session_key_max_bytes);
+    const store_limits limits = {.ttl = o->session_ttl,
+                                 .sessions = all < SIZE_MAX ? all : 0,
+                                 .of_one = own < SIZE_MAX ? own : 0};
+    if (getrandom(&engine->stamp_seed, sizeof engine->stamp_seed, 0) != sizeof engine->stamp_seed)
+        return ssm_error_set(err, SSM_EIO, NULL, "no random numbers: %m");
+    const int rc = store_open_redis(engine->model, o->state_url, &limits, on_done, engine,
+                                    &engine->store, err);
+    engine->is_shared = rc == 0;
+    return rc;
+}

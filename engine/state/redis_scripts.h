@@ -1,0 +1,179 @@
+// SPDX-License-Identifier: Apache-2.0
+// What must happen at once in Redis, as scripts that it runs whole. Keys and fields: store_redis.c.
+//
+// Each answers a list whose first item says what happened. Times are the server's own, so that the
+// clocks of those who share it do not matter.
+#ifndef SSM_ENGINE_REDIS_SCRIPTS_H
+#define SSM_ENGINE_REDIS_SCRIPTS_H
+
+// What has expired leaves an index by its score; then whether one more session is too many.
+#define SCRIPT_LIMITS                                                                              \
+    "local function over(own, all, most_own, most_all) "                                           \
+    "  local now = redis.call('TIME')[1] "                                                         \
+    "  redis.call('ZREMRANGEBYSCORE', own, '-inf', '(' .. now) "                                   \
+    "  redis.call('ZREMRANGEBYSCORE', all, '-inf', '(' .. now) "                                   \
+    "  if most_all > 0 and redis.call('ZCARD', all) >= most_all then return 'full' end "           \
+    "  if most_own > 0 and redis.call('ZCARD', own) >= most_own then return 'own full' end "       \
+    "end "
+
+#define SCRIPT_EXPIRE                                                                              \
+    "local function live(key, own, all, ttl, id) "                                                 \
+    "  local score = '+inf' "                                                                      \
+    "  redis.call('PERSIST', key) "                                                                \
+    "  redis.call('HDEL', key, 'expires') "                                                        \
+    "  if ttl > 0 then "                                                                           \
+    "    score = redis.call('TIME')[1] + ttl "                                                     \
+    "    redis.call('HSET', key, 'expires', score) "                                               \
+    "    redis.call('EXPIREAT', key, score) "                                                      \
+    "  end "                                                                                       \
+    "  redis.call('ZADD', own, score, id) "                                                        \
+    "  redis.call('ZADD', all, score, id) "                                                        \
+    "end "
+
+// A session that is claimed does not expire: it is kept for two leases from now at least.
+#define SCRIPT_HOLD                                                                                \
+    "local function hold(key, lease) "                                                             \
+    "  local left = redis.call('PTTL', key) "                                                      \
+    "  if left >= 0 and left < 2 * lease then redis.call('PEXPIRE', key, 2 * lease) end "          \
+    "end "
+
+#define SCRIPT_HOLDER                                                                              \
+    "local function holder_of(claim) "                                                             \
+    "  if redis.call('TYPE', claim).ok ~= 'string' then return false end "                         \
+    "  return redis.call('GET', claim) "                                                           \
+    "end "
+
+#define SCRIPT_LET_GO                                                                              \
+    SCRIPT_HOLDER                                                                                  \
+    "local function let_go(key, claim, me) "                                                       \
+    "  if holder_of(claim) == me then redis.call('DEL', claim) end "                               \
+    "  if redis.call('TYPE', key).ok == 'hash' then "                                              \
+    "    local at = tonumber(redis.call('HGET', key, 'expires') or nil) "                          \
+    "    if at then redis.call('EXPIREAT', key, at) end "                                          \
+    "  end "                                                                                       \
+    "end "
+
+// KEYS session claim own all, ARGV me lease most_own most_all
+static const char script_claim[] = SCRIPT_LIMITS SCRIPT_HOLD SCRIPT_HOLDER
+    "local holder = holder_of(KEYS[2]) "
+    "if holder and holder ~= ARGV[1] then return {'busy'} end "
+    "local kind = redis.call('TYPE', KEYS[1]).ok "
+    "if kind == 'none' then "
+    "  local why = over(KEYS[3], KEYS[4], tonumber(ARGV[3]), tonumber(ARGV[4])) "
+    "  if why then return {why} end "
+    "end "
+    "redis.call('SET', KEYS[2], ARGV[1], 'PX', ARGV[2]) "
+    "if kind == 'none' then return {'none'} end "
+    "if kind ~= 'hash' then return {'bad'} end "
+    "hold(KEYS[1], tonumber(ARGV[2])) "
+    "return {'ok', unpack(redis.call('HMGET', KEYS[1], 'stamp', 'size', 'created', 'last_used', "
+    "'name', 'owner'))}";
+
+// KEYS session
+static const char script_get[] =
+    "local kind = redis.call('TYPE', KEYS[1]).ok "
+    "if kind == 'none' then return {'none'} end "
+    "if kind ~= 'hash' then return {'bad'} end "
+    "return {'ok', unpack(redis.call('HMGET', KEYS[1], 'stamp', 'size', 'created', 'last_used', "
+    "'name', 'owner'))}";
+
+// KEYS session claim, ARGV me
+static const char script_release[] =
+    SCRIPT_LET_GO "let_go(KEYS[1], KEYS[2], ARGV[1]) return {'ok'}";
+
+// KEYS all, then session claim of each; ARGV me lease. A claim that has lapsed and that nobody else
+// has taken is taken again: had somebody used the session meanwhile, its stamp would say so.
+static const char script_renew[] = SCRIPT_HOLD SCRIPT_HOLDER
+    "for i = 2, #KEYS, 2 do "
+    "  local holder = holder_of(KEYS[i + 1]) "
+    "  if not holder or holder == ARGV[1] then "
+    "    redis.call('SET', KEYS[i + 1], ARGV[1], 'PX', ARGV[2]) "
+    "    hold(KEYS[i], tonumber(ARGV[2])) "
+    "  end "
+    "end "
+    "redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', '(' .. redis.call('TIME')[1]) "
+    "return {'ok', redis.call('ZCARD', KEYS[1])}";
+
+// KEYS upload, ARGV field value ...: begins one that goes by itself if it is not finished
+static const char script_open[] = "redis.call('HSET', KEYS[1], unpack(ARGV)) "
+                                  "redis.call('EXPIRE', KEYS[1], 600) "
+                                  "return {'ok'}";
+
+// KEYS session claim own all upload; ARGV me base stamp fields import? release? ttl most_own
+// most_all id lease: the upload becomes the session. One whose answer was lost comes again: it is
+// there.
+static const char script_put[] = SCRIPT_LIMITS SCRIPT_EXPIRE SCRIPT_HOLD SCRIPT_LET_GO
+    "local me, base, stamp = ARGV[1], ARGV[2], ARGV[3] "
+    "local function done(what) "
+    "  redis.call('DEL', KEYS[5]) "
+    "  if ARGV[6] == '1' then let_go(KEYS[1], KEYS[2], me) else hold(KEYS[1], tonumber(ARGV[11])) "
+    "end "
+    "  return {what, redis.call('ZCARD', KEYS[4])} "
+    "end "
+    "local is = false "
+    "if redis.call('TYPE', KEYS[1]).ok == 'hash' then is = redis.call('HGET', KEYS[1], 'stamp') "
+    "end "
+    "if is == stamp then return done('ok') end "
+    "local holder = holder_of(KEYS[2]) "
+    "if ARGV[5] == '1' then "
+    "  if holder then return done('busy') end "
+    "else "
+    "  if holder and holder ~= me then return done('moved') end "
+    "  if not is and base ~= '' then return done('gone') end "
+    "  if is and is ~= base then return done('moved') end "
+    "end "
+    "if redis.call('HLEN', KEYS[5]) ~= tonumber(ARGV[4]) then return done('torn') end "
+    "if is then "
+    "  local created = redis.call('HGET', KEYS[1], 'created') "
+    "  if created then redis.call('HSET', KEYS[5], 'created', created) end "
+    "else "
+    "  local why = over(KEYS[3], KEYS[4], tonumber(ARGV[8]), tonumber(ARGV[9])) "
+    "  if why then return done(why) end "
+    "end "
+    "redis.call('RENAME', KEYS[5], KEYS[1]) "
+    "live(KEYS[1], KEYS[3], KEYS[4], tonumber(ARGV[7]), ARGV[10]) "
+    "return done('ok')";
+
+// KEYS session own all; ARGV id
+static const char script_delete[] =
+    "local n = redis.call('DEL', KEYS[1]) "
+    "redis.call('ZREM', KEYS[2], ARGV[1]) "
+    "redis.call('ZREM', KEYS[3], ARGV[1]) "
+    "return {n > 0 and 'ok' or 'none', redis.call('ZCARD', KEYS[3])}";
+
+// KEYS session target target's claim own all; ARGV stamp name created ttl most_own most_all id
+static const char script_fork[] = SCRIPT_LIMITS SCRIPT_EXPIRE
+    "if redis.call('TYPE', KEYS[1]).ok ~= 'hash' then return {'none'} end "
+    "local kind = redis.call('TYPE', KEYS[2]).ok "
+    "if kind == 'hash' and redis.call('HGET', KEYS[2], 'stamp') == ARGV[1] then return {'ok'} end "
+    "if kind ~= 'none' or redis.call('EXISTS', KEYS[3]) == 1 then return {'exists'} end "
+    "local why = over(KEYS[4], KEYS[5], tonumber(ARGV[5]), tonumber(ARGV[6])) "
+    "if why then return {why} end "
+    "redis.call('COPY', KEYS[1], KEYS[2]) "
+    "redis.call('HSET', KEYS[2], 'stamp', ARGV[1], 'name', ARGV[2], 'created', ARGV[3], "
+    "'last_used', "
+    "ARGV[3]) "
+    "live(KEYS[2], KEYS[4], KEYS[5], tonumber(ARGV[4]), ARGV[7]) "
+    "return {'ok', redis.call('ZCARD', KEYS[5])}";
+
+// KEYS session bad claim own all; ARGV stamp me id: what cannot be read goes where nobody looks,
+// for a week, unless it is another one by now
+static const char script_set_aside[] = SCRIPT_LET_GO
+    "local kind = redis.call('TYPE', KEYS[1]).ok "
+    "if kind ~= 'hash' or ARGV[1] == '' or redis.call('HGET', KEYS[1], 'stamp') == ARGV[1] then "
+    "  if kind ~= 'none' then "
+    "    redis.call('RENAME', KEYS[1], KEYS[2]) "
+    "    redis.call('EXPIRE', KEYS[2], 604800) "
+    "  end "
+    "  redis.call('ZREM', KEYS[4], ARGV[3]) "
+    "  redis.call('ZREM', KEYS[5], ARGV[3]) "
+    "end "
+    "let_go(KEYS[1], KEYS[3], ARGV[2]) "
+    "return {'ok'}";
+
+// KEYS own
+static const char script_list[] =
+    "redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', '(' .. redis.call('TIME')[1]) "
+    "return redis.call('ZRANGE', KEYS[1], 0, -1)";
+
+#endif
