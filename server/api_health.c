@@ -21,12 +21,26 @@ static void reply_unhealthy(exchange *ex, const char *code, const char *message)
     http_reply_error(ex, 503, "server_error", NULL, code, message);
 }
 
+// A store that is away takes sessions from every server alike: there is no better one to be sent
+// to, and all else goes on.
+static void reply_ready(exchange *ex) {
+    const server *s = ex->conn->loop->server;
+    buf body = {0};
+    buf_str(&body, "{\"status\":\"ok\"");
+    if (s->o->state_url && *s->o->state_url) {
+        buf_printf(&body, ",\"session_store\":\"%s\"",
+                   registry_store_is_up(&s->models) ? "ok" : "unavailable");
+    }
+    buf_str(&body, "}");
+    http_reply_json(ex, 200, &body);
+}
+
 void api_health(exchange *ex) {
     const char *unready = loop_unready(ex->conn->loop);
     if (unready) {
         reply_unhealthy(ex, unready, *unready == 'l' ? "the model is loading" : "shutting down");
     } else {
-        reply_status(ex, 200, "ok");
+        reply_ready(ex);
     }
 }
 

@@ -31,8 +31,8 @@ static void print_usage(FILE *to) {
 }
 
 static void print_version(void) {
-    printf("ssmd %s (%s), backends: %s\n", SSM_VERSION, ssm_version_commit(),
-           ssm_engine_backends());
+    printf("ssmd %s (%s), backends: %s; sessions in: %s\n", SSM_VERSION, ssm_version_commit(),
+           ssm_engine_backends(), ssm_engine_stores());
 }
 
 int main(int argc, char **argv) {

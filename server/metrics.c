@@ -113,7 +113,7 @@ static const struct engine_metric {
     ROW("cache_slots_used", "gauge", cache_slots_used, "Device rows that hold one."),
     ROW("sessions", "gauge", sessions, "Sessions kept."),
     ROW("sessions_set_aside", "gauge", sessions_set_aside,
-        "Files of --state-dir that were damaged or no sessions of this model."),
+        "Sessions in the store that were damaged or of another model."),
     ROW("sessions_expired_total", "counter", sessions_expired, "Sessions deleted for their age."),
     ROW("session_refusals_total", "counter", session_refusals,
         "Sessions refused for being one too many."),
@@ -121,12 +121,13 @@ static const struct engine_metric {
     ROW("session_write_failures_total", "counter", session_write_failures,
         "Sessions that could not be written."),
     ROW("session_loads_total", "counter", session_loads, "Sessions read back from the store."),
+    ROW("session_conflicts_total", "counter", session_conflicts,
+        "Turns not kept because another server had continued the session."),
     ROW("generation_tokens_total", "counter", generated_tokens, "Tokens generated."),
     ROW("steps_total", "counter", steps, "Steps of the engine."),
     ROW("slots_total", "gauge", slots_total, "State slots."),
     ROW("slots_used", "gauge", slots_used, "State slots in use."),
 };
-#undef ROW
 
 static uint64_t metric_value(const struct engine_metric *m, const ssm_stats *stats) {
     const char *field = (const char *)stats + m->offset;
@@ -195,9 +196,9 @@ static void put_tiers(buf *out, const struct registry *models, const ssm_stats *
     }
 }
 
-static void put_engines(buf *out, const struct registry *models, const ssm_stats *stats) {
-    for (size_t row = 0; row < sizeof engine_metrics / sizeof *engine_metrics; row++) {
-        const struct engine_metric *m = &engine_metrics[row];
+static void put_rows(buf *out, const struct registry *models, const ssm_stats *stats,
+                     const struct engine_metric *rows, size_t n_rows) {
+    for (const struct engine_metric *m = rows; m < rows + n_rows; m++) {
         put_head(out, m->name, m->type, m->help);
         for (size_t i = 0; i < models->n; i++) {
             buf_printf(out, "ssmd_%s", m->name);
@@ -205,6 +206,32 @@ static void put_engines(buf *out, const struct registry *models, const ssm_stats
             buf_printf(out, "} %llu\n", (unsigned long long)metric_value(m, &stats[i]));
         }
     }
+}
+
+// Of servers whose sessions are in a Redis: nothing else is away or back.
+static void put_stores(buf *out, const struct registry *models, const ssm_stats *stats) {
+    static const struct engine_metric rows[] = {
+        ROW("store_up", "gauge", store_up, "Whether Redis, where sessions are, can be reached."),
+        ROW("store_connects_total", "counter", store_connects, "Connections made to Redis."),
+        ROW("store_requests_total", "counter", store_answers, "Requests to Redis."),
+        ROW("store_failures_total", "counter", store_failures,
+            "Of these, those that it refused or that could not reach it."),
+    };
+    if (models->n == 0 || !stats[0].store_shared) {
+        return;
+    }
+    put_rows(out, models, stats, rows, sizeof rows / sizeof *rows);
+    put_head(out, "store_seconds", "histogram", "A request to Redis, states and waiting included.");
+    for (size_t i = 0; i < models->n; i++) {
+        put_engine_histogram(out, "store_seconds", models->items[i].name, NULL,
+                             &stats[i].store_seconds, ssm_step_seconds_bounds);
+    }
+}
+#undef ROW
+
+static void put_engines(buf *out, const struct registry *models, const ssm_stats *stats) {
+    put_rows(out, models, stats, engine_metrics, sizeof engine_metrics / sizeof *engine_metrics);
+    put_stores(out, models, stats);
     put_tiers(out, models, stats);
     put_head(out, "session_load_seconds", "histogram", "A session asked for to its state here.");
     for (size_t i = 0; i < models->n; i++) {

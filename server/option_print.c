@@ -89,7 +89,7 @@ static json_t *value_of(const options *o, const option_row *row) {
     }
     case OPTION_STRING: {
         const char *text = *(char *const *)field;
-        return text ? json_string(text) : json_null();
+        return text ? json_string(row->secret ? "(set)" : text) : json_null();
     }
     case OPTION_LIST:
         return list_of(field, row->secret);

@@ -69,9 +69,14 @@ const option_row option_table[] = {
      "keep sessions in files here, a folder a model, and find them again at the next start; states "
      "beyond the memory for them stay here until they are used; one process at a time",
      OPTIONS_SERVE, false},
+    {"state-url", OPTION_STRING, FIELD(state_url), NULL, 0, 0, NULL, "URL",
+     "keep sessions in a Redis or Valkey that other servers may share: "
+     "redis://[[user]:password@]host[:port][/db] or unix://[[user]:password@]/path[?db=N]; best "
+     "given as SSMD_STATE_URL",
+     OPTIONS_SERVE, true},
     {"durability", OPTION_STRING, FIELD(durability), "async", 0, 0, "async|sync|none", "WHEN",
-     "when a session is on the disk: sync: before its answer ends; async: soon after; none: at a "
-     "clean stop",
+     "when a session is on the disk, or in Redis: sync: before its answer ends; async: soon after; "
+     "none: at a clean stop (files only)",
      OPTIONS_SERVE, false},
     {"weight-dtype", OPTION_STRING, FIELD(weight_dtype), "auto", 0, 0, DTYPES, "TYPE",
      "how weights are kept; auto: as stored", ENGINE, false},

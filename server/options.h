@@ -49,6 +49,7 @@ typedef struct options {
     bool pin_threads, poison_slots;
     // the server
     char *host, *api_key_file, *log_level, *log_to, *session_busy, *state_dir, *cache_dir;
+    char *state_url;
     char *durability, *chat_template;
     int64_t default_max_tokens;
     int64_t port, loops, max_connections, max_body_bytes, max_request_memory, max_prompt_tokens,

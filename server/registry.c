@@ -123,6 +123,7 @@ void registry_engine_options(const options *o, const ssm_tokenizer *tokenizer,
     out->cache_disk_bytes = (uint64_t)o->cache_disk_bytes;
     out->checkpoint_tokens = (int32_t)o->checkpoint_tokens;
     out->state_dir = o->state_dir && *o->state_dir ? o->state_dir : NULL;
+    out->state_url = o->state_url && *o->state_url ? o->state_url : NULL;
     const char *when = o->durability ? o->durability : "async";
     out->durability = strcmp(when, "sync") == 0   ? SSM_DURABILITY_SYNC
                       : strcmp(when, "none") == 0 ? SSM_DURABILITY_NONE
@@ -231,4 +232,41 @@ void registry_dispose(registry *r) {
         free(r->items[i].path);
     }
     r->n = 0;
+}
+
+// ---- stores that may go away
+
+bool registry_store_is_up(const registry *r) {
+    bool is_up = true;
+    for (size_t i = 0; i < r->n; i++) {
+        ssm_stats stats;
+        ssm_engine_get_stats(r->items[i].engine, &stats);
+        is_up &= !stats.store_shared || stats.store_up;
+    }
+    return is_up;
+}
+
+void registry_watch_stores(registry *r) {
+    for (size_t i = 0; i < r->n; i++) {
+        served_model *m = &r->items[i];
+        ssm_stats stats;
+        ssm_engine_get_stats(m->engine, &stats);
+        if (!stats.store_shared) {
+            continue;
+        }
+        if (!stats.store_up && !m->store_is_down) {
+            log_write(
+                LOG_WARN,
+                "model %s: the store of sessions cannot be reached (%s): requests at sessions "
+                "are answered 503",
+                m->name, stats.store_reason);
+        } else if (stats.store_up && m->store_is_down) {
+            log_write(LOG_INFO, "model %s: the store of sessions is back", m->name);
+        } else if (stats.store_up && stats.store_failures > m->store_failures) {
+            log_write(LOG_WARN, "model %s: the store of sessions has refused a request: %s",
+                      m->name, stats.store_reason);
+        }
+        m->store_is_down = !stats.store_up;
+        m->store_failures = stats.store_failures;
+    }
 }

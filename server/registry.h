@@ -31,7 +31,9 @@ typedef struct served_model {
     char closing[CHAT_NOTE_PART + 1]; // what the template writes behind an answer (chat_turn.h)
     ssm_engine *engine;
     time_t created;
-    size_t index; // in the registry, and of its port in a loop
+    size_t index;       // in the registry, and of its port in a loop
+    bool store_is_down; // as the log knows; the first loop's, as is
+    uint64_t store_failures;
 } served_model;
 
 typedef struct registry {
@@ -47,6 +49,11 @@ int registry_load(registry *r, const options *o, ssm_error *err);
 bool registry_is_ready(const registry *r);
 void registry_stop(registry *r); // frees the engines: their requests end
 void registry_dispose(registry *r);
+
+// Whether all models' sessions can be reached, as far as they are kept elsewhere.
+bool registry_store_is_up(const registry *r);
+// Logs what has changed since the last time. The first loop's thread, once it is ready.
+void registry_watch_stores(registry *r);
 
 // NULL name: the first; an unknown name: NULL, or the first with --any-model.
 const served_model *registry_find(const registry *r, const char *name);

@@ -68,6 +68,10 @@ const char *http_error_code(int ssm_code) {
         return "session_mismatch";
     case SSM_EQUOTA:
         return "session_quota";
+    case SSM_EUNAVAILABLE:
+        return "session_store";
+    case SSM_ECONFLICT:
+        return "session_conflict";
     default:
         return NULL;
     }

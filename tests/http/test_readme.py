@@ -12,6 +12,7 @@ import pytest
 from harness.client import Client
 from harness.metrics import total
 from harness.program import BINARY, ROOT, SCALE, Program
+from harness.redis import free_ports, need
 
 TEXT = (ROOT / "README.md").read_text()
 ADDRESS = "127.0.0.1:8080"
@@ -53,7 +54,7 @@ def shell(text, url, folder=ROOT):
 
 def test_every_block_is_known():
     for language, text in blocks():
-        known = (language in ("json", "python") or text.startswith(("curl ", "build/ssmd ", "post() "))
+        known = (language in ("json", "python") or text.startswith(("curl ", "build/ssmd ", "post() ", "redis-server "))
                  or any(line.startswith(word) for line in text.splitlines() for word in ELSEWHERE))
         assert known, f"nobody runs this block of README.md:\n{text}"
 
@@ -117,6 +118,22 @@ def test_a_book_and_ten_questions(start, tmp_path):
     assert total(server.client, "ssmd_prompt_tokens_total") < read + 200
     assert [s["id"] for s in server.client.get("/v1/sessions").json()["data"]] == ["book"]
     assert (tmp_path / "book.state").stat().st_size > 100_000
+
+
+@pytest.mark.own_server
+def test_two_servers_and_a_redis(tmp_path):
+    """As typed, on ports of its own, with time for the servers to come up."""
+    need()
+    (text,) = commands("redis-server ")
+    ports = free_ports(3)
+    for name, port in zip(("6379", "8080", "8081"), ports):
+        text = text.replace(name, str(port))
+    ready = "".join(f"until curl -sf http://127.0.0.1:{port}/readyz >&2; do sleep 0.1; done\n" for port in ports[1:])
+    text = text.replace("build/ssmd", str(BINARY)).replace(" &\n", " >&2 &\n").replace("post() {", f"{ready}post() {{")
+    lines = shell("trap 'kill $(jobs -p); wait' EXIT\n" + text, "", tmp_path).splitlines()
+    first, second = (json.loads(line) for line in lines if line.startswith("{"))
+    assert second["usage"]["prompt_tokens"] > first["usage"]["total_tokens"]
+    assert any(line.startswith("play") for line in lines), lines
 
 
 @pytest.mark.own_server
