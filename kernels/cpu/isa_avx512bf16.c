@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-#define SSM_AVX512_DOT 1
+#define SSM_AVX512_BF16 1
+#define SSM_AVX512_VNNI 1
 #include <math.h>
 #include <string.h>
 

@@ -7,7 +7,7 @@
 #endif
 
 extern const cpu_kernels cpu_kernels_portable, cpu_kernels_avx2, cpu_kernels_avx512,
-    cpu_kernels_avx512bf16;
+    cpu_kernels_avx512vnni, cpu_kernels_avx512bf16;
 
 #ifdef __x86_64__
 // By hand: __builtin_cpu_supports("f16c") is refused by clang 14, which builds the fuzz targets.
@@ -22,9 +22,11 @@ static bool has_avx512(void) {
     return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
-static bool has_avx512_dot(void) {
-    return has_avx512() && __builtin_cpu_supports("avx512bf16") &&
-           __builtin_cpu_supports("avx512vnni");
+static bool has_avx512vnni(void) {
+    return has_avx512() && __builtin_cpu_supports("avx512vnni");
+}
+static bool has_avx512bf16(void) {
+    return has_avx512vnni() && __builtin_cpu_supports("avx512bf16");
 }
 #endif
 static bool has_any(void) {
@@ -37,9 +39,8 @@ static const struct {
     bool (*is_here)(void);
 } tables[] = {
 #ifdef __x86_64__
-    {&cpu_kernels_avx512bf16, has_avx512_dot},
-    {&cpu_kernels_avx512, has_avx512},
-    {&cpu_kernels_avx2, has_avx2},
+    {&cpu_kernels_avx512bf16, has_avx512bf16}, {&cpu_kernels_avx512vnni, has_avx512vnni},
+    {&cpu_kernels_avx512, has_avx512},         {&cpu_kernels_avx2, has_avx2},
 #endif
     {&cpu_kernels_portable, has_any},
 };

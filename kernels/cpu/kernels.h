@@ -128,8 +128,9 @@ typedef struct cpu_kernels {
 } cpu_kernels;
 
 // The best table for this machine no better than `limit` (a table's name; NULL: no limit). The
-// names: "portable" (SSE2), "neon" (the same on aarch64), "avx2", "avx512", "avx512bf16". NULL:
-// unknown name or not for this machine.
+// names: "portable" (SSE2), "neon" (the same on aarch64), "avx2", "avx512", "avx512vnni"
+// (and byte products), "avx512bf16" (and bf16 products). NULL: unknown name or not for this
+// machine.
 const cpu_kernels *cpu_kernels_choose(const char *limit);
 
 #endif

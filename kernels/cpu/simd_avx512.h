@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Sixteen lanes in one AVX-512 register. With SSM_AVX512_DOT the bf16 and int8 dot products are the
-// AVX512_BF16 and AVX512_VNNI instructions, else they are put together from AVX512BW's.
+// Sixteen lanes in one AVX-512 register. With SSM_AVX512_VNNI byte products are that extension's
+// instruction, else they are put together from AVX512BW's; with SSM_AVX512_BF16 there are products
+// of bf16 pairs.
 #ifndef SSM_KERNELS_CPU_SIMD_AVX512_H
 #define SSM_KERNELS_CPU_SIMD_AVX512_H
 
@@ -85,7 +86,7 @@ static inline vi vi_bf16_bits(vf v) { // nearest even; NaN stays NaN
     return _mm512_mask_mov_epi32(r, nan, _mm512_set1_epi32(0x7fc00000));
 }
 static inline void vf_store_bf16(uint16_t *p, vf v) { // the instruction: subnormals become 0
-#ifdef SSM_AVX512_DOT
+#ifdef SSM_AVX512_BF16
     _mm256_storeu_si256((__m256i *)p, (__m256i)_mm512_cvtneps_pbh(v));
 #else
     _mm256_storeu_si256((__m256i *)p,
@@ -134,7 +135,7 @@ static inline vi vi_shift_right(vi a, int n) { // arithmetic
 
 // acc + sum of four products of an unsigned and a signed byte
 static inline vi vi_dot(vi acc, vi u8, vi s8) {
-#ifdef SSM_AVX512_DOT
+#ifdef SSM_AVX512_VNNI
     // By hand: given the intrinsic, GCC 12 moves every accumulator of a full tile twice a product.
     __asm__("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(u8), "v"(s8));
     return acc;
@@ -146,7 +147,7 @@ static inline vi vi_dot(vi acc, vi u8, vi s8) {
 #endif
 }
 
-#ifdef SSM_AVX512_DOT
+#ifdef SSM_AVX512_BF16
 #define SIMD_HAS_BF16_DOT 1
 static inline vf vf_dot_bf16(vf acc, vi a, vi b) { // two products a lane
     return _mm512_dpbf16_ps(acc, (__m512bh)a, (__m512bh)b);

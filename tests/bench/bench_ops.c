@@ -22,8 +22,8 @@ static const int max_rounds = 8;
 static const char *const isas[] = {"neon"};
 enum { N_ISAS = 1 };
 #else
-static const char *const isas[] = {"avx512bf16", "avx512", "avx2", "portable"};
-enum { N_ISAS = 4 };
+static const char *const isas[] = {"avx512bf16", "avx512vnni", "avx512", "avx2", "portable"};
+enum { N_ISAS = 5 };
 #endif
 static const char *const format_names[] = {"f32", "f16", "bf16", "bf16-bf16", "int8", "int4"};
 enum { N_FORMATS = 6 };

@@ -13,7 +13,7 @@ from harness import models
 from harness.program import BINARY, Program
 
 GOLDEN = models.goldens(models.DEMO)[0]
-START = re.compile(r"cpu (portable|neon|avx2|avx512|avx512bf16), (\d+) threads?, ")
+START = re.compile(r"cpu (portable|neon|avx2|avx512|avx512vnni|avx512bf16), (\d+) threads?, ")
 CORES = len(os.sched_getaffinity(0))
 pytestmark = pytest.mark.own_server
 FLAGS = set(re.search(r"^(?:flags|Features)\s*:(.*)$", pathlib.Path("/proc/cpuinfo").read_text(),
@@ -28,7 +28,9 @@ def best_kernels():
         return "portable"
     if not {"avx512f", "avx512bw", "avx512dq", "avx512vl"} <= FLAGS:
         return "avx2"
-    return "avx512bf16" if {"avx512_bf16", "avx512_vnni"} <= FLAGS else "avx512"
+    if "avx512_vnni" not in FLAGS:
+        return "avx512"
+    return "avx512bf16" if "avx512_bf16" in FLAGS else "avx512vnni"
 
 
 def check(server, kernels=None, threads=None):
@@ -48,10 +50,10 @@ def test_as_it_is(start):
     check(start())
 
 
-@pytest.mark.parametrize("kernels", ["portable", "avx2", "avx512"])
+@pytest.mark.parametrize("kernels", ["portable", "avx2", "avx512", "avx512vnni"])
 def test_older_instructions(start, kernels):
     """A machine without what this one has: no better kernels than these are taken."""
-    order = ["portable", "avx2", "avx512", "avx512bf16"]
+    order = ["portable", "avx2", "avx512", "avx512vnni", "avx512bf16"]
     if best_kernels() not in order:
         pytest.skip("x86 alone has tables to choose from")
     best = min(kernels, best_kernels(), key=order.index)

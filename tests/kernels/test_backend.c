@@ -32,11 +32,11 @@ static const random_shape shapes[] = {
 enum { N_SHAPES = sizeof shapes / sizeof shapes[0], LENGTH = 210, SLOTS = 8 };
 
 #ifdef __aarch64__
-static const char *const isas[] = {"neon", "avx2", "avx512", "avx512bf16"};
+static const char *const isas[] = {"neon", "avx2", "avx512", "avx512vnni", "avx512bf16"};
 #else
-static const char *const isas[] = {"portable", "avx2", "avx512", "avx512bf16"};
+static const char *const isas[] = {"portable", "avx2", "avx512", "avx512vnni", "avx512bf16"};
 #endif
-enum { N_ISAS = 4 };
+enum { N_ISAS = 5 };
 
 static bool is_here(const char *isa) {
     const cpu_kernels *kernels = cpu_kernels_choose(isa);

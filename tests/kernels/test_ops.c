@@ -7,11 +7,11 @@
 #include "op_cases.h"
 
 #ifdef __aarch64__
-static const char *const isas[] = {"neon", "avx2", "avx512", "avx512bf16"};
+static const char *const isas[] = {"neon", "avx2", "avx512", "avx512vnni", "avx512bf16"};
 #else
-static const char *const isas[] = {"portable", "avx2", "avx512", "avx512bf16"};
+static const char *const isas[] = {"portable", "avx2", "avx512", "avx512vnni", "avx512bf16"};
 #endif
-enum { N_ISAS = 4 };
+enum { N_ISAS = 5 };
 
 static const cpu_kernels *table_of(int i) { // NULL: not on this machine
     const cpu_kernels *k = cpu_kernels_choose(isas[i]);
