@@ -9,6 +9,7 @@
 #define SIMD_TILE_TOKENS    6 // 16 registers: 12 accumulators
 #define SIMD_TILE_BLOCKS(t) ((t) == 1 ? 3 : (t) <= 3 ? 2 : 1)
 #define SIMD_SCAN_STATES    4
+#define SIMD_ROW_TOKENS     4 // tokens that norms and conversions take together
 
 typedef struct vf {
     __m256 a, b;

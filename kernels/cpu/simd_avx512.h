@@ -11,6 +11,7 @@
 #define SIMD_TILE_TOKENS    8 // widest tile: 3 blocks of rows x 8 tokens = 24 accumulators of 32
 #define SIMD_TILE_BLOCKS(t) 3
 #define SIMD_SCAN_STATES    16 // states in registers across time
+#define SIMD_ROW_TOKENS     8  // tokens that norms and conversions take together
 
 typedef __m512 vf;
 typedef __m512i vi;

@@ -18,6 +18,7 @@
 #define SIMD_TILE_BLOCKS(t) 1
 #endif
 #define SIMD_SCAN_STATES 4
+#define SIMD_ROW_TOKENS  2 // tokens that norms and conversions take together
 
 typedef float f4 __attribute__((vector_size(16)));
 typedef int32_t i4 __attribute__((vector_size(16)));

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // Every kernel at the shapes of published models, checked, then timed on one thread:
 //
-//   bench_ops [--csv FILE] [--compare OLD.csv] [--isa NAME] [--all]
+//   bench_ops [--csv FILE] [--compare OLD.csv] [--isa NAME] [--op NAME] [--all]
 //
 // By default the best instruction set of this machine at every shape, and the others at those of
-// mamba-130m's layers; --isa takes one alone, --all all at every shape. Weights are read from
-// memory, not from a cache: copies of a matrix that fill COLD_BYTES take turns. Shares are of this
-// thread's ceilings, measured in the same run by the same instruction set. A row is the best of
-// several rounds. --compare fails if a kernel is more than a tenth slower than in the old file.
+// mamba-130m's layers; --isa and --op take one alone, --all all at every shape. Weights are read
+// from memory, not from a cache: copies of a matrix that fill COLD_BYTES take turns. Shares are of
+// this thread's ceilings, measured in the same run by the same instruction set. A row is the best
+// of several rounds. --compare fails if a kernel is more than a tenth slower than in the old file.
 #include <stdio.h>
 #include <time.h>
 
@@ -163,7 +163,15 @@ static const projection projections[] = {
 };
 static const int32_t token_counts[] = {1, 8, 64, 192};
 
+static const char *only_op; // of the command line, or NULL
+
+static bool is_left_out(const char *op) {
+    return only_op && strcmp(only_op, op) != 0;
+}
+
 static void bench_projection(bench *all, int n, const projection *p) {
+    if (is_left_out(p->name))
+        return;
     for (int f = 0; f < N_FORMATS; f++) {
         const cpu_format format = (cpu_format)f;
         op_matrix *m = op_matrix_create(f == CPU_W_F16 ? SSM_DTYPE_F16 : SSM_DTYPE_BF16, p->rows,
@@ -196,7 +204,7 @@ static void bench_rows(bench *b, int32_t model, int32_t inner, int32_t states, b
         {"convert", "q15", {.kind = OP_CONVERT, .n = inner, .form = CPU_X_Q15}},
     };
     for (size_t i = per_state ? 0 : 3; i < (per_state ? sizeof cases / sizeof cases[0] : 4); i++) {
-        for (int t = 0; t < 4; t++) {
+        for (int t = 0; t < 4 && !is_left_out(cases[i].op); t++) {
             op_shape s = cases[i].shape;
             s.tokens = token_counts[t];
             measure(b, op_case_create(&s), cases[i].op, cases[i].type, s.n, s.k);
@@ -308,8 +316,11 @@ int main(int argc, char **argv) {
             old = argv[++i];
         else if (i + 1 < argc && strcmp(argv[i], "--isa") == 0)
             only = argv[++i];
+        else if (i + 1 < argc && strcmp(argv[i], "--op") == 0)
+            only_op = argv[++i];
         else
-            die("usage: bench_ops [--csv FILE] [--compare OLD.csv] [--isa NAME] [--all]; not ",
+            die("usage: bench_ops [--csv FILE] [--compare OLD.csv] [--isa NAME] [--op NAME] "
+                "[--all]; not ",
                 argv[i]);
     }
     for (int i = 0; i < N_ISAS; i++) {
