@@ -284,7 +284,8 @@ static void mix_mamba(worker *k, int32_t layer) {
 
 // One head's delta to each of its channels.
 static void spread_delta(const worker *k) {
-    const ssm_geometry *g = &k->m->g;
+    const cpu_model *m = k->m;
+    const ssm_geometry *g = &m->g;
     for (int32_t i = k->t->inner.first; i < k->t->inner.end; i++) {
         int32_t head[CPU_LANES];
         for (int lane = 0; lane < CPU_LANES; lane++) {
@@ -292,10 +293,18 @@ static void spread_delta(const worker *k) {
             head[lane] = (c < g->d_inner ? c : g->d_inner - 1) / g->head_dim;
         }
         float *to = block_of(k, k->w->delta, i, 0);
+        if (!is_mixed(head)) {
+            const float *from = block_of(k, k->w->bc, m->dt_block + head[0] / CPU_LANES, 0);
+            from += head[0] % CPU_LANES;
+            for (int32_t t = 0; t < k->tokens; t++, to += CPU_LANES, from += CPU_LANES) {
+                for (int lane = 0; lane < CPU_LANES; lane++)
+                    to[lane] = *from;
+            }
+            continue;
+        }
         for (int32_t t = 0; t < k->tokens; t++, to += CPU_LANES) {
             for (int lane = 0; lane < CPU_LANES; lane++) {
-                const float *from =
-                    block_of(k, k->w->bc, k->m->dt_block + head[lane] / CPU_LANES, t);
+                const float *from = block_of(k, k->w->bc, m->dt_block + head[lane] / CPU_LANES, t);
                 to[lane] = from[head[lane] % CPU_LANES];
             }
         }
