@@ -14,6 +14,9 @@
 // longer be equal bit for bit. Products of bf16 pairs would halve it, worth an eighth of a prefill
 // with bf16 activations (mamba2-130m, by profile); that form alone could take them.
 
+// Chains in which a token's sum over states runs: one alone would wait for each product in turn,
+// and a core does not look far enough ahead to fill the time with the next tokens.
+enum { CHAINS_OF_SUM = 4 };
 enum { CHUNK = 64 }; // tokens whose decays and inputs are made ahead, in first-level cache
 
 static inline __attribute__((always_inline)) void conv_chunk(const float *raw, const float *weight,
@@ -88,14 +91,19 @@ scan_states(const cpu_scan *s, const scan_chunk *chunk, int32_t t0, int32_t coun
     for (int32_t t = 0; t < count; t++) {
         const vf delta = vf_load(chunk->delta + t * CPU_LANES);
         const vf input = vf_load(chunk->input + t * CPU_LANES);
-        vf sum = vf_load(y + t * CPU_LANES);
+        vf sum[CHAINS_OF_SUM] = {vf_load(y + t * CPU_LANES), vf_set(0), vf_set(0), vf_set(0)};
         UNROLL for (int i = 0; i < states; i++) {
             const vf decay = per_state ? vf_exp2(vf_mul(delta, vf_load(a + i * CPU_LANES))) : delta;
             const vf in = vf_mul(input, vf_set(b[t * CPU_LANES + i]));
+            const vf c_i = vf_set(c[t * CPU_LANES + i]);
+            const int chain = i % CHAINS_OF_SUM;
             h[i] = vf_fma(decay, h[i], in);
-            sum = vf_fma(h[i], vf_set(c[t * CPU_LANES + i]), sum);
+            sum[chain] =
+                i > 0 && i < CHAINS_OF_SUM ? vf_mul(h[i], c_i) : vf_fma(h[i], c_i, sum[chain]);
         }
-        vf_store(y + t * CPU_LANES, sum);
+        if (states > 1)
+            sum[0] = vf_add(vf_add(sum[0], sum[1]), vf_add(sum[2], sum[3]));
+        vf_store(y + t * CPU_LANES, sum[0]);
     }
     UNROLL for (int i = 0; i < states; i++) vf_store(kept + i * CPU_LANES, h[i]);
 }
