@@ -16,7 +16,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { CPU_LANES = 16, CPU_PANEL_BLOCKS = 3, CPU_GROUP = 32 };
+enum { CPU_LANES = 16, CPU_PANEL_BLOCKS = 3, CPU_GROUP = 32, CPU_SCRATCH_BYTES = 320 << 10 };
 
 // How a matrix is packed: panels of up to 3 blocks of 16 rows; a panel is one stream over its
 // inputs in order, each vector holding some inputs of 16 rows, the blocks' vectors in turn.
@@ -54,6 +54,7 @@ typedef struct cpu_input {
     const void *data;
     const float *scale; // Q16, Q15: [tokens]
     const int32_t *sum; // Q15: [k_blocks / 2][tokens] of each group of 32 inputs
+    void *scratch;      // CPU_SCRATCH_BYTES that no other thread uses, or NULL
     int32_t tokens;
 } cpu_input;
 

@@ -131,6 +131,7 @@ static cpu_input input_of(const worker *k, const cpu_stage *stage, float *x, int
                                  : bytes + (size_t)first * (blocks + 1) * CPU_LANES * sizeof(float),
                        .scale = stage->scale + first,
                        .sum = stage->sum + (size_t)first * (blocks + 1),
+                       .scratch = k->w->own[k->id].scratch,
                        .tokens = window_tokens(k, first)};
 }
 
@@ -449,6 +450,7 @@ static void run_head(const worker *k) {
     const cpu_input x = {.data = m->form == CPU_X_F32 ? (const void *)stage->f32 : stage->bytes,
                          .scale = stage->scale,
                          .sum = stage->sum,
+                         .scratch = k->w->own[k->id].scratch,
                          .tokens = wanted};
     const cpu_output out = {.data = k->w->logits,
                             .block_stride = CPU_LANES,

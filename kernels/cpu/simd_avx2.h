@@ -10,6 +10,7 @@
 #define SIMD_TILE_BLOCKS(t) ((t) == 1 ? 3 : (t) <= 3 ? 2 : 1)
 #define SIMD_SCAN_STATES    4
 #define SIMD_ROW_TOKENS     4 // tokens that norms and conversions take together
+#define SIMD_EXPANDS_BF16   1
 
 typedef struct vf {
     __m256 a, b;

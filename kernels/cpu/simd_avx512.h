@@ -12,6 +12,11 @@
 #define SIMD_TILE_BLOCKS(t) 3
 #define SIMD_SCAN_STATES    16 // states in registers across time
 #define SIMD_ROW_TOKENS     8  // tokens that norms and conversions take together
+#ifdef SSM_AVX512_BF16
+#define SIMD_EXPANDS_BF16 0
+#else
+#define SIMD_EXPANDS_BF16 1 // template_product.h
+#endif
 
 typedef __m512 vf;
 typedef __m512i vi;

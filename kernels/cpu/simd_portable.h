@@ -17,8 +17,9 @@
 #else
 #define SIMD_TILE_BLOCKS(t) 1
 #endif
-#define SIMD_SCAN_STATES 4
-#define SIMD_ROW_TOKENS  2 // tokens that norms and conversions take together
+#define SIMD_SCAN_STATES  4
+#define SIMD_ROW_TOKENS   2 // tokens that norms and conversions take together
+#define SIMD_EXPANDS_BF16 0
 
 typedef float f4 __attribute__((vector_size(16)));
 typedef int32_t i4 __attribute__((vector_size(16)));

@@ -129,6 +129,7 @@ static cpu_input prepare(worker *k, const source *s) {
     return (cpu_input){.data = form == CPU_X_F32 ? (const void *)x : stage->bytes,
                        .scale = stage->scale,
                        .sum = stage->sum,
+                       .scratch = k->w->own[k->id].scratch,
                        .tokens = s->n_out};
 }
 
@@ -257,6 +258,7 @@ static void convert_small(const worker *k, const float *data, cpu_range blocks, 
 
 static cpu_input small_input(const worker *k, const float *data, const void *bytes) {
     return (cpu_input){.data = k->m->small_form == CPU_X_F32 ? (const void *)data : bytes,
+                       .scratch = k->w->own[k->id].scratch,
                        .tokens = k->tokens};
 }
 

@@ -15,6 +15,7 @@ typedef struct cpu_stage {
     void *bytes;    // the same in another form, one block more
     float *scale;   // [tokens]
     int32_t *sum;   // [groups][tokens]
+    void *scratch;  // own stages: of products
     void *dt_bytes; // own stages: dt_proj's input in another form, [dt blocks][N][16]
 } cpu_stage;
 

@@ -35,315 +35,32 @@
 // to 1.13. Ours stays: nothing to gain, sums that depend on neither tokens nor threads, and
 // activations in the layout that the recurrence walks.
 //
+// A core with two fp32 products a clock and 10 GB/s of memory (Ice Lake, AVX-512 with VNNI) shows
+// what a tile waits for: the first of a panel for memory, the others for activations, which the
+// second-level cache does not hold if a token is wide. So tiles fetch what comes next, wide tokens
+// pass all panels in parts of PASS_BYTES, and bf16 panels are expanded to fp32 (shifts and masks
+// are an eighth of such a tile). 192 tokens, one thread, share of the product ceiling, best of a
+// run on a shared machine, 2026-11-27:
+//
+//                                            fp32 weights    bf16            int8
+//   inputs                                   768    1,536    768    1,536    768    1,536
+//   before                                   84%    74%      83%    83%      82%    77%
+//   next panel fetched, tokens in parts      91     79       85     85       83     76
+//   next activations fetched too             95     94       85     85       89     91
+//   bf16 panels expanded                                     91     87
+//
 // Tried and dropped: windows of 64, 96 and 128 tokens (3, 2 and 1% slower); prefetching 6 to 16 KB
 // ahead, and into the second level first (no change that the noise would let one see).
 #include <assert.h>
 
-#define TEMPLATE    static inline __attribute__((always_inline))
-#define UNROLL      _Pragma("GCC unroll 16")
-#define PREFETCH(p) __builtin_prefetch((const char *)(p) + 4096)
+#include "template_tile.h"
 
-typedef struct tile {
-    const char *w; // of the tile's first block at the first input
-    size_t w_step; // bytes from one vector of a block to its next
-    const char *x; // of the tile's first token
-    size_t x_step; // bytes from one block of 16 inputs to the next
-    int32_t k_blocks;
-} tile;
-
-#define MAX_BLOCKS CPU_PANEL_BLOCKS
-#define MAX_TOKENS SIMD_TILE_TOKENS
-
-TEMPLATE void tile_clear(vf acc[MAX_BLOCKS][MAX_TOKENS], const int blocks, const int tokens) {
-    UNROLL for (int b = 0; b < blocks; b++) {
-        UNROLL for (int t = 0; t < tokens; t++) acc[b][t] = vf_set(0);
-    }
-}
-
-TEMPLATE void tile_add(vf acc[MAX_BLOCKS][MAX_TOKENS], const vf *w, const float *x,
-                       const int blocks, const int tokens) {
-    UNROLL for (int t = 0; t < tokens; t++) {
-        const vf xt = vf_set(x[t * CPU_LANES]);
-        UNROLL for (int b = 0; b < blocks; b++) acc[b][t] = vf_fma(w[b], xt, acc[b][t]);
-    }
-}
-
-TEMPLATE void tile_f32(const tile *p, vf acc[MAX_BLOCKS][MAX_TOKENS], const int blocks,
-                       const int tokens) {
-    const char *w = p->w, *x = p->x;
-    for (int32_t i = 0; i < p->k_blocks; i++, x += p->x_step) {
-        for (int k = 0; k < CPU_LANES; k++, w += p->w_step) {
-            vf wk[MAX_BLOCKS];
-            UNROLL for (int b = 0; b < blocks; b++) {
-                PREFETCH(w + 64 * b);
-                wk[b] = vf_load((const float *)(w + 64 * b));
-            }
-            tile_add(acc, wk, (const float *)x + k, blocks, tokens);
-        }
-    }
-}
-
-TEMPLATE void tile_f16(const tile *p, vf acc[MAX_BLOCKS][MAX_TOKENS], const int blocks,
-                       const int tokens) {
-    const char *w = p->w, *x = p->x;
-    for (int32_t i = 0; i < p->k_blocks; i++, x += p->x_step) {
-        for (int k = 0; k < CPU_LANES; k++, w += p->w_step) {
-            vf wk[MAX_BLOCKS];
-            UNROLL for (int b = 0; b < blocks; b++) {
-                PREFETCH(w + 32 * b);
-                wk[b] = vf_load_f16((const uint16_t *)(w + 32 * b));
-            }
-            tile_add(acc, wk, (const float *)x + k, blocks, tokens);
-        }
-    }
-}
-
-TEMPLATE void tile_bf16(const tile *p, vf acc[MAX_BLOCKS][MAX_TOKENS], const int blocks,
-                        const int tokens) {
-    const char *w = p->w, *x = p->x;
-    for (int32_t i = 0; i < p->k_blocks; i++, x += p->x_step) {
-        for (int k = 0; k < CPU_LANES; k += 2, w += p->w_step) {
-            __builtin_prefetch(x + p->x_step + 32 * k);
-            vf wk[MAX_BLOCKS];
-            UNROLL for (int b = 0; b < blocks; b++) {
-                PREFETCH(w + 64 * b);
-                wk[b] = vf_load_bf16_even((const uint16_t *)(w + 64 * b));
-            }
-            tile_add(acc, wk, (const float *)x + k, blocks, tokens);
-            UNROLL for (int b = 0; b < blocks; b++) wk[b] =
-                vf_load_bf16_odd((const uint16_t *)(w + 64 * b));
-            tile_add(acc, wk, (const float *)x + k + 1, blocks, tokens);
-        }
-    }
-}
-
-#ifdef SIMD_HAS_BF16_DOT
-TEMPLATE void tile_bf16_dot(const tile *p, vf acc[MAX_BLOCKS][MAX_TOKENS], const int blocks,
-                            const int tokens) {
-    const char *w = p->w, *x = p->x;
-    for (int32_t i = 0; i < p->k_blocks; i++, x += p->x_step) {
-        for (int k = 0; k < CPU_LANES / 2; k++, w += p->w_step) {
-            __builtin_prefetch(x + p->x_step + 32 * k);
-            vi wk[MAX_BLOCKS];
-            UNROLL for (int b = 0; b < blocks; b++) {
-                PREFETCH(w + 64 * b);
-                wk[b] = vi_load(w + 64 * b);
-            }
-            UNROLL for (int t = 0; t < tokens; t++) {
-                const vi xt = vi_broadcast4(x + 32 * t + 4 * k);
-                UNROLL for (int b = 0; b < blocks; b++) acc[b][t] =
-                    vf_dot_bf16(acc[b][t], wk[b], xt);
-            }
-        }
-    }
-}
-#endif
-
-TEMPLATE void tile_store(const cpu_slice *s, const cpu_output *out, int32_t block, int32_t token,
-                         vf acc[MAX_BLOCKS][MAX_TOKENS], const int blocks, const int tokens) {
-    UNROLL for (int b = 0; b < blocks; b++) {
-        const vf bias = vf_load(s->bias + (size_t)(block + b) * CPU_LANES);
-        float *to = out->data + (size_t)(s->first_block + block + b) * out->block_stride +
-                    (size_t)token * out->token_stride;
-        UNROLL for (int t = 0; t < tokens; t++, to += out->token_stride) {
-            const vf v = vf_add(acc[b][t], bias);
-            vf_store(to, out->add ? vf_add(vf_load(to), v) : v);
-        }
-    }
-}
-
-// ---- integers: two bytes an activation, so that the product's error is the weights'
-
-// Q16: w . (32768 + q) = 256 (w . high) + w . low.
-TEMPLATE void tile_int8(const cpu_slice *s, const tile *p, const float *x_scale, int32_t block,
-                        vf out[MAX_BLOCKS][MAX_TOKENS], const int blocks, const int tokens) {
-    const char *w = p->w, *x = p->x;
-    vi high[MAX_BLOCKS][MAX_TOKENS], low[MAX_BLOCKS][MAX_TOKENS];
-    UNROLL for (int b = 0; b < blocks; b++) {
-        UNROLL for (int t = 0; t < tokens; t++) high[b][t] = low[b][t] = vi_set(0);
-    }
-    for (int32_t i = 0; i < p->k_blocks; i++, x += p->x_step) {
-        for (int k = 0; k < CPU_LANES; k += 4, w += p->w_step) {
-            vi wk[MAX_BLOCKS];
-            UNROLL for (int b = 0; b < blocks; b++) {
-                PREFETCH(w + 64 * b);
-                wk[b] = vi_load(w + 64 * b);
-            }
-            UNROLL for (int t = 0; t < tokens; t++) {
-                const vi xh = vi_broadcast4(x + 32 * t + k);
-                const vi xl = vi_broadcast4(x + 32 * t + 16 + k);
-                UNROLL for (int b = 0; b < blocks; b++) {
-                    high[b][t] = vi_dot(high[b][t], xh, wk[b]);
-                    low[b][t] = vi_dot(low[b][t], xl, wk[b]);
-                }
-            }
-        }
-    }
-    UNROLL for (int b = 0; b < blocks; b++) {
-        const size_t row = (size_t)(block + b) * CPU_LANES;
-        const vf scale = vf_load(s->scale + row);
-        const vi offset = vi_load(s->sum + row); // 128 times the sum of the row's weights
-        UNROLL for (int t = 0; t < tokens; t++) {
-            const vf h = vf_from_int(vi_sub(high[b][t], offset));
-            const vf sum = vf_fma(h, vf_set(256), vf_from_int(low[b][t]));
-            out[b][t] = vf_mul(sum, vf_mul(scale, vf_set(x_scale[t])));
-        }
-    }
-}
-
-// Q15: (u - 8) . q = 128 (u . high) + u . low - 8 sum(q), exact in int32 and in fp32 for a group.
-TEMPLATE void tile_int4(const tile *p, const float *x_scale, const int32_t *x_sum,
-                        size_t x_sum_step, vf acc[MAX_BLOCKS][MAX_TOKENS], const int blocks,
-                        const int tokens) {
-    const char *w = p->w, *x = p->x;
-    const size_t panel = p->w_step; // a step holds the blocks' vectors; scales are as wide
-    tile_clear(acc, blocks, tokens);
-    for (int32_t g = 0; g < p->k_blocks / 2; g++, x_sum += x_sum_step) {
-        const char *scales = w;
-        vi high[MAX_BLOCKS][MAX_TOKENS], low[MAX_BLOCKS][MAX_TOKENS];
-        UNROLL for (int b = 0; b < blocks; b++) {
-            UNROLL for (int t = 0; t < tokens; t++) {
-                high[b][t] = vi_set(0);
-                low[b][t] = vi_set(-8 * x_sum[t]);
-            }
-        }
-        w += panel;
-        for (int k = 0; k < CPU_GROUP; k += 8, w += panel) {
-            const char *xk = x + (k / CPU_LANES) * p->x_step + k % CPU_LANES;
-            UNROLL for (int b = 0; b < blocks; b++) {
-                PREFETCH(w + 64 * b);
-                const vi bytes = vi_load(w + 64 * b);
-                const vi first = vi_low_nibbles(bytes), second = vi_high_nibbles(bytes);
-                UNROLL for (int t = 0; t < tokens; t++) {
-                    const char *xt = xk + 32 * t;
-                    high[b][t] = vi_dot(high[b][t], first, vi_broadcast4(xt));
-                    low[b][t] = vi_dot(low[b][t], first, vi_broadcast4(xt + 16));
-                    high[b][t] = vi_dot(high[b][t], second, vi_broadcast4(xt + 4));
-                    low[b][t] = vi_dot(low[b][t], second, vi_broadcast4(xt + 20));
-                }
-            }
-        }
-        x += 2 * p->x_step;
-        UNROLL for (int b = 0; b < blocks; b++) {
-            const vf scale = vf_load((const float *)(scales + 64 * b));
-            UNROLL for (int t = 0; t < tokens; t++) {
-                const vf sum = vf_fma(vf_from_int(high[b][t]), vf_set(128), vf_from_int(low[b][t]));
-                acc[b][t] = vf_fma(scale, sum, acc[b][t]);
-            }
-        }
-    }
-    UNROLL for (int b = 0; b < blocks; b++) {
-        UNROLL for (int t = 0; t < tokens; t++) acc[b][t] = vf_mul(acc[b][t], vf_set(x_scale[t]));
-    }
-}
-
-// ---- one tile of any format
-
-TEMPLATE void run_tile(const cpu_slice *s, const cpu_input *x, const cpu_output *out, const tile *p,
-                       int32_t block, int32_t token, const cpu_format format, const int blocks,
-                       const int tokens) {
-    vf acc[MAX_BLOCKS][MAX_TOKENS];
-    switch (format) {
-    case CPU_W_F32:
-        tile_clear(acc, blocks, tokens);
-        tile_f32(p, acc, blocks, tokens);
-        break;
-    case CPU_W_F16:
-        tile_clear(acc, blocks, tokens);
-        tile_f16(p, acc, blocks, tokens);
-        break;
-    case CPU_W_BF16:
-        tile_clear(acc, blocks, tokens);
-        tile_bf16(p, acc, blocks, tokens);
-        break;
-    case CPU_W_BF16_DOT:
-#ifdef SIMD_HAS_BF16_DOT
-        tile_clear(acc, blocks, tokens);
-        tile_bf16_dot(p, acc, blocks, tokens);
-#endif
-        break;
-    case CPU_W_INT8:
-        tile_int8(s, p, x->scale + token, block, acc, blocks, tokens);
-        break;
-    case CPU_W_INT4:
-        tile_int4(p, x->scale + token, x->sum + token, (size_t)x->tokens, acc, blocks, tokens);
-        break;
-    }
-    tile_store(s, out, block, token, acc, blocks, tokens);
-}
-
-// A function for every size of tile, so that each is unrolled with its accumulators in registers.
-#define TILE_FUNCTION(name, format, B, T)                                                          \
-    static __attribute__((noinline)) void name##_##B##x##T(const cpu_slice *s, const cpu_input *x, \
-                                                           const cpu_output *out, const tile *p,   \
-                                                           int32_t block, int32_t token) {         \
-        run_tile(s, x, out, p, block, token, format, B, T);                                        \
-    }
-#define TILE_FUNCTIONS_OF(name, format, T)                                                         \
-    TILE_FUNCTION(name, format, 1, T)                                                              \
-    TILE_FUNCTION(name, format, 2, T)                                                              \
-    TILE_FUNCTION(name, format, 3, T)
-#define TILE_ROW(name, T)                                                                          \
-    { name##_1x##T, name##_2x##T, name##_3x##T }
-
-typedef void tile_function(const cpu_slice *, const cpu_input *, const cpu_output *, const tile *,
-                           int32_t, int32_t);
-
-#if SIMD_TILE_TOKENS == 8
-#define TILE_TABLE(name, format)                                                                   \
-    TILE_FUNCTIONS_OF(name, format, 1)                                                             \
-    TILE_FUNCTIONS_OF(name, format, 2)                                                             \
-    TILE_FUNCTIONS_OF(name, format, 3)                                                             \
-    TILE_FUNCTIONS_OF(name, format, 4)                                                             \
-    TILE_FUNCTIONS_OF(name, format, 5)                                                             \
-    TILE_FUNCTIONS_OF(name, format, 6)                                                             \
-    TILE_FUNCTIONS_OF(name, format, 7)                                                             \
-    TILE_FUNCTIONS_OF(name, format, 8)                                                             \
-    static tile_function *const name[8][CPU_PANEL_BLOCKS] = {                                      \
-        TILE_ROW(name, 1), TILE_ROW(name, 2), TILE_ROW(name, 3), TILE_ROW(name, 4),                \
-        TILE_ROW(name, 5), TILE_ROW(name, 6), TILE_ROW(name, 7), TILE_ROW(name, 8)};
-#elif SIMD_TILE_TOKENS == 6
-#define TILE_TABLE(name, format)                                                                   \
-    TILE_FUNCTIONS_OF(name, format, 1)                                                             \
-    TILE_FUNCTIONS_OF(name, format, 2)                                                             \
-    TILE_FUNCTIONS_OF(name, format, 3)                                                             \
-    TILE_FUNCTIONS_OF(name, format, 4)                                                             \
-    TILE_FUNCTIONS_OF(name, format, 5)                                                             \
-    TILE_FUNCTIONS_OF(name, format, 6)                                                             \
-    static tile_function *const name[6][CPU_PANEL_BLOCKS] = {                                      \
-        TILE_ROW(name, 1), TILE_ROW(name, 2), TILE_ROW(name, 3),                                   \
-        TILE_ROW(name, 4), TILE_ROW(name, 5), TILE_ROW(name, 6)};
-#else
-#define TILE_TABLE(name, format)                                                                   \
-    TILE_FUNCTIONS_OF(name, format, 1)                                                             \
-    TILE_FUNCTIONS_OF(name, format, 2)                                                             \
-    TILE_FUNCTIONS_OF(name, format, 3)                                                             \
-    TILE_FUNCTIONS_OF(name, format, 4)                                                             \
-    static tile_function *const name[4][CPU_PANEL_BLOCKS] = {                                      \
-        TILE_ROW(name, 1), TILE_ROW(name, 2), TILE_ROW(name, 3), TILE_ROW(name, 4)};
-#endif
-#define TILE_TABLE_INT8(name, format)                                                              \
-    TILE_FUNCTIONS_OF(name, format, 1)                                                             \
-    TILE_FUNCTIONS_OF(name, format, 2)                                                             \
-    TILE_FUNCTIONS_OF(name, format, 3)                                                             \
-    TILE_FUNCTIONS_OF(name, format, 4)                                                             \
-    static tile_function *const name[4][CPU_PANEL_BLOCKS] = {                                      \
-        TILE_ROW(name, 1), TILE_ROW(name, 2), TILE_ROW(name, 3), TILE_ROW(name, 4)};
-#define TILE_TABLE_INT4(name, format)                                                              \
-    TILE_FUNCTIONS_OF(name, format, 1)                                                             \
-    TILE_FUNCTIONS_OF(name, format, 2)                                                             \
-    static tile_function *const name[2][CPU_PANEL_BLOCKS] = {TILE_ROW(name, 1), TILE_ROW(name, 2)};
-
-TILE_TABLE(tiles_f32, CPU_W_F32)
-TILE_TABLE(tiles_f16, CPU_W_F16)
-TILE_TABLE(tiles_bf16, CPU_W_BF16)
-#ifdef SIMD_HAS_BF16_DOT
-TILE_TABLE(tiles_bf16_dot, CPU_W_BF16_DOT)
-#else
-#define tiles_bf16_dot tiles_bf16
-#endif
-TILE_TABLE_INT8(tiles_int8, CPU_W_INT8)
-TILE_TABLE_INT4(tiles_int4, CPU_W_INT4)
+// Activations that pass all panels together: with a panel and the next one they stay in a second-
+// level cache of 1 MB or more.
+enum { PASS_BYTES = 768 << 10 };
+// Tiles of a panel from which on they fetch the next one, each a part; from which on a bf16 panel
+// is expanded.
+enum { FETCHING_TILES = 4, EXPANDING_TILES = 12 };
 
 typedef struct product_form {
     tile_function *const (*tiles)[CPU_PANEL_BLOCKS]; // [tokens - 1][blocks - 1]
@@ -369,34 +86,79 @@ static size_t block_bytes(const cpu_slice *s) {
     return inputs / f->inputs * f->vector + scales;
 }
 
+// A bf16 panel as fp32 for as many tiles as make up for it: a core that does two fp32 products a
+// clock is held up by every shift and mask, one with bf16 products would not use them.
+static bool is_expanded(const cpu_slice *s, const cpu_input *x, size_t bytes, int32_t tiles) {
+    return SIMD_EXPANDS_BF16 && x->scratch && s->format == CPU_W_BF16 && tiles >= EXPANDING_TILES &&
+           2 * bytes <= CPU_SCRATCH_BYTES;
+}
+
+static void expand_panel(const char *panel, size_t bytes, size_t step, char *out) {
+    for (const char *end = panel + bytes; panel < end; panel += step, out += 2 * step) {
+        for (size_t i = 0; i < step; i += 64) {
+            vf_store((float *)(out + i), vf_load_bf16_even((const uint16_t *)(panel + i)));
+            vf_store((float *)(out + i + step), vf_load_bf16_odd((const uint16_t *)(panel + i)));
+        }
+    }
+}
+
+// Tokens [t, end) with the panel that begins at block `first`; `next` is the panel after it.
 static void panel_product(const cpu_slice *s, const cpu_input *x, const cpu_output *out,
-                          int32_t first, int blocks) {
+                          int32_t first, int32_t t, int32_t end, const char *next) {
     const product_form *f = &product_forms[s->format];
+    const int32_t left = s->n_blocks - first, k_blocks = s->k_blocks;
+    const int blocks = left < CPU_PANEL_BLOCKS ? left : CPU_PANEL_BLOCKS;
+    const size_t bytes = (size_t)blocks * block_bytes(s);
+    const char *panel = (const char *)s->data + (size_t)first * block_bytes(s);
     tile p = {.w_step = (size_t)blocks * f->vector,
               .x_step = (size_t)x->tokens * f->token,
-              .k_blocks = s->k_blocks};
-    const char *panel = (const char *)s->data + (size_t)first * block_bytes(s);
-    int32_t groups = (x->tokens + f->max_tokens - 1) / f->max_tokens;
-    for (int32_t t = 0; t < x->tokens; groups--) {
-        const int tokens = (x->tokens - t + groups - 1) / groups;
+              .k_blocks = k_blocks,
+              .ahead = next};
+    int32_t groups = (end - t + f->max_tokens - 1) / f->max_tokens;
+    if (is_expanded(s, x, bytes, groups)) {
+        expand_panel(panel, bytes, p.w_step, x->scratch);
+        panel = x->scratch;
+        f = &product_forms[CPU_W_F32];
+    }
+    if (groups >= FETCHING_TILES)
+        p.ahead_step = (bytes / (size_t)groups / (size_t)k_blocks / 64 + 1) * 64;
+    for (; t < end; groups--) {
+        const int tokens = (end - t + groups - 1) / groups;
         p.x = (const char *)x->data + (size_t)t * f->token;
         for (int b = 0; b < blocks;) {
-            const int left = blocks - b, widest = SIMD_TILE_BLOCKS(tokens);
-            const int width = left < widest ? left : widest;
+            const int rest = blocks - b, widest = SIMD_TILE_BLOCKS(tokens);
+            const int width = rest < widest ? rest : widest;
             p.w = panel + (size_t)b * f->vector;
             f->tiles[tokens - 1][width - 1](s, x, out, &p, first + b, t);
             b += width;
         }
         t += tokens;
+        p.ahead += p.ahead_step * (size_t)k_blocks;
+        if (p.ahead >= next + bytes)
+            p.ahead_step = 0;
     }
+}
+
+// Tokens that pass all panels together.
+static int32_t tokens_of_pass(const cpu_slice *s, const cpu_input *x) {
+    const size_t bytes = (size_t)s->k_blocks * product_forms[s->format].token * (size_t)x->tokens;
+    const int32_t passes = (int32_t)((bytes + PASS_BYTES - 1) / PASS_BYTES);
+    const int32_t tiles = (x->tokens + MAX_TOKENS - 1) / MAX_TOKENS;
+    return passes < 2 ? x->tokens : (tiles + passes - 1) / passes * MAX_TOKENS;
 }
 
 static void product(const cpu_slice *s, const cpu_input *x, const cpu_output *out) {
 #ifndef SIMD_HAS_BF16_DOT
     assert(s->format != CPU_W_BF16_DOT);
 #endif
-    for (int32_t first = 0; first < s->n_blocks; first += CPU_PANEL_BLOCKS) {
-        const int32_t left = s->n_blocks - first;
-        panel_product(s, x, out, first, left < CPU_PANEL_BLOCKS ? left : CPU_PANEL_BLOCKS);
+    const int32_t tokens = tokens_of_pass(s, x);
+    for (int32_t t = 0; t < x->tokens; t += tokens) {
+        const int32_t end = x->tokens - t < tokens ? x->tokens : t + tokens;
+        for (int32_t first = 0; first < s->n_blocks; first += CPU_PANEL_BLOCKS) {
+            // After the last one, the first again or what was packed behind this matrix.
+            const bool is_last = first + CPU_PANEL_BLOCKS >= s->n_blocks && end < x->tokens;
+            const size_t next = is_last ? 0 : (size_t)(first + CPU_PANEL_BLOCKS) * block_bytes(s);
+            panel_product(s, x, out, first, t, end, (const char *)s->data + next);
+        }
     }
 }

@@ -33,8 +33,10 @@ static void take_all(cpu_work *w, const cpu_model *m) {
     w->bc = blocks_of(w, is_lti ? inner : m->bc_blocks, w->max_tokens);
     w->delta = blocks_of(w, inner, w->max_tokens);
     take_stage(w, m, w->max_tokens, &w->shared);
-    for (int i = 0; i < m->n_threads; i++)
+    for (int i = 0; i < m->n_threads; i++) {
         take_stage(w, m, CPU_FEW_TOKENS, &w->own[i]);
+        w->own[i].scratch = cpu_arena_take(&w->arena, CPU_SCRATCH_BYTES);
+    }
     for (int i = 0; m->g.kind == SSM_BLOCK_S4 && i < m->n_threads; i++)
         w->lti_next[i] = blocks_of(w, 1, m->g.d_state + LTI_ROWS);
     for (int i = 0; m->lti_least != INT32_MAX && is_lti && i < m->n_threads; i++)

@@ -178,7 +178,7 @@ static double converted(cpu_form form, const cpu_kernels *k, const void *data, c
     return (double)((const float *)data)[at * CPU_LANES + lane];
 }
 
-enum { X_PLAIN, X_BLOCKED, X_BYTES, X_SCALE, X_SUM, OUT, OUT_ADD };
+enum { X_PLAIN, X_BLOCKED, X_BYTES, X_SCALE, X_SUM, X_SCRATCH, OUT, OUT_ADD };
 
 // cols inputs of c->shape.tokens tokens, and room for any form of them.
 static void init_activations(op_case *c, int32_t cols, double spread) {
@@ -282,6 +282,7 @@ static cpu_input input_of(const op_case *c) { // as the last error() left it
     return (cpu_input){.data = c->arrays[form_of(c->format) == CPU_X_F32 ? X_BLOCKED : X_BYTES],
                        .scale = c->arrays[X_SCALE],
                        .sum = c->arrays[X_SUM],
+                       .scratch = c->arrays[X_SCRATCH],
                        .tokens = c->shape.tokens};
 }
 
@@ -357,7 +358,8 @@ static double product_error(op_case *c, const cpu_kernels *k) {
     (void)convert_activations(c, k, form_of(c->format), c->matrix->cols);
     product_run(c, k);
     const cpu_slice slice = slice_of(c, k, c->turn);
-    const cpu_input x = input_of(c);
+    cpu_input x = input_of(c);
+    x.scratch = NULL; // the same without it
     const cpu_output add = {c->arrays[OUT_ADD], CPU_LANES, row, true};
     k->product(&slice, &x, &add);
     return compare_product(c, k);
@@ -370,6 +372,7 @@ op_case *op_case_create_product(const op_matrix *matrix, cpu_format format, int3
     c->matrix = matrix;
     c->format = format;
     init_activations(c, matrix->cols, 1);
+    c->arrays[X_SCRATCH] = op_alloc(CPU_SCRATCH_BYTES / sizeof(float));
     c->arrays[OUT] = op_alloc(floats);
     c->arrays[OUT_ADD] = op_alloc(floats);
     c->error = product_error;

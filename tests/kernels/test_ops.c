@@ -62,6 +62,24 @@ START_TEST(products) {
 }
 END_TEST
 
+// More tokens than pass all panels together, and enough to expand bf16 panels.
+START_TEST(long_products) {
+    const int32_t cols[] = {1600, 3500}, tokens = 130;
+    const cpu_format format = (cpu_format)_i;
+    for (int i = 0; i < 2; i++) {
+        op_matrix *m = op_matrix_create(format == CPU_W_F16 ? SSM_DTYPE_F16 : SSM_DTYPE_BF16, 65,
+                                        cols[i], format, 0);
+        for (int j = 0; j < N_ISAS; j++) {
+            const cpu_kernels *k = table_of(j);
+            const double e = k ? product_error(k, m, format, tokens) : 0;
+            ck_assert_msg(e <= product_tolerance(format, m->cols), "%s %s %d x %d x %d: %g",
+                          isas[j], format_names[_i], m->rows, m->cols, tokens, e);
+        }
+        op_matrix_free(m);
+    }
+}
+END_TEST
+
 // As stored: bit by bit. From another type: half a unit in the last place. Of uniform weights, int8
 // keeps 1 / 127 / 2 and int4 1 / 15 of a row's or a group's largest, by their root mean square.
 START_TEST(packed_weights_are_those_stored) {
@@ -315,6 +333,7 @@ int main(void) {
     TCase *tc = tcase_create("all");
     tcase_set_timeout(tc, 120);
     tcase_add_loop_test(tc, products, CPU_W_F32, CPU_W_INT4 + 1);
+    tcase_add_loop_test(tc, long_products, CPU_W_F32, CPU_W_INT4 + 1);
     tcase_add_test(tc, packed_weights_are_those_stored);
     tcase_add_loop_test(tc, conversions, 0, N_ISAS);
     tcase_add_loop_test(tc, conversions_keep_what_is_not_finite, 0, N_ISAS);
