@@ -22,6 +22,10 @@
 // promised more than that to nobody: it keeps the state, and the session to itself, and tries again
 // until the engine ends.
 //
+// A process whose own jobs follow each other at a session gives way when another one waits for it
+// and it has had TURN_NS: it gives the claim up and asks for it again after YIELD_MS, by when
+// whoever waits has asked.
+//
 // Who finds a session claimed elsewhere asks the store again and again (waits), or is told
 // SSM_ESESSIONBUSY at once. Limits and expiry are the store's own.
 #include "engine.h"
@@ -35,6 +39,8 @@
 
 #include "session_call.h"
 #include "state/store.h"
+
+enum { TURN_NS = 1000000000, YIELD_MS = 400 };
 
 static const char unreachable[] = "the store of sessions cannot be reached, try again";
 
@@ -137,6 +143,8 @@ bool shared_fetch(ssm_engine *engine, job *j) {
     }
     r->stamp = s->state ? s->stamp : 0;
     r->waits = !j->waits_not;
+    r->delay_ms = s->has_yielded ? YIELD_MS : 0;
+    s->has_yielded = false;
     s->is_claiming = true;
     send(engine, s, r);
     return true;
@@ -189,6 +197,7 @@ static void on_claim(ssm_engine *engine, session *s, store_request *r) {
     else if ((r->rc == 0 && r->stamp == 0) || r->rc == SSM_EINVAL)
         forget_copy(engine, s);
     s->is_claimed = r->rc == 0;
+    s->claimed_ns = engine_now_ns();
     assert(!s->is_claimed || r->stamp == 0 || (s->state && s->stamp == r->stamp));
     if (r->rc == SSM_ESESSIONBUSY)
         say_alive(engine);
@@ -239,6 +248,7 @@ static void on_put(ssm_engine *engine, session *s, store_request *r) {
         s->stored = r->version;
         s->stamp = r->stamp;
         s->is_claimed = s->is_claimed && !r->releases;
+        s->has_yielded = s->is_claimed && r->is_wanted && engine_now_ns() - s->claimed_ns > TURN_NS;
     } else if (is_again) {
         pause_writes(engine);
         durable_push(engine, s);
@@ -246,6 +256,8 @@ static void on_put(ssm_engine *engine, session *s, store_request *r) {
         forget_copy(engine, s);
     }
     s->refs++;
+    if (s->has_yielded)
+        release(engine, s);
     durable_answer(engine, s, r->version, rc, err.message);
     wake(engine, s, is_again ? rc : 0, err.message);
     answer_calls(engine, s, is_again ? rc : 0, err.message);

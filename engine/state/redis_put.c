@@ -44,12 +44,13 @@ static void take_result(op *o, const char *word) {
 static void finish(op *o) {
     const store_limits *limits = &o->store->limits;
     const store_request *r = o->r;
-    char keys[5][KEY_BYTES], base[20] = "", stamp[20], fields[24], ttl[24], own[24], all[24],
-                             lease_ms[12], id[33];
+    char keys[5][KEY_BYTES], wish[KEY_BYTES], base[20] = "", stamp[20], fields[24], ttl[24],
+                                              own[24], all[24], lease_ms[12], id[33];
     key_of(o, 's', o->id, keys[0]);
     key_of(o, 'l', o->id, keys[1]);
     key_own(o, keys[2]);
     key_all(o->store, keys[3]);
+    key_of(o, 'w', o->id, wish);
     id_digits(o->id, id);
     if (r->base)
         snprintf(base, sizeof base, "%016" PRIx64, r->base);
@@ -64,6 +65,7 @@ static void finish(op *o) {
                           keys[2],
                           keys[3],
                           o->upload,
+                          wish,
                           o->store->me,
                           base,
                           stamp,
@@ -77,7 +79,7 @@ static void finish(op *o) {
                           lease_ms};
     if (r->releases)
         store_lease(o, false);
-    op_eval(o, script_put, 5, sizeof args / sizeof *args, args);
+    op_eval(o, script_put, 6, sizeof args / sizeof *args, args);
 }
 
 static void send_parts(op *o) {
@@ -101,6 +103,8 @@ static void on_answer(op *o, const redisReply *reply) {
         return;
     }
     store_count(o, reply, 1);
+    const redisReply *wish = item(reply, 2);
+    o->r->is_wanted = wish && wish->type == REDIS_REPLY_INTEGER && wish->integer > 0;
     take_result(o, text_at(reply, 0));
 }
 

@@ -53,16 +53,21 @@
     "  end "                                                                                       \
     "end "
 
-// KEYS session claim own all, ARGV me lease most_own most_all
+// KEYS session claim own all wish, ARGV me lease most_own most_all waits?. Who waits says so for a
+// while, to whoever puts a turn in place.
 static const char script_claim[] = SCRIPT_LIMITS SCRIPT_HOLD SCRIPT_HOLDER
     "local holder = holder_of(KEYS[2]) "
-    "if holder and holder ~= ARGV[1] then return {'busy'} end "
+    "if holder and holder ~= ARGV[1] then "
+    "  if ARGV[5] == '1' then redis.call('SET', KEYS[5], ARGV[1], 'PX', 1500) end "
+    "  return {'busy'} "
+    "end "
     "local kind = redis.call('TYPE', KEYS[1]).ok "
     "if kind == 'none' then "
     "  local why = over(KEYS[3], KEYS[4], tonumber(ARGV[3]), tonumber(ARGV[4])) "
     "  if why then return {why} end "
     "end "
     "redis.call('SET', KEYS[2], ARGV[1], 'PX', ARGV[2]) "
+    "redis.call('DEL', KEYS[5]) "
     "if kind == 'none' then return {'none'} end "
     "if kind ~= 'hash' then return {'bad'} end "
     "hold(KEYS[1], tonumber(ARGV[2])) "
@@ -99,7 +104,7 @@ static const char script_open[] = "redis.call('HSET', KEYS[1], unpack(ARGV)) "
                                   "redis.call('EXPIRE', KEYS[1], 600) "
                                   "return {'ok'}";
 
-// KEYS session claim own all upload; ARGV me base stamp fields import? release? ttl most_own
+// KEYS session claim own all upload wish; ARGV me base stamp fields import? release? ttl most_own
 // most_all id lease: the upload becomes the session. One whose answer was lost comes again: it is
 // there.
 static const char script_put[] = SCRIPT_LIMITS SCRIPT_EXPIRE SCRIPT_HOLD SCRIPT_LET_GO
@@ -108,7 +113,7 @@ static const char script_put[] = SCRIPT_LIMITS SCRIPT_EXPIRE SCRIPT_HOLD SCRIPT_
     "  redis.call('DEL', KEYS[5]) "
     "  if ARGV[6] == '1' then let_go(KEYS[1], KEYS[2], me) else hold(KEYS[1], tonumber(ARGV[11])) "
     "end "
-    "  return {what, redis.call('ZCARD', KEYS[4])} "
+    "  return {what, redis.call('ZCARD', KEYS[4]), redis.call('EXISTS', KEYS[6])} "
     "end "
     "local is = false "
     "if redis.call('TYPE', KEYS[1]).ok == 'hash' then is = redis.call('HGET', KEYS[1], 'stamp') "

@@ -94,7 +94,8 @@ void op_take_limit(op *o, const char *word); // "full", "own full"
 void store_lease(op *o, bool is_held);
 void store_count(op *o, const redisReply *reply, size_t at); // how many sessions there are
 
-// Keys: of a session (s), its claim (l), what is set aside (b); an owner's index; that of all.
+// Keys: of a session (s), its claim (l), a wish for it (w), what is set aside (b); an owner's
+// index; that of all.
 void key_of(const op *o, char kind, const uint64_t id[2], char out[KEY_BYTES]);
 void key_own(const op *o, char out[KEY_BYTES]);
 void key_all(const redis_store *s, char out[KEY_BYTES]);

@@ -62,7 +62,8 @@ typedef struct session {
     bool is_listed;             // in the table
     uint64_t version, stored;   // 0: none
     uint64_t stamp;             // shared.c: of the version that is stored
-    bool is_claiming, is_claimed;
+    bool is_claiming, is_claimed, has_yielded;
+    uint64_t claimed_ns; // since when
     bool is_loading, is_writing;
     bool is_dirty; // in the list of those to be written
     bool is_unwritable;

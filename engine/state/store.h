@@ -49,6 +49,8 @@ typedef struct store_request {
     uint64_t base;      // PUT: see above; 0: no session of that name
     bool is_import;     // PUT: whatever is there, unless it is claimed
     bool releases;      // PUT: ends the claim
+    bool is_wanted;     // PUT, then: another process waits for the session
+    uint32_t delay_ms;  // CLAIM: begins so much later
     bool waits;         // CLAIM: for others, for a second at most
     bool is_own;        // SSM_EQUOTA: the limit of an owner
     const char *target; // FORK: SSM_EINVAL if it is there; the caller's

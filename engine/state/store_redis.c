@@ -6,6 +6,7 @@
 //                              memo, for lists; stamp, size, expires; 0, 1, 2 ..: the state's
 //                              file (snapshot_file.h, without a label) in parts of a megabyte
 //     ssmd:{MODEL}:l:ID        who has claimed it, for LEASE_MS
+//     ssmd:{MODEL}:w:ID        somebody waits for it
 //     ssmd:{MODEL}:o:OWNER     an owner's sessions, by when they expire
 //     ssmd:{MODEL}:all         all of them
 //     ssmd:{MODEL}:t:STAMP:N   an upload that is under way; goes by itself after ten minutes
@@ -33,7 +34,8 @@
 // sessions up for LEASE_MS at most. One that stalls for longer finds its session claimed, or
 // another stamp there: its turn fails (SSM_ECONFLICT) and changes nothing. Who waits for a claim
 // asks again, at growing intervals to a third of a second; Redis could have called (keyspace
-// events, BLPOP) over one more connection and with more to go wrong.
+// events, BLPOP) over one more connection and with more to go wrong. It also leaves a wish, which a
+// server with turns enough of its own sees when it puts one in place (shared.c).
 //
 // Failure. What is on its way when the connection is lost is sent again on the next one: scripts
 // know a stamp that they have put already, the rest may be repeated. PATIENCE_MS after it was
@@ -490,8 +492,10 @@ static void begin(redis_store *s, store_request *r) {
     id_of(s, r->label.owner, r->label.name, o->id);
     if (r->kind == STORE_RELEASE)
         store_lease(o, false);
-    if (r->kind == STORE_PAUSE && s->link.state != LINK_UP) {
-        op_sleep(o, PAUSE_MS);
+    const bool is_pause = r->kind == STORE_PAUSE && s->link.state != LINK_UP;
+    if (is_pause || r->delay_ms > 0) {
+        op_sleep(o, is_pause ? PAUSE_MS : r->delay_ms);
+        o->deadline_ms += r->delay_ms;
         add(&s->asleep, o);
         uv_timer_again(&s->sleep);
         return;

@@ -333,6 +333,54 @@ START_TEST(two_that_race_take_turns) {
 }
 END_TEST
 
+// One engine always has another request for the session; the other one gets its turn all the same.
+START_TEST(nobody_keeps_a_session_for_ever) {
+    enum { LINE = 16 };
+    waiter w[LINE], other;
+    int32_t prompt[TURN];
+    int turns = 0;
+    if (!begin(NULL))
+        return;
+    options.durability = _i ? SSM_DURABILITY_SYNC : SSM_DURABILITY_ASYNC;
+    open_engine(A);
+    open_engine(B);
+    const ssm_request r = request("s", 1, prompt);
+    for (int i = 0; i < LINE; i++)
+        ck_assert_int_eq(consumer_submit(&con[A], &w[i], &r), 0);
+    double from = 0;
+    while (stats_of(B).session_writes == 0) {
+        if (from == 0 && turns >= 5) {
+            from = seconds();
+            ck_assert_int_eq(consumer_submit(&con[B], &other, &r), 0);
+        }
+        ck_assert_msg(from == 0 || seconds() - from < 15, "after %d turns", turns);
+        consumer_take(&con[A]);
+        for (int i = 0; i < LINE; i++) {
+            if (w[i].dones == 0)
+                continue;
+            ck_assert_msg(w[i].error == 0, "%s", w[i].message);
+            turns++;
+            waiter_dispose(&w[i]);
+            ck_assert_int_eq(consumer_submit(&con[A], &w[i], &r), 0);
+        }
+    }
+    printf("its turn came after %.1f s and %d turns of the other\n", seconds() - from, turns);
+    consumer_take_all(&con[B]);
+    ck_assert_int_eq(other.error, 0);
+    waiter_dispose(&other);
+    consumer_take_all(&con[A]);
+    for (int i = 0; i < LINE; i++, turns++) {
+        ck_assert_int_eq(w[i].error, 0);
+        waiter_dispose(&w[i]);
+    }
+    ck_assert_int_eq(turn_only(A, "s", 1), 0); // whose answer is behind all writes
+    ck_assert_uint_eq(tokens_of(A, "s"), (uint64_t)(turns + 2) * PER_TURN);
+    close_engine(A);
+    close_engine(B);
+    end();
+}
+END_TEST
+
 START_TEST(a_session_at_work_elsewhere_is_busy) {
     static const int past[] = {0, 1, 2};
     waiter held, w;
@@ -855,6 +903,7 @@ int main(void) {
     tcase_add_test(tc, what_is_deleted_is_deleted_everywhere);
     tcase_add_test(tc, forks_and_files);
     tcase_add_loop_test(tc, two_that_race_take_turns, 0, 2);
+    tcase_add_loop_test(tc, nobody_keeps_a_session_for_ever, 0, 2);
     tcase_add_loop_test(tc, a_session_at_work_elsewhere_is_busy, 2, 3);
     tcase_add_loop_test(tc, a_turn_that_was_overtaken_is_a_conflict, 0, 2);
     tcase_add_test(tc, limits_hold_for_all);
