@@ -9,13 +9,16 @@ import subprocess
 
 import pytest
 
-from .program import _end_with_parent, wait_until
+from .program import BINARY, SCALE, _end_with_parent, wait_until
 
 
 def need():
     """Its tests are left out where there is none, or where the program was built without hiredis."""
     if not shutil.which("redis-server"):
         pytest.skip("there is no redis-server")
+    version = subprocess.run([BINARY, "--version"], capture_output=True, text=True, timeout=30 * SCALE).stdout
+    if "redis" not in version:
+        pytest.skip(f"{BINARY} was built without hiredis")
 
 
 def free_ports(n):
