@@ -231,7 +231,7 @@ int shared_open(ssm_engine *engine, ssm_error *err,
 // True: the job waits for its session to be claimed, or has ended.
 bool shared_fetch(ssm_engine *engine, job *j);
 void shared_leave(ssm_engine *engine, session *s); // a job has
-void shared_prepare(ssm_engine *engine, const session *s, struct store_request *put);
+void shared_prepare(ssm_engine *engine, session *s, struct store_request *put);
 void shared_let_go(ssm_engine *engine, session *s); // of its state
 int shared_call(ssm_engine *engine, session_call *call, bool *waits);
 void shared_done(ssm_engine *engine, struct store_request *request);

@@ -214,9 +214,13 @@ static void on_claim(ssm_engine *engine, session *s, store_request *r) {
 
 // ---- writes
 
-void shared_prepare(ssm_engine *engine, const session *s, store_request *r) {
+// What is sent again may be there already, its answer lost: it has the stamp that it had.
+void shared_prepare(ssm_engine *engine, session *s, store_request *r) {
+    if (s->tried != s->version)
+        s->tried_stamp = new_stamp(engine);
+    s->tried = s->version;
     r->base = s->stamp;
-    r->stamp = new_stamp(engine);
+    r->stamp = s->tried_stamp;
     r->releases = s->n_jobs == 0;
 }
 

@@ -619,6 +619,35 @@ START_TEST(one_that_goes_in_the_middle_of_a_turn) {
 }
 END_TEST
 
+// It may have taken a turn, and nobody heard it say so. ASYNC: it is there, once. SYNC has told
+// that it may not be: it is there or it is not.
+START_TEST(one_whose_answer_is_lost) {
+    static const int past[] = {0, 1};
+    waiter held;
+    if (!begin(NULL))
+        return;
+    redis_part_bytes = 1 << 20; // all is sent before anything is answered
+    options.durability = _i ? SSM_DURABILITY_SYNC : SSM_DURABILITY_ASYNC;
+    open_engine(A);
+    ck_assert_int_eq(turn_only(A, "s", 0), 0);
+    hold(A, "s", 1, &held);
+    kill(server.pid, SIGSTOP);
+    ck_assert_int_eq(let_go(A, &held), _i ? SSM_EUNAVAILABLE : 0);
+    wait_up(A, false);
+    kill(server.pid, SIGCONT);
+    wait_up(A, true);
+    open_engine(B);
+    ck_assert(_i || tokens_of(A, "s") == 2 * PER_TURN); // it waits for its write
+    const int turns = (int)tokens_of(B, "s") / PER_TURN;
+    ck_assert(turns == 2 || (_i && turns == 1));
+    assert_follows(B, "s", past, turns, 3);
+    ck_assert_uint_eq(stats_of(A).session_conflicts, 0);
+    close_engine(A);
+    close_engine(B);
+    end();
+}
+END_TEST
+
 START_TEST(one_that_does_not_answer) {
     if (!begin(NULL))
         return;
@@ -911,6 +940,7 @@ int main(void) {
     tcase_add_test(tc, one_that_goes_away_and_comes_back);
     tcase_add_test(tc, one_that_starts_again_is_waited_for);
     tcase_add_loop_test(tc, one_that_goes_in_the_middle_of_a_turn, 0, 2);
+    tcase_add_loop_test(tc, one_whose_answer_is_lost, 0, 2);
     tcase_add_test(tc, one_that_does_not_answer);
     tcase_add_test(tc, one_that_refuses);
     tcase_add_test(tc, a_start_says_what_is_wrong);
