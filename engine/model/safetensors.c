@@ -42,8 +42,8 @@ static const struct {
 
 typedef struct reader {
     const char *file;
-    const uint8_t *data; // behind the header
-    uint64_t data_bytes;
+    const uint8_t *bytes;       // of the whole file, or NULL
+    uint64_t first, data_bytes; // of the data: where it begins, behind the header
     ssm_error *err;
 } reader;
 
@@ -104,7 +104,8 @@ static int read_offsets(const reader *r, safetensor *t, const json_t *v) {
         return ssm_error_set(r->err, SSM_EFORMAT, t->name,
                              "%s: %s has %" PRId64 " bytes where its shape and type need %" PRIu64,
                              r->file, t->name, end - begin, t->bytes);
-    t->data = r->data + begin;
+    t->at = r->first + (uint64_t)begin;
+    t->data = r->bytes ? r->bytes + t->at : NULL;
     return 0;
 }
 
@@ -126,29 +127,29 @@ static int read_tensor(const reader *r, safetensor *t, const char *name, const j
 
 static int by_offset(const void *a, const void *b) {
     const safetensor *x = a, *y = b;
-    if (x->data != y->data)
-        return x->data < y->data ? -1 : 1;
+    if (x->at != y->at)
+        return x->at < y->at ? -1 : 1;
     return (x->bytes > y->bytes) - (x->bytes < y->bytes); // empty ones first
 }
 
 // The tensors, in order of offset, must cover the data without overlaps or holes.
 static int check_cover(const reader *r, const safetensors *st) {
-    const uint8_t *end = r->data;
+    uint64_t end = r->first;
     for (int32_t i = 0; i < st->n_tensors; i++) {
         const safetensor *t = &st->tensors[i];
-        if (t->data < end)
+        if (t->at < end)
             return ssm_error_set(r->err, SSM_EFORMAT, t->name, "%s: %s overlaps %s", r->file,
                                  t->name, t[-1].name);
-        if (t->data > end)
+        if (t->at > end)
             return ssm_error_set(r->err, SSM_EFORMAT, t->name,
-                                 "%s: %td bytes before %s belong to no tensor", r->file,
-                                 t->data - end, t->name);
-        end = t->data + t->bytes;
+                                 "%s: %" PRIu64 " bytes before %s belong to no tensor", r->file,
+                                 t->at - end, t->name);
+        end = t->at + t->bytes;
     }
-    if (end != r->data + r->data_bytes)
+    if (end != r->first + r->data_bytes)
         return ssm_error_set(r->err, SSM_EFORMAT, NULL,
-                             "%s: %td bytes at the end belong to no tensor", r->file,
-                             r->data + r->data_bytes - end);
+                             "%s: %" PRIu64 " bytes at the end belong to no tensor", r->file,
+                             r->first + r->data_bytes - end);
     return 0;
 }
 
@@ -181,8 +182,15 @@ static int read_tensors(const reader *r, safetensors *st, json_t *header) {
     return check_cover(r, st);
 }
 
-int safetensors_parse(safetensors *st, const uint8_t *bytes, size_t size, const char *file,
-                      ssm_error *err) {
+size_t safetensors_head_bytes(const uint8_t first[8]) {
+    uint64_t length;
+    memcpy(&length, first, sizeof length);
+    return length <= MAX_HEADER ? LENGTH_BYTES + (size_t)length : 0;
+}
+
+// bytes: the head at least; all of the file if `whole`.
+static int parse(safetensors *st, const uint8_t *bytes, uint64_t size, bool whole, const char *file,
+                 ssm_error *err) {
     *st = (safetensors){0};
     uint64_t length = 0;
     if (size >= LENGTH_BYTES)
@@ -196,7 +204,7 @@ int safetensors_parse(safetensors *st, const uint8_t *bytes, size_t size, const 
     if (length > size - LENGTH_BYTES)
         return ssm_error_set(err, SSM_EFORMAT, NULL,
                              "%s: the file is cut short: a header of %" PRIu64
-                             " bytes in a file of %zu",
+                             " bytes in a file of %" PRIu64,
                              file, length, size);
     json_error_t at;
     size_t text = (size_t)length; // spaces at the end align the data: the parser takes 80
@@ -207,12 +215,26 @@ int safetensors_parse(safetensors *st, const uint8_t *bytes, size_t size, const 
     if (!header)
         return ssm_error_set(err, SSM_EFORMAT, NULL, "%s: its header is not valid JSON: %s", file,
                              at.text);
-    const reader r = {file, bytes + LENGTH_BYTES + length, size - LENGTH_BYTES - length, err};
+    const reader r = {.file = file,
+                      .bytes = whole ? bytes : NULL,
+                      .first = LENGTH_BYTES + length,
+                      .data_bytes = size - LENGTH_BYTES - length,
+                      .err = err};
     const int rc = read_tensors(&r, st, header);
     json_decref(header);
     if (rc)
         safetensors_dispose(st);
     return rc;
+}
+
+int safetensors_parse(safetensors *st, const uint8_t *bytes, size_t size, const char *file,
+                      ssm_error *err) {
+    return parse(st, bytes, size, true, file, err);
+}
+
+int safetensors_parse_head(safetensors *st, const uint8_t *head, uint64_t size, const char *file,
+                           ssm_error *err) {
+    return parse(st, head, size, false, file, err);
 }
 
 int safetensors_open(safetensors *st, const char *path, const char *file, ssm_error *err) {

@@ -21,8 +21,8 @@ typedef struct safetensor {
     ssm_dtype dtype;  // SSM_DTYPE_AUTO: a type that no weight may have here
     int32_t n_dims;   // 0: a single number
     int64_t dims[SAFETENSORS_MAX_DIMS];
-    const uint8_t *data; // in the mapping, at any alignment
-    uint64_t bytes;
+    const uint8_t *data; // in the mapping, at any alignment; NULL: the file's head alone is there
+    uint64_t at, bytes;  // in the file
 } safetensor;
 
 typedef struct safetensors {
@@ -40,6 +40,11 @@ int safetensors_open(safetensors *st, const char *path, const char *file, ssm_er
 // The same over bytes in memory, which must outlive *st.
 int safetensors_parse(safetensors *st, const uint8_t *bytes, size_t size, const char *file,
                       ssm_error *err);
+// The same of a file's head alone, its first 8 bytes and its header, in a file of so many bytes.
+int safetensors_parse_head(safetensors *st, const uint8_t *head, uint64_t size, const char *file,
+                           ssm_error *err);
+// Bytes of the head, of its first 8 bytes; 0: more than any header may have.
+size_t safetensors_head_bytes(const uint8_t first[8]);
 void safetensors_dispose(safetensors *st);
 
 #endif

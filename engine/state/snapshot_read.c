@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // A session's file, read: nothing of it is believed.
 //
-// The header is parsed where it is mapped. Numbers are read straight to where they will stay, a
+// The header is read and parsed first. Numbers are read straight to where they will stay, a
 // piece at a time that fits the cache, in which they are added to the checksum and looked at
 // before they leave it: a state is copied once and read once.
 //
@@ -20,6 +20,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <jansson.h>
@@ -28,13 +29,12 @@
 #include "engine/model/safetensors.h"
 #include "snapshot_parts.h"
 
-enum { PIECE = 1 << 17 }; // bytes
+enum { PIECE = 1 << 18 }; // bytes: half of a small second-level cache
 
 typedef struct reader {
     const ssm_model *model;
-    const uint8_t *bytes; // of the file: all of it, or with fd only the header is looked at
-    size_t size;
-    int fd; // -1: none
+    const uint8_t *bytes; // of the file: all of it, or with fd its head
+    int fd;               // -1: none
     XXH3_state_t *sum;
     const json_t *meta; // the parsed header's
     ssm_error *err;
@@ -225,7 +225,7 @@ static bool is_strange(const uint8_t *bytes, size_t n) {
 
 // A tensor to its place and into the checksum.
 static int take_tensor(const reader *r, const safetensor *t, uint8_t *out, bool *strange) {
-    const size_t from = (size_t)(t->data - r->bytes);
+    const size_t from = (size_t)t->at;
     int rc = 0;
     for (size_t at = 0; rc == 0 && at < t->bytes; at += PIECE) {
         const size_t n = t->bytes - at < PIECE ? (size_t)t->bytes - at : PIECE;
@@ -265,7 +265,7 @@ static int read_data(const reader *r, const safetensors *st, const snapshot_part
     bool strange = false;
     if (digits == 0)
         return bad(r, "it has no checksum");
-    snapshot_sum_header(r->sum, r->bytes, (size_t)(st->tensors[0].data - r->bytes), digits);
+    snapshot_sum_header(r->sum, r->bytes, (size_t)st->tensors[0].at, digits);
     int rc = make_room(r, parts, image);
     for (int i = 0; rc == 0 && i < N_PARTS; i++) // by offset, without holes: the parser saw to it
         rc = take_tensor(r, &st->tensors[i], place_of(&st->tensors[i], parts, image), &strange);
@@ -314,7 +314,7 @@ static int as_input(int rc, ssm_error *err) {
 int snapshot_file_decode(const ssm_model *model, const uint8_t *bytes, size_t size,
                          snapshot_image *image, snapshot_label *label, bool *has_label,
                          ssm_error *err) {
-    reader r = {.model = model, .bytes = bytes, .size = size, .fd = -1, .err = err};
+    reader r = {.model = model, .bytes = bytes, .fd = -1, .err = err};
     safetensors st;
     *image = (snapshot_image){.pool = image->pool};
     int rc = as_input(safetensors_parse(&st, bytes, size, "state", err), err);
@@ -325,38 +325,76 @@ int snapshot_file_decode(const ssm_model *model, const uint8_t *bytes, size_t si
     return rc;
 }
 
+// ---- files
+
+// A file opened, its head read and parsed. What was made is there even on failure.
+typedef struct head_file {
+    int fd;
+    uint64_t size;
+    uint8_t *head;
+    safetensors st;
+} head_file;
+
+static int read_head(head_file *f, const char *path, ssm_error *err) {
+    struct stat info;
+    *f = (head_file){.fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK)}; // a FIFO must not block
+    if (f->fd < 0 || fstat(f->fd, &info) != 0 || !S_ISREG(info.st_mode))
+        return ssm_error_set(err, SSM_EIO, "state", "cannot read %s: %s", path,
+                             f->fd < 0 ? strerror(errno) : "it is no regular file");
+    f->size = (uint64_t)info.st_size;
+    size_t n = LENGTH_BYTES + HEADER_BYTES; // of a file that we wrote; more of another's
+    if (!(f->head = calloc(1, n)))
+        return ssm_error_set(err, SSM_ENOMEM, NULL, "no memory for a session's header");
+    n = f->size < n ? (size_t)f->size : n;
+    reader r = {.fd = f->fd, .err = err};
+    int rc = fetch(&r, 0, f->head, n);
+    const size_t wanted = safetensors_head_bytes(f->head);
+    if (rc != 0 || wanted <= n || wanted > f->size)
+        return rc;
+    uint8_t *longer = realloc(f->head, wanted);
+    if (!longer)
+        return ssm_error_set(err, SSM_ENOMEM, NULL, "no memory for a session's header");
+    f->head = longer;
+    return fetch(&r, n, f->head + n, wanted - n);
+}
+
+static int open_head(head_file *f, const char *path, ssm_error *err) {
+    const int rc = read_head(f, path, err);
+    return rc != 0 ? rc
+                   : as_input(safetensors_parse_head(&f->st, f->head, f->size, "state", err), err);
+}
+
+static void close_head(head_file *f) {
+    safetensors_dispose(&f->st);
+    free(f->head);
+    if (f->fd >= 0)
+        close(f->fd);
+}
+
 int snapshot_file_read(const ssm_model *model, const char *path, snapshot_image *image,
                        snapshot_label *label, bool *has_label, ssm_error *err) {
-    safetensors st;
+    head_file f;
     *image = (snapshot_image){.pool = image->pool};
-    int rc = as_input(safetensors_open(&st, path, "state", err), err);
-    if (rc != 0)
-        return rc;
-    reader r = {.model = model, .bytes = st.map, .size = st.map_bytes, .err = err};
-    r.fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (r.fd < 0)
-        rc = ssm_error_set(err, SSM_EIO, "state", "cannot open %s: %m", path);
-    else
-        rc = decode(&r, &st, image, label, has_label);
-    if (r.fd >= 0)
-        close(r.fd);
-    safetensors_dispose(&st);
+    int rc = open_head(&f, path, err);
+    reader r = {.model = model, .bytes = f.head, .fd = f.fd, .err = err};
+    if (rc == 0)
+        rc = decode(&r, &f.st, image, label, has_label);
+    close_head(&f);
     return rc;
 }
 
 int snapshot_file_peek(const ssm_model *model, const char *path, session_text *text,
                        snapshot_label *label, ssm_error *err) {
-    safetensors st;
+    head_file f;
     snapshot_part parts[N_PARTS];
     *text = (session_text){0};
-    int rc = as_input(safetensors_open(&st, path, "state", err), err);
-    if (rc != 0)
-        return rc;
-    reader r = {.model = model, .bytes = st.map, .size = st.map_bytes, .fd = -1, .err = err};
-    rc = read_header(&r, &st, text, parts);
+    int rc = open_head(&f, path, err);
+    reader r = {.model = model, .bytes = f.head, .fd = f.fd, .err = err};
+    if (rc == 0)
+        rc = read_header(&r, &f.st, text, parts);
     if (rc == 0 && !read_label(&r, label))
         rc = bad(&r, "it has no label");
     text->n_pending = 0; // they were not read
-    safetensors_dispose(&st);
+    close_head(&f);
     return rc;
 }
