@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <ssm/memory.h>
+#include "memory_steps.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -13,13 +13,17 @@ static int by_size(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
+int memory_bin(double tokens) {
+    const double bin = tokens < 1 ? 0 : 1 + floor(2 * log10(tokens));
+    return bin < SSM_MEMORY_BINS - 1 ? (int)bin : SSM_MEMORY_BINS - 1;
+}
+
 // Magnitudes of poles to what the record says of them; sorts them.
 static void describe(double *magnitudes, size_t n, ssm_layer_memory *out) {
     qsort(magnitudes, n, sizeof *magnitudes, by_size);
     for (size_t i = 0; i < n; i++) {
         magnitudes[i] = magnitudes[i] < 1 ? -1 / log(magnitudes[i]) : INFINITY; // 0: at once
-        const double bin = magnitudes[i] < 1 ? 0 : 1 + floor(2 * log10(magnitudes[i]));
-        out->shares[bin < SSM_MEMORY_BINS - 1 ? (int)bin : SSM_MEMORY_BINS - 1] += 1 / (double)n;
+        out->shares[memory_bin(magnitudes[i])] += 1 / (double)n;
     }
     out->shortest = magnitudes[0];
     out->median = magnitudes[n / 2];

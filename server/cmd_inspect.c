@@ -8,11 +8,11 @@
 #include <string.h>
 
 #include <jansson.h>
-#include <ssm/memory.h>
 #include <ssm/model.h>
 #include <ssm/tokenizer.h>
 
 #include "commands.h"
+#include "inspect_memory.h"
 #include "options.h"
 
 // A folder, opened. tokenizer may be NULL: there is none.
@@ -135,47 +135,6 @@ static void print_tensors(const ssm_model *model) {
     }
 }
 
-// Time constants as a row of marks: the more poles, the denser.
-static void print_shares(const double shares[SSM_MEMORY_BINS]) {
-    static const char marks[] = " .:-=+*#%@";
-    for (int i = 0; i < SSM_MEMORY_BINS; i++) {
-        const int level = (int)(shares[i] * 20 + 0.999);
-        printf(" %c%c%c", marks[level > 9 ? 9 : level], marks[level > 9 ? 9 : level],
-               marks[level > 9 ? 9 : level]);
-    }
-}
-
-static void print_reach(int32_t tokens) {
-    if (tokens < 0) {
-        printf("  >%6d", SSM_MEMORY_MOST);
-    } else {
-        printf("  %7d", tokens);
-    }
-}
-
-// 0, or why this model's memory is nothing that its weights say.
-static int print_memory(const struct subject *s, ssm_error *err) {
-    ssm_layer_memory m;
-    int rc = ssm_model_get_memory(s->model, 0, &m, err);
-    if (rc != 0) {
-        return rc;
-    }
-    printf(
-        "    memory, tokens: time constants of the poles (denser: more poles), and from where on\n"
-        "    a layer says less than 1%% of what it says of a token, half of its channels and all\n"
-        "    layer   radius      shortest    median   longest   <1  1-3 -10 -32 -100 -316 -1k  >1k"
-        "     half      all\n");
-    for (int32_t i = 0; (rc = ssm_model_get_memory(s->model, i, &m, err)) == 0; i++) {
-        printf("    %5d   %.7f  %8.2f  %8.2f  %8.1f  ", i, m.radius, m.shortest, m.median,
-               m.longest);
-        print_shares(m.shares);
-        print_reach(m.median_reach);
-        print_reach(m.reach);
-        printf("\n");
-    }
-    return rc == SSM_ENOTFOUND ? 0 : rc;
-}
-
 static void print_text(const struct subject *s, bool tensors) {
     const ssm_model_info *m = ssm_model_get_info(s->model);
     printf("%s\n", s->path);
@@ -250,49 +209,30 @@ static void print_json(json_t *value) {
     json_decref(value);
 }
 
-static json_t *to_memory(const struct subject *s, int *rc, ssm_error *err) {
-    json_t *list = json_array();
-    ssm_layer_memory m;
-    for (int32_t i = 0; (*rc = ssm_model_get_memory(s->model, i, &m, err)) == 0; i++) {
-        json_t *shares = json_array();
-        for (int k = 0; k < SSM_MEMORY_BINS; k++) {
-            json_array_append_new(shares, json_real(m.shares[k]));
-        }
-        json_array_append_new(
-            list, json_pack("{s:f, s:f, s:f, s:f, s:o, s:i, s:i}", "radius", m.radius, "shortest",
-                            m.shortest, "median", m.median, "longest", m.longest, "shares", shares,
-                            "median_reach", (int)m.median_reach, "reach", (int)m.reach));
-    }
-    *rc = *rc == SSM_ENOTFOUND ? 0 : *rc;
-    return list;
-}
-
 // ---- the command
 
 static int inspect(const char *path, const options *o) {
     struct subject s;
     ssm_error err;
+    memory_report report = {0};
     int rc = open_subject(&s, path, &err);
-    json_t *memory = rc == 0 && o->memory && o->json ? to_memory(&s, &rc, &err) : NULL;
+    if (rc == 0 && o->memory) {
+        rc = memory_report_make(&report, s.model, s.tokenizer, o, &err);
+    }
     if (rc == 0 && o->json) {
         json_t *all = to_json(&s, o->tensors);
-        if (memory) {
-            json_object_set(all, "memory", memory);
-        }
+        memory_report_put(&report, all);
         print_json(all);
     } else if (rc == 0) {
         print_text(&s, o->tensors);
-        rc = o->memory ? print_memory(&s, &err) : 0;
-        if (rc != 0) {
-            fprintf(stderr, "ssmd inspect: %s: %s\n", path, err.message);
-        }
+        memory_report_print(&report);
     } else if (o->json) {
         print_json(json_pack("{s:s, s:{s:s, s:s, s:s}}", "path", path, "error", "code",
                              ssm_error_name(rc), "param", err.param, "message", err.message));
     } else {
         fprintf(stderr, "ssmd inspect: %s: %s\n", path, err.message);
     }
-    json_decref(memory);
+    memory_report_dispose(&report);
     close_subject(&s);
     return rc == 0 ? 0 : 1;
 }

@@ -172,7 +172,14 @@ const option_row option_table[] = {
     {"json", OPTION_BOOL, FIELD(json), "false", 0, 0, NULL, NULL, "print JSON",
      OPTIONS_INSPECT | OPTIONS_BENCH | OPTIONS_SESSION, false},
     {"memory", OPTION_BOOL, FIELD(memory), "false", 0, 0, NULL, NULL,
-     "how far back each layer of an s4d, s4 or h3 model remembers", OPTIONS_INSPECT, false},
+     "how far back each layer remembers: an s4d, s4 or h3 model by its poles, another by what a "
+     "text "
+     "makes of its steps",
+     OPTIONS_INSPECT, false},
+    {"text", OPTION_STRING, FIELD(text), NULL, 0, 0, NULL, "TEXT",
+     "the text of --memory (none: four lines of verse)", OPTIONS_INSPECT, false},
+    {"text-file", OPTION_STRING, FIELD(text_file), NULL, 0, 0, NULL, "FILE",
+     "the same from a file, its first 256 tokens", OPTIONS_INSPECT, false},
     {"tensors", OPTION_BOOL, FIELD(tensors), "false", 0, 0, NULL, NULL, "list every tensor",
      OPTIONS_INSPECT, false},
 

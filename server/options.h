@@ -65,6 +65,7 @@ typedef struct options {
     bool ignore_eos, echo, timings;
     // inspect
     bool json, tensors, memory;
+    char *text, *text_file;
     // bench
     char *geometry, *batches, *prompts, *compare;
     double seconds, tolerance;

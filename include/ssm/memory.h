@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// How far back a linear time-invariant model remembers, read off its poles.
+// How far back a model remembers.
 //
-// A pole of magnitude r keeps a share of r^k of an input k tokens ago: its time constant is -1 / ln
-// r tokens, after which 1/e is left. Computed from the weights, on the calling thread.
+// A linear time-invariant one by its poles, whatever it reads. // A pole of magnitude r keeps a
+// share of r^k of an input k tokens ago: its time constant is -1 / ln r tokens, after which 1/e is
+// left. Computed from the weights, on the calling thread.
 #ifndef SSM_MEMORY_H
 #define SSM_MEMORY_H
 
+#include <stddef.h>
 #include <stdint.h>
 
 #include <ssm/error.h>
@@ -31,5 +33,25 @@ enum { SSM_MEMORY_MOST = 16384 };
 // past the last layer; SSM_ENOMEM.
 int ssm_model_get_memory(const ssm_model *model, int32_t layer, ssm_layer_memory *out,
                          ssm_error *err);
+
+// A selective one by what it reads: every token's step delta is made from it, and a state keeps
+// exp(delta A) of what it was. Quantiles of what a text makes of a layer, over its tokens, channels
+// (Mamba-2: heads) and states, to 1% or so.
+enum { SSM_STEP_QUANTILES = 5 };
+extern const double ssm_step_shares[SSM_STEP_QUANTILES]; // 0.05, 0.25, 0.5, 0.75, 0.95
+
+typedef struct ssm_layer_steps {
+    double delta[SSM_STEP_QUANTILES];
+    double decay[SSM_STEP_QUANTILES];     // exp(delta A), a token
+    double half_life[SSM_STEP_QUANTILES]; // tokens like this one until half is left
+    double shares[SSM_MEMORY_BINS];       // of half-lives, as of time constants above
+} ssm_layer_steps;
+
+// Of every layer of a mamba, falcon_mamba or mamba2 model: out[n_layers]. Runs the text through the
+// reference, on the calling thread: about a second for 10 tokens of 130 million parameters.
+// SSM_EUNSUPPORTED: its poles are fixed; SSM_EINVAL: no tokens, or not of the vocabulary;
+// SSM_ENOMEM.
+int ssm_model_get_steps(const ssm_model *model, const int32_t *tokens, size_t n,
+                        ssm_layer_steps *out, ssm_error *err);
 
 #endif

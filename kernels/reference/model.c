@@ -186,6 +186,9 @@ void ref_model_forward(ref_model *m, int32_t token, float *state, float *logits)
             ref_lti_mix(&m->lti[i], g, conv, h, m->u);
         else
             mix_selective(m, l, conv, h);
+        if (m->on_steps)
+            m->on_steps(m->on_steps_ctx, i, m->delta,
+                        (size_t)(g->kind == SSM_BLOCK_MAMBA ? g->d_inner : g->n_heads));
         for (size_t k = 0; k < dm; k++)
             m->residual[k] += m->u[k];
     }

@@ -22,6 +22,9 @@ typedef struct ref_model {
     size_t in_rows, x_rows;              // rows of in_proj and x_proj
     size_t bytes;
     float *residual, *u, *in, *y, *dbc, *delta; // one token's activations
+    // For whoever wants to see them: a token's steps at a layer, [d_inner] or [n_heads]; or NULL.
+    void (*on_steps)(void *ctx, int32_t layer, const float *delta, size_t n);
+    void *on_steps_ctx;
 } ref_model;
 
 // SSM_ENOMEM, or what discretising refuses (lti.h).

@@ -69,6 +69,41 @@ def test_inspect():
     assert facts["architecture"] == "mamba"
 
 
+@pytest.mark.parametrize("name", [DEMO, "shakespeare-mamba2"])
+def test_what_a_text_makes_of_memory(name, tmp_path):
+    folder = models.folder(name)
+    layers = json.loads((folder / "config.json").read_text())["num_hidden_layers"]
+    text = "O Romeo, Romeo! wherefore art thou Romeo?\nDeny thy father and refuse thy name;\n"
+    path = tmp_path / "text"
+    path.write_text(text * 40)
+    facts = {key: json.loads(ssmd("inspect", "--memory", "--json", *words, folder)) for key, words in
+             {"own": [], "text": ["--text", text], "file": ["--text-file", path]}.items()}
+    for key, found in facts.items():
+        assert found["memory_quantiles"] == [0.05, 0.25, 0.5, 0.75, 0.95]
+        assert 10 < found["memory_tokens"] <= 256 and (found["memory_tokens"] == 256) == (key == "file")
+        assert len(found["memory"]) == layers
+        for layer in found["memory"]:
+            assert abs(sum(layer["shares"]) - 1) < 1e-6
+            for values in (layer["delta"], layer["decay"], layer["half_life"]):
+                assert len(values) == 5 and values == sorted(values) and values[0] > 0
+            assert layer["decay"][-1] < 1
+            for decay, half_life in zip(layer["decay"], layer["half_life"]):
+                assert abs(decay ** half_life - 0.5) < 1e-6
+    assert facts["own"]["memory"] != facts["text"]["memory"] != facts["file"]["memory"]
+    printed = ssmd("inspect", "--memory", "--text", text, folder)
+    assert f"memory over {facts['text']['memory_tokens']} tokens" in printed and len(printed.splitlines()) > layers
+    for words, said in ((["--text", ""], "empty"), (["--text", "a", "--text-file", path], "exclude"),
+                        (["--text-file", tmp_path / "none"], "cannot read"), (["--text-file", tmp_path], "cannot read")):
+        ssmd("inspect", "--memory", *words, folder, status=1)
+        assert said in ssmd.error
+
+
+def test_poles_need_no_text():
+    facts = json.loads(ssmd("inspect", "--memory", "--json", models.folder("copying-s4d")))
+    assert [0.99 < layer["radius"] < 1 for layer in facts["memory"]] == [True, True]
+    assert "memory_tokens" not in facts
+
+
 def test_health(start):
     server = start()
     ssmd("health", server.client.url)
