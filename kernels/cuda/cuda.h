@@ -53,6 +53,7 @@ struct batch {
     bool split;                  // some span has several pieces: local scans, carry, final scans
     int32_t n_logits;            // rounded up
     const int32_t *logit_tokens; // [n_logits] token row of each logits row; NULL: the same
+    int32_t columns;             // LTI: of a convolution, at once; 0: the spans are scanned
     bool decode;                 // rows only, captured: every launch may overlap its predecessor
 };
 
@@ -69,6 +70,9 @@ struct lti_weights { // S4D, S4, H3; fp32, rounded from fp64. n: pairs of poles,
     const float *shift_c; // H3 [N][d_model]
     const float *shift_k; // H3 [N][d_model]: what an input l tokens ago still gives, l = 0 with D
     bool lower;           // S4: nothing above the diagonal
+    const float *power;   // S4 of at most LTI_DENSE numbers, with LTI_PART = L: Ab^L, as ab
+    const float *in;      // [d_model][L][N] Ab^(L - 1 - j) Bb
+    const float *out;     // [d_model][N][L] C Ab^(t + 1)
 };
 
 struct layer_weights { // T: the projections' type; the rest fp32
@@ -208,7 +212,7 @@ int lti_check_options(const device *d, ssm_error *err);
 int lti_upload_layer(uploader *u, const ssm_layer *from, layer_weights *to);
 void lti_free_layer(const layer_weights *w);
 int lti_list_activations(device *d, activation *out);
-int32_t lti_piece_length(const device *d, int32_t n_spans, int32_t tokens);
+int32_t lti_plan_spans(const device *d, int32_t n_spans, int32_t tokens, batch *b); // piece length
 int lti_forward(device *d, const batch &b, ssm_error *err);
 
 // ---- launchers. Each checks nothing but what cannot be known before, allocates nothing, returns

@@ -1,18 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 // S4D, S4 and H3: linear time-invariant layers, their launches and what they own on the device.
 //
-//                    up to 8 decode rows          more rows                     spans of a prompt
-//   S4D, S4 layer    norm, SSM, gelu      1       the same              1       norm, scan, gelu
-//   2-4
-//                    out_proj, gate       1       out_proj | gate       2       out_proj | gate  2
-//   H3 layer         norm, q k v          1       norm | q k v | bias   3       the same         3
-//                    shift, diagonal      1       the same              1       shift 2, scan 1-3
-//                    out_proj             1       out_proj | bias       2       the same         2
+//                   few decode rows        more rows                spans of a prompt
+//   S4D, S4 layer   norm, SSM, gelu  1     the same          1      norm, scan, gelu  2 or 4
+//                   out_proj, gate   1     out_proj | gate   2      out_proj | gate   2
+//   H3 layer        norm, q k v      1     norm, q k v, bias 3      the same          3
+//                   both SSMs        1     the same          1      shift 2, scan 1 or 3
+//                   out_proj         1     out_proj | bias   2      the same          2
 //
-// These models are small: all weights of ours stay in L2, so a step of few rows is launches and
-// trips to L2, and a step of many is states. A row's states go through registers once a step
-// (lti_rows.cu); its norm is taken again by every block of channels, 1.5 KB from L2 against a
-// launch. Bytes a row and layer: the states twice, 8 N d_model (H3: 8 N d_model (1 + head_dim)).
+// (Numbers are launches.) These models are small: all weights of ours stay in L2, so a step of few
+// rows is launches and trips to L2, and a step of many is states. A row's states go through
+// registers once a step (lti_rows.cu); its norm is taken again by every block of channels, 1.5 KB
+// from L2 against a launch. Bytes a row and layer: the states twice, 8 N d_model (H3: 8 N d_model
+// (1 + head_dim)).
 //
 // Numbers: discretised in fp64 by the code that all backends share (kernels/lti.h), then rounded to
 // fp32. SSMs, norms, gates and the residual are fp32; projections and what goes into them have the
@@ -21,7 +21,16 @@
 // by channel: a snapshot of another backend goes on here.
 //
 // A prompt as a scan (lti_scan.cu): pieces of a span run from zeros at once, what each leaves is
-// carried on by a power of Ab, and they run again from where they should have begun.
+// carried on by a power of Ab, and they run again from where they should have begun. Or, S4D and
+// S4, as a convolution in blocks (lti_block.cu), chosen by tokens and spans of the step.
+//
+// Ladder, H200, shakespeare-s4d (bf16, state 786 KB), us a step:
+//                                                        b1    b8    b64   b512  b2048
+//   four launches a layer past 8 rows                    39    70    133   363   1,167
+//   + few rows to 64, a row a block, loads before waits  37    60    113   354   1,134
+// At 2,048 rows the SSMs are some 850 of them and move 3.5 to 4.1 TB/s. Dropped: out_proj with its
+// gate on the matrix units, 8 to 12 us a layer where lti_few.cu takes 4 to 7 and cuBLASLt with a
+// gate after it 9: with a warp for 8 outputs too few loads are under way.
 #include "lti.cuh"
 
 namespace ssm {
@@ -36,19 +45,43 @@ int lti_check_options(const device *d, ssm_error *err) {
 
 // ---- memory
 
-enum { SCAN_BLOCKS = 4, LEAST_PIECE = 64 }; // blocks an SM that a scan should have
+enum {
+    SCAN_BLOCKS = 4,    // an SM that a scan should have
+    LEAST_PIECE = 64,   // tokens
+    BLOCK_PIECE = 4096, // of a convolution
+};
 
 static int32_t blocks_a_piece(const device *d) {
     return ceil_div(d->g.d_model, 32);
 }
 
-// S4's states follow one another alone: no powers of a matrix for any number of tokens.
-int32_t lti_piece_length(const device *d, int32_t n_spans, int32_t tokens) {
-    const int64_t blocks = blocks_a_piece(d), card = (int64_t)SCAN_BLOCKS * d->n_sms;
-    if (d->g.kind == SSM_BLOCK_S4 || n_spans * blocks >= card / 2)
+// Measured (H200, shakespeare-s4d and copying-s4d): a scan's time is its tokens', a convolution's a
+// third of that and what eleven microseconds a span are worth, as its blocks make P, Q and K once
+// but fill a tile for each span. S4's scan has nothing to set against a whole column.
+static bool convolves(const device *d, int32_t n_spans, int32_t tokens) {
+    const ssm_prompt_form form = d->options.prompt_form;
+    if (n_spans == 0 || form == SSM_PROMPT_SCAN || !lti_block_fits(d))
+        return false;
+    const int64_t least =
+        d->g.kind == SSM_BLOCK_S4 ? LTI_PART * (int64_t)n_spans : 1024 * (int64_t)n_spans - 896;
+    return form == SSM_PROMPT_CONVOLUTION || tokens >= least;
+}
+
+// Tokens of a piece. S4's states follow one another alone: no powers of a matrix for any number of
+// tokens.
+int32_t lti_plan_spans(const device *d, int32_t n_spans, int32_t tokens, batch *b) {
+    const bool blocks_only = convolves(d, n_spans, tokens);
+    if (blocks_only)
+        b->columns = tokens / n_spans > 32 * LTI_PART ? 64 : 32;
+    if (d->g.kind == SSM_BLOCK_S4)
+        return INT32_MAX;
+    const int64_t blocks = blocks_only ? d->g.d_model : blocks_a_piece(d);
+    const int64_t card = (blocks_only ? 3 : SCAN_BLOCKS) * (int64_t)d->n_sms;
+    if (n_spans * blocks >= card / 2)
         return INT32_MAX;
     const int64_t length = ceil_div(tokens * blocks, card);
-    return ceil_div(length < LEAST_PIECE ? LEAST_PIECE : length, 16) * 16;
+    const int64_t least = blocks_only ? BLOCK_PIECE : LEAST_PIECE;
+    return ceil_div(length < least ? least : length, LTI_PART) * LTI_PART;
 }
 
 static int32_t most_pieces(const device *d) {
@@ -78,12 +111,16 @@ int lti_list_activations(device *d, activation *out) {
 static int gated_layer(device *d, int layer, const batch &b, bool few, ssm_error *err) {
     const layer_weights &w = d->layers[layer];
     const bool dense = d->g.kind == SSM_BLOCK_S4;
-    if (b.n_rows > 0)
-        SSM_CUDA(d, dense ? lti_dense_rows(d, layer, b) : lti_pole_rows(d, layer, b), err);
-    if (b.n_spans > 0) {
+    if (b.n_spans > 0 && b.columns > 0) { // writes every token row of y
+        SSM_CUDA(d, lti_convolve(d, layer, b), err);
+        if (dense)
+            SSM_CUDA(d, lti_dense_scan(d, layer, b), err);
+    } else if (b.n_spans > 0) {
         SSM_CUDA(d, lti_norm(d, w.norm, b.n), err);
         SSM_CUDA(d, dense ? lti_dense_scan(d, layer, b) : lti_pole_scan(d, layer, b), err);
     }
+    if (b.n_rows > 0)
+        SSM_CUDA(d, dense ? lti_dense_rows(d, layer, b) : lti_pole_rows(d, layer, b), err);
     if (few) {
         SSM_CUDA(d, lti_few_out(d, layer, b), err);
         return 0;

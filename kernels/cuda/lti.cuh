@@ -9,6 +9,8 @@
 
 namespace ssm {
 
+enum { LTI_PART = 64, LTI_DENSE = 64 }; // tokens of a column (lti_block.cu); widest S4 state there
+
 // A layer's poles and where its states lie. S4D: a channel has its own poles and one state. H3: a
 // channel (h, b) has the poles of head h and a state for every a.
 struct pole_args {
@@ -46,8 +48,25 @@ __device__ __forceinline__ float pole_step(float2 ab, float2 bb, float2 c, float
     return fmaf(c.x, s.x, c.y * s.y);
 }
 
+// Sum of squares of a row of n numbers over a warp.
+__device__ __forceinline__ float square_sum(const float *x, int n) {
+    const int lane = threadIdx.x & 31;
+    float sum = 0;
+    if (n % 4 == 0) {
+#pragma unroll 4
+        for (int i = 4 * lane; i < n; i += 128) {
+            const float4 v = *(const float4 *)(x + i);
+            sum += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
+        }
+    } else {
+        for (int i = lane; i < n; i += 32)
+            sum += x[i] * x[i];
+    }
+    return warp_sum(sum);
+}
+
 __device__ __forceinline__ float gelu(float y) {
-    return y * normcdff(y);
+    return 0.5f * y * (1.f + erff(y * 0.70710678f));
 }
 
 __device__ __forceinline__ float gate(float a, float b) {
@@ -60,10 +79,15 @@ cudaError_t lti_dense_rows(device *d, int layer, const batch &b);
 cudaError_t lti_pair_rows(device *d, int layer, const batch &b);
 
 // lti_scan.cu, lti_dense.cu, lti_h3.cu: spans
-cudaError_t lti_norm(device *d, const float *weight, int32_t n); // residual to lti_u, fp32
-cudaError_t lti_pole_scan(device *d, int layer, const batch &b); // S4D and H3
-cudaError_t lti_dense_scan(device *d, int layer, const batch &b);
+cudaError_t lti_norm(device *d, const float *weight, int32_t n);  // residual to lti_u, fp32
+cudaError_t lti_pole_scan(device *d, int layer, const batch &b);  // S4D and H3
+cudaError_t lti_dense_scan(device *d, int layer, const batch &b); // or what lti_convolve left
+cudaError_t lti_carry(device *d, int layer, const batch &b); // pieces' ends to their beginnings
 cudaError_t lti_shift(device *d, int layer, const batch &b); // k of xz to lti_u
+
+// lti_block.cu: spans of S4D and S4 as a convolution
+bool lti_block_fits(const device *d);
+cudaError_t lti_convolve(device *d, int layer, const batch &b);
 
 // lti_few.cu: products for few rows, with what comes before and after
 bool lti_few_fits(const device *d, int32_t n);

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// Products for up to 8 decode rows of the LTI models, with what comes before and after; and the
-// gate alone, after a product of many rows.
+// Products for few decode rows of the LTI models, with what comes before and after; and the gate
+// alone, after a product of many rows.
 //
-//   H3    norm, [q k v] with bias          S4D, S4   both halves of out_proj with bias, gate,
-//   residual
-//         out_proj with bias, residual     all       final norm, lm_head
+//   H3        norm, [q k v] with bias; out_proj with bias, residual
+//   S4D, S4   both halves of out_proj with bias, gate, residual
+//   all       final norm, lm_head
 //
 // A warp makes one output (or one of each half) of all rows: its lanes take 16 bytes of a weight
 // row each, the first of them asked for before the kernel waits for its predecessor, and the token
@@ -15,7 +15,13 @@
 
 namespace ssm {
 
-enum { FEW_THREADS = 256, FEW_WARPS = FEW_THREADS / 32, FEW_ROWS = 8, AHEAD = 2 };
+enum {
+    FEW_THREADS = 256,
+    FEW_WARPS = FEW_THREADS / 32,
+    FEW_ROWS = 8, // of a block; more rows are more blocks
+    AHEAD = 2,
+    FEW_NUMBERS = 64 * 384, // of all token rows: past it cuBLASLt and a gate are faster
+};
 enum few_end { FEW_STORE, FEW_ADD, FEW_GATE };
 static const size_t FEW_SHARED = 48 << 10;
 
@@ -31,135 +37,149 @@ struct few_args {
 
 // Token rows to shared memory; with a norm, a warp a row.
 template <class T, int ROWS, bool NORM>
-__device__ __forceinline__ void stage(const few_args &a, float *x) {
+__device__ __forceinline__ void stage(const few_args &a, int row, float *x) {
     if (!NORM) {
         for (int i = threadIdx.x; i < ROWS * a.cols; i += FEW_THREADS)
-            x[i] = to_float(((const T *)a.x)[i]);
+            x[i] = to_float(((const T *)a.x)[(size_t)row * a.cols + i]);
     } else {
         const int r = threadIdx.x >> 5, lane = threadIdx.x & 31;
         if (r < ROWS) {
-            const float *from = (const float *)a.x + (size_t)r * a.cols;
-            float sum = 0;
-            for (int k = lane; k < a.cols; k += 32) {
-                const float v = from[k];
-                x[r * a.cols + k] = v * a.norm[k];
-                sum += v * v;
-            }
-            const float scale = rsqrtf(warp_sum(sum) / a.cols + a.eps);
+            const float *from = (const float *)a.x + (size_t)(row + r) * a.cols;
+            const float scale = rsqrtf(square_sum(from, a.cols) / a.cols + a.eps);
+#pragma unroll 4
             for (int k = lane; k < a.cols; k += 32)
-                x[r * a.cols + k] *= scale;
+                x[r * a.cols + k] = from[k] * scale * a.norm[k];
         }
     }
     __syncthreads();
 }
 
-template <class T, int ROWS, bool NORM, few_end END>
+// PER outputs a warp.
+template <class T, int ROWS, int PER, bool NORM, few_end END>
 __global__ void __launch_bounds__(FEW_THREADS) few_kernel(few_args a) {
-    constexpr int V = 16 / sizeof(T), HALVES = END == FEW_GATE ? 2 : 1;
+    constexpr int V = 16 / sizeof(T), HALVES = END == FEW_GATE ? 2 : 1, W = PER * HALVES;
     extern __shared__ float x[]; // [ROWS][cols]
     dependents_start();
-    const int lane = threadIdx.x & 31, o = blockIdx.x * FEW_WARPS + (threadIdx.x >> 5);
-    const bool inside = o < a.outputs;
-    const T *w[HALVES];
-    uint4 ahead[HALVES][AHEAD];
+    const int lane = threadIdx.x & 31;
+    const int o = (blockIdx.x * FEW_WARPS + (threadIdx.x >> 5)) * PER, row = blockIdx.y * ROWS;
+    const T *w[W]; // by output, by half
+    uint4 ahead[W][AHEAD];
     const bool vectors = a.cols % V == 0;
 #pragma unroll
-    for (int h = 0; h < HALVES; h++) {
-        w[h] = (const T *)a.weight + (size_t)((inside ? o : 0) + h * a.outputs) * a.cols;
+    for (int j = 0; j < W; j++) {
+        const int one = min(o + j / HALVES, a.outputs - 1);
+        w[j] = (const T *)a.weight + (size_t)(one + j % HALVES * a.outputs) * a.cols;
 #pragma unroll
         for (int i = 0; i < AHEAD; i++) {
             const int k = (i * 32 + lane) * V;
-            ahead[h][i] = make_uint4(0, 0, 0, 0);
+            ahead[j][i] = make_uint4(0, 0, 0, 0);
             if (vectors && k < a.cols)
-                ahead[h][i] = load_once(w[h] + k);
+                ahead[j][i] = load_once(w[j] + k);
         }
     }
+    float bias[W], old[PER]; // asked for before they are needed; lane r has row r's
+#pragma unroll
+    for (int j = 0; j < W; j++)
+        bias[j] =
+            a.bias ? a.bias[min(o + j / HALVES, a.outputs - 1) + j % HALVES * a.outputs] : 0.f;
     dependency_wait();
-    stage<T, ROWS, NORM>(a, x);
-    if (!inside)
+    float *out = a.out + (size_t)(row + min(lane, ROWS - 1)) * a.outputs;
+#pragma unroll
+    for (int p = 0; p < PER; p++)
+        old[p] = END == FEW_STORE ? 0.f : out[min(o + p, a.outputs - 1)];
+    stage<T, ROWS, NORM>(a, row, x);
+    if (o >= a.outputs)
         return;
-    float sum[HALVES][ROWS] = {};
-    const auto add = [&](int h, int k, const float(&v)[V]) {
+    float sum[W][ROWS] = {};
+    const auto add = [&](int k, const float(&v)[W][V]) {
 #pragma unroll
         for (int r = 0; r < ROWS; r++) {
             float in[V];
             load<V>(x + r * a.cols + k, in);
 #pragma unroll
-            for (int e = 0; e < V; e++)
-                sum[h][r] = fmaf(v[e], in[e], sum[h][r]);
+            for (int j = 0; j < W; j++) {
+#pragma unroll
+                for (int e = 0; e < V; e++)
+                    sum[j][r] = fmaf(v[j][e], in[e], sum[j][r]);
+            }
         }
     };
     if (vectors) {
 #pragma unroll
         for (int i = 0; i < AHEAD; i++) {
             const int k = (i * 32 + lane) * V;
+            float v[W][V];
 #pragma unroll
-            for (int h = 0; h < HALVES; h++) {
-                float v[V];
-                load<V>((const T *)&ahead[h][i], v);
-                if (k < a.cols)
-                    add(h, k, v);
-            }
+            for (int j = 0; j < W; j++)
+                load<V>((const T *)&ahead[j][i], v[j]);
+            if (k < a.cols)
+                add(k, v);
         }
         for (int k = (AHEAD * 32 + lane) * V; k < a.cols; k += 32 * V) {
+            float v[W][V];
 #pragma unroll
-            for (int h = 0; h < HALVES; h++) {
-                float v[V];
-                load<V>(w[h] + k, v);
-                add(h, k, v);
-            }
+            for (int j = 0; j < W; j++)
+                load<V>(w[j] + k, v[j]);
+            add(k, v);
         }
     } else {
         for (int k = lane; k < a.cols; k += 32) {
 #pragma unroll
-            for (int h = 0; h < HALVES; h++) {
-                const float v = to_float(w[h][k]);
+            for (int j = 0; j < W; j++) {
+                const float v = to_float(w[j][k]);
 #pragma unroll
                 for (int r = 0; r < ROWS; r++)
-                    sum[h][r] = fmaf(v, x[r * a.cols + k], sum[h][r]);
+                    sum[j][r] = fmaf(v, x[r * a.cols + k], sum[j][r]);
             }
         }
     }
-    float one[HALVES] = {}; // lane r keeps row r's
+    float one[W] = {};
 #pragma unroll
     for (int r = 0; r < ROWS; r++) {
 #pragma unroll
-        for (int h = 0; h < HALVES; h++) {
-            const float all = warp_sum(sum[h][r]);
+        for (int j = 0; j < W; j++) {
+            const float all = warp_sum(sum[j][r]);
             if (lane == r)
-                one[h] = all;
+                one[j] = all;
         }
     }
     if (lane >= ROWS)
         return;
 #pragma unroll
-    for (int h = 0; h < HALVES; h++)
-        one[h] += a.bias ? a.bias[o + h * a.outputs] : 0.f;
-    float *out = a.out + (size_t)lane * a.outputs + o;
-    if (END == FEW_STORE)
-        *out = one[0];
-    else
-        *out += END == FEW_ADD ? one[0] : gate(one[0], one[HALVES - 1]);
+    for (int j = 0; j < W; j++)
+        one[j] += bias[j];
+#pragma unroll
+    for (int p = 0; p < PER; p++) {
+        const float sums =
+            END == FEW_GATE ? gate(one[p * HALVES], one[p * HALVES + HALVES - 1]) : one[p];
+        if (o + p < a.outputs)
+            out[o + p] = old[p] + sums;
+    }
 }
 
+// Weights are read again for every eight rows: small ones, which stay in L2.
 bool lti_few_fits(const device *d, int32_t n) {
-    return n <= FEW_ROWS && (n & (n - 1)) == 0 &&
-           (size_t)n * d->g.d_model * sizeof(float) <= FEW_SHARED;
+    const size_t each = (size_t)d->g.d_model * sizeof(float);
+    if (n <= FEW_ROWS)
+        return (n & (n - 1)) == 0 && n * each <= FEW_SHARED;
+    return n % FEW_ROWS == 0 && n * d->g.d_model <= FEW_NUMBERS && d->g.vocab_size <= 16384;
 }
 
 template <bool NORM, few_end END>
 static cudaError_t run_few(device *d, int32_t n, const few_args &a) {
-    const dim3 grid((unsigned)ceil_div(a.outputs, FEW_WARPS));
-    const size_t shared = (size_t)n * a.cols * sizeof(float);
+    const int rows = n < FEW_ROWS ? n : FEW_ROWS, per = n <= FEW_ROWS ? 1 : 2;
+    const dim3 grid((unsigned)ceil_div(a.outputs, FEW_WARPS * per), (unsigned)(n / rows));
+    const size_t shared = (size_t)rows * a.cols * sizeof(float);
     return with_type(d->weight_type, [&](auto t) {
         typedef decltype(t) T;
         const auto run = [&](auto kernel) {
             return launch(d, kernel, grid, FEW_THREADS, shared, true, a);
         };
-        return n == 1   ? run(few_kernel<T, 1, NORM, END>)
-               : n == 2 ? run(few_kernel<T, 2, NORM, END>)
-               : n == 4 ? run(few_kernel<T, 4, NORM, END>)
-                        : run(few_kernel<T, 8, NORM, END>);
+        return n == 1   ? run(few_kernel<T, 1, 1, NORM, END>)
+               : n == 2 ? run(few_kernel<T, 2, 1, NORM, END>)
+               : n == 4 ? run(few_kernel<T, 4, 1, NORM, END>)
+               : n == 8 ? run(few_kernel<T, 8, 1, NORM, END>)
+                        : run(few_kernel<T, 8, 2, NORM, END>);
     });
 }
 
@@ -186,22 +206,33 @@ cudaError_t lti_few_head(device *d, const batch &b) {
 
 // ---- the gate alone
 
-// ab [n][2 width] fp32: residual += (a + bias) sigmoid(b + bias)
+// ab [n][2 width] fp32: residual += (a + bias) sigmoid(b + bias). V channels a thread.
+template <int V>
 __global__ void gate_kernel(const float *ab, const float *bias, float *residual, int width,
                             size_t n) {
-    const size_t step = (size_t)gridDim.x * blockDim.x;
-    for (size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += step) {
+    const size_t step = (size_t)gridDim.x * blockDim.x * V;
+    for (size_t i = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * V; i < n; i += step) {
         const size_t row = i / width;
         const int c = (int)(i - row * width);
-        const float *p = ab + row * 2 * width + c;
-        residual[i] += gate(p[0] + bias[c], p[width] + bias[width + c]);
+        float a[V], b[V], bias_a[V], bias_b[V], r[V];
+        load<V>(ab + row * 2 * width + c, a);
+        load<V>(ab + row * 2 * width + width + c, b);
+        load<V>(bias + c, bias_a);
+        load<V>(bias + width + c, bias_b);
+        load<V>(residual + i, r);
+#pragma unroll
+        for (int k = 0; k < V; k++)
+            r[k] += gate(a[k] + bias_a[k], b[k] + bias_b[k]);
+        store<V>(residual + i, r);
     }
 }
 
 cudaError_t lti_gate(device *d, int layer, int32_t n) {
     const size_t all = (size_t)n * d->g.d_model;
-    const int32_t blocks = ceil_div((int64_t)all, 256), most = 16 * d->n_sms;
-    return launch(d, gate_kernel, dim3((unsigned)(blocks < most ? blocks : most)), 256, 0, false,
+    const int v = d->g.d_model % 4 == 0 ? 4 : 1;
+    const int32_t blocks = ceil_div((int64_t)all, 256 * v), most = 16 * d->n_sms;
+    return launch(d, v == 4 ? gate_kernel<4> : gate_kernel<1>,
+                  dim3((unsigned)(blocks < most ? blocks : most)), 256, 0, false,
                   (const float *)d->xz, d->layers[layer].out_bias, d->residual, d->g.d_model, all);
 }
 

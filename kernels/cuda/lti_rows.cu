@@ -25,11 +25,7 @@ struct row_args {
 __device__ __forceinline__ void scales_of(const row_args &a, int first, int end, float *scale) {
     const int lane = threadIdx.x & 31, warps = blockDim.x >> 5;
     for (int i = first + (threadIdx.x >> 5); i < end; i += warps) {
-        const float *x = a.residual + (size_t)a.rows[i].at * a.p.width;
-        float sum = 0;
-        for (int k = lane; k < a.p.width; k += 32)
-            sum += x[k] * x[k];
-        sum = warp_sum(sum);
+        const float sum = square_sum(a.residual + (size_t)a.rows[i].at * a.p.width, a.p.width);
         if (lane == 0)
             scale[i - first] = rsqrtf(sum / a.p.width + a.eps);
     }
@@ -130,7 +126,10 @@ cudaError_t lti_pole_rows(device *d, int layer, const batch &b) {
     a.p = poles_of(d, layer);
     a.residual = d->residual, a.norm = d->layers[layer].norm, a.eps = d->g.norm_eps;
     a.y = d->y, a.rows = b.rows, a.n_rows = b.n_rows;
-    a.rows_a_block = b.n_rows <= 128 ? AT_ONCE : b.n_rows <= 512 ? 2 * AT_ONCE : 4 * AT_ONCE;
+    a.rows_a_block = b.n_rows <= 32    ? 1
+                     : b.n_rows <= 128 ? AT_ONCE
+                     : b.n_rows <= 512 ? 2 * AT_ONCE
+                                       : 4 * AT_ONCE;
     const unsigned parts = (unsigned)ceil_div(b.n_rows, a.rows_a_block);
     return with_type(d->weight_type, [&](auto t) {
         typedef decltype(t) T;

@@ -2,6 +2,7 @@
 // A linear time-invariant layer's weights: discretised on the host in fp64 by the code that all
 // backends share, rounded to fp32, laid out for the kernels.
 #include <stdlib.h>
+#include <string.h>
 
 #include "lti.cuh"
 
@@ -32,6 +33,7 @@ static int give(uploader *u, vector *v, const float **out) {
                          "cudaMemcpy", u->err);
     u->d->weight_bytes += v->n * sizeof(float);
     free(v->data);
+    v->data = NULL;
     return rc;
 }
 
@@ -71,6 +73,86 @@ static int upload_transposed(uploader *u, const lti_dense *s, const float **out)
     return give(u, &v, out);
 }
 
+// ---- S4's convolution: powers of Ab as the recurrence has it, rounded to fp32, made in fp64
+
+struct tables {
+    vector power, in, out; // [channel] [j][i], [LTI_PART][n], [n][LTI_PART]
+    double *ab, *square, *x, *row, *next;
+};
+
+static void advance_column(size_t n, const double *ab, double *x, double *next) { // x = Ab x
+    for (size_t i = 0; i < n; i++) {
+        next[i] = 0;
+        for (size_t j = 0; j < n; j++)
+            next[i] += ab[i * n + j] * x[j];
+    }
+    memcpy(x, next, n * sizeof *x);
+}
+
+static void advance_row(size_t n, const double *ab, double *x, double *next) { // x = x Ab
+    memset(next, 0, n * sizeof *next);
+    for (size_t i = 0; i < n; i++) {
+        for (size_t j = 0; j < n; j++)
+            next[j] += x[i] * ab[i * n + j];
+    }
+    memcpy(x, next, n * sizeof *x);
+}
+
+static void make_channel(const lti_dense *s, size_t ch, tables *t) {
+    const size_t n = s->n;
+    for (size_t i = 0; i < n * n; i++)
+        t->ab[i] = (double)(float)s->ab[ch * n * n + i];
+    for (size_t i = 0; i < n; i++) {
+        t->x[i] = (double)(float)s->bb[ch * n + i];
+        t->row[i] = (double)(float)s->c[ch * n + i];
+    }
+    for (size_t r = 0; r < LTI_PART; r++) {
+        advance_row(n, t->ab, t->row, t->next);
+        for (size_t i = 0; i < n; i++) {
+            t->in.data[(ch * LTI_PART + LTI_PART - 1 - r) * n + i] = (float)t->x[i];
+            t->out.data[(ch * n + i) * LTI_PART + r] = (float)t->row[i];
+        }
+        advance_column(n, t->ab, t->x, t->next);
+    }
+    for (size_t r = 1; r < LTI_PART; r *= 2) {
+        lti_multiply(n, t->ab, t->ab, t->square);
+        memcpy(t->ab, t->square, n * n * sizeof *t->ab);
+    }
+    for (size_t i = 0; i < n; i++) {
+        for (size_t j = 0; j < n; j++)
+            t->power.data[(ch * n + j) * n + i] = (float)t->ab[i * n + j];
+    }
+}
+
+static int upload_tables(uploader *u, const lti_dense *s, lti_weights *to) {
+    const size_t n = s->n;
+    tables t = {};
+    double *work = (double *)malloc((2 * n * n + 3 * n) * sizeof *work);
+    int rc = work ? 0 : ssm_error_set(u->err, SSM_ENOMEM, NULL, "no memory for a layer");
+    if (rc == 0)
+        rc = take(&t.power, s->channels * n * n, u->err);
+    if (rc == 0)
+        rc = take(&t.in, s->channels * LTI_PART * n, u->err);
+    if (rc == 0)
+        rc = take(&t.out, s->channels * n * LTI_PART, u->err);
+    if (rc == 0) {
+        t.ab = work, t.square = t.ab + n * n, t.x = t.square + n * n;
+        t.row = t.x + n, t.next = t.row + n;
+        for (size_t ch = 0; ch < s->channels; ch++)
+            make_channel(s, ch, &t);
+        rc = give(u, &t.power, &to->power);
+        if (rc == 0)
+            rc = give(u, &t.in, &to->in);
+        if (rc == 0)
+            rc = give(u, &t.out, &to->out);
+    }
+    free(work);
+    free(t.power.data);
+    free(t.in.data);
+    free(t.out.data);
+    return rc;
+}
+
 static int upload_dense(uploader *u, const ssm_layer *from, lti_weights *to) {
     lti_dense s;
     SSM_TRY(lti_dense_init(&s, &u->d->g, from, u->err));
@@ -81,6 +163,8 @@ static int upload_dense(uploader *u, const ssm_layer *from, lti_weights *to) {
         rc = upload_doubles(u, s.bb, n, 1, 1, &to->bb);
     if (rc == 0)
         rc = upload_doubles(u, s.c, n, 1, 1, &to->c);
+    if (rc == 0 && s.n <= LTI_DENSE && u->d->options.prompt_form != SSM_PROMPT_SCAN)
+        rc = upload_tables(u, &s, to);
     lti_dense_dispose(&s);
     return rc;
 }
@@ -150,8 +234,8 @@ int lti_upload_layer(uploader *u, const ssm_layer *from, layer_weights *to) {
 }
 
 void lti_free_layer(const layer_weights *w) {
-    const float *all[] = {w->lti.ab,      w->lti.bb,      w->lti.c,
-                          w->lti.shift_b, w->lti.shift_c, w->lti.shift_k};
+    const float *all[] = {w->lti.ab,      w->lti.bb,    w->lti.c,  w->lti.shift_b, w->lti.shift_c,
+                          w->lti.shift_k, w->lti.power, w->lti.in, w->lti.out};
     for (const float *p : all)
         cudaFree((void *)p);
 }

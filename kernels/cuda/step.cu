@@ -162,8 +162,6 @@ static int decode_step(device *d, const ssm_plan *plan, const graph *g, ssm_erro
 
 // Tokens of a scan's piece: the whole span if there are enough sequences to fill the card.
 static int32_t piece_length(const device *d, int32_t n_spans, int32_t tokens) {
-    if (is_lti(d))
-        return lti_piece_length(d, n_spans, tokens);
     const int64_t blocks = ceil_div(d->g.d_inner, 64), card = 5 * d->n_sms; // scan.cu
     const int64_t most = card * 2 / 5;
     if (d->g.kind != SSM_BLOCK_MAMBA || d->g.d_state != 16 || n_spans * blocks >= most)
@@ -195,7 +193,8 @@ static bool fill_spans(device *d, const ssm_plan *plan, block *block, batch *b) 
     span *spans = reserve(block, (size_t)n_spans, &b->spans);
     if (!rows || !spans)
         return false;
-    const int32_t length = piece_length(d, n_spans, prefill);
+    const int32_t length =
+        is_lti(d) ? lti_plan_spans(d, n_spans, prefill, b) : piece_length(d, n_spans, prefill);
     for (int32_t i = 0; i < plan->n_segments; i++) {
         const ssm_segment *s = &plan->segments[i];
         if (s->count == 1) {

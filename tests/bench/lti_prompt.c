@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// lti_prompt [--backend cuda] MODEL TOKENS [THREADS]: one prompt of a linear time-invariant model
-// as a convolution, as a scan and token by token: times, and how far the last logits and the state
-// of the first two lie from those of the third. On a GPU then decode steps by batch.
+// lti_prompt [--backend cuda] [--f32] MODEL TOKENS [THREADS]: one prompt of a linear time-invariant
+// model as a convolution, as a scan and token by token: times, and how far the last logits and the
+// state of the first two lie from those of the third; then prompts of one step by length in both
+// forms, and on a GPU decode steps by batch.
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -10,6 +11,8 @@
 
 #include "engine/model/model.h"
 #include "kernels/backend.h"
+
+static ssm_dtype activations = SSM_DTYPE_AUTO; // --f32: on a GPU they have the weights' type else
 
 static double now(void) {
     struct timespec t;
@@ -31,8 +34,12 @@ static int fail(int rc, const ssm_error *err) {
 // Reading a row of logits waits for the device.
 static int run(const ssm_weights *w, const ssm_backend *backend, ssm_prompt_form form,
                const int32_t *tokens, int32_t n, int32_t piece, int32_t threads, outcome *out) {
-    const ssm_device_options o = {
-        .n_slots = 1, .max_tokens = piece, .max_rows = 1, .threads = threads, .prompt_form = form};
+    const ssm_device_options o = {.n_slots = 1,
+                                  .max_tokens = piece,
+                                  .max_rows = 1,
+                                  .threads = threads,
+                                  .activation_dtype = activations,
+                                  .prompt_form = form};
     ssm_error err = {0};
     ssm_device *d = NULL;
     int rc = backend->open(w, &o, &d, &err);
@@ -98,6 +105,60 @@ static int prompts(const ssm_weights *w, const ssm_backend *backend, const char 
     return 0;
 }
 
+// Microseconds of a step of `spans` fresh prompts of n tokens, the best of some.
+static int one_step(const ssm_backend *backend, ssm_device *d, int32_t spans, int32_t n,
+                    int32_t vocab, double *best) {
+    int32_t *tokens = malloc((size_t)spans * (size_t)n * sizeof *tokens);
+    ssm_segment *segments = malloc((size_t)spans * sizeof *segments);
+    float *row = malloc((size_t)vocab * sizeof *row);
+    ssm_error err = {0};
+    int rc = 0;
+    for (int32_t i = 0; i < spans * n; i++)
+        tokens[i] = (int32_t)((int64_t)i * i % 4999 % vocab);
+    for (int32_t i = 0; i < spans; i++)
+        segments[i] = (ssm_segment){i, i * n, n, true, SSM_WANT_LAST};
+    *best = INFINITY;
+    for (int pass = 0; rc == 0 && pass < 8; pass++) {
+        const double start = now();
+        rc = backend->step(d, &(ssm_plan){tokens, spans * n, segments, spans}, &err);
+        if (rc == 0)
+            rc = backend->logits_read(d, 0, row, &err);
+        *best = fmin(*best, 1e6 * (now() - start));
+    }
+    free(tokens);
+    free(segments);
+    free(row);
+    return fail(rc, &err);
+}
+
+static int lengths(const ssm_weights *w, const ssm_backend *backend, int32_t threads) {
+    static const int32_t sizes[][2] = {{1, 32},   {1, 64},   {1, 128},  {1, 256},  {1, 512},
+                                       {1, 1024}, {1, 2048}, {1, 4096}, {1, 8192}, {8, 64},
+                                       {8, 128},  {8, 256},  {8, 512},  {8, 1024}};
+    ssm_device_options o = {
+        .n_slots = 8, .max_tokens = 8192, .threads = threads, .activation_dtype = activations};
+    ssm_device *d[2] = {NULL, NULL};
+    ssm_error err = {0};
+    int rc = 0;
+    for (int form = 0; rc == 0 && form < 2; form++) {
+        o.prompt_form = form ? SSM_PROMPT_CONVOLUTION : SSM_PROMPT_SCAN;
+        rc = fail(backend->open(w, &o, &d[form], &err), &err);
+    }
+    printf("\n| prompts x tokens | scan, us | convolution, us |\n|---|---|---|\n");
+    for (size_t i = 0; rc == 0 && i < sizeof sizes / sizeof sizes[0]; i++) {
+        double us[2] = {0, 0};
+        for (int form = 0; rc == 0 && form < 2; form++)
+            rc = one_step(backend, d[form], sizes[i][0], sizes[i][1], w->geometry.vocab_size,
+                          &us[form]);
+        printf("| %d x %d | %.1f | %.1f |\n", sizes[i][0], sizes[i][1], us[0], us[1]);
+    }
+    for (int form = 0; form < 2; form++) {
+        if (d[form])
+            backend->close(d[form]);
+    }
+    return rc != 0;
+}
+
 // Steps of n rows, tokens from the host.
 static int decode(const ssm_backend *backend, ssm_device *d, int32_t n, int32_t vocab,
                   double *seconds) {
@@ -131,7 +192,8 @@ static int decode(const ssm_backend *backend, ssm_device *d, int32_t n, int32_t 
 
 static int batches(const ssm_weights *w, const ssm_backend *backend) {
     static const int32_t sizes[] = {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048};
-    const ssm_device_options o = {.n_slots = 2048, .max_tokens = 2048, .max_rows = 2048};
+    const ssm_device_options o = {
+        .n_slots = 2048, .max_tokens = 2048, .max_rows = 2048, .activation_dtype = activations};
     ssm_error err = {0};
     ssm_device *d = NULL;
     if (fail(backend->open(w, &o, &d, &err), &err) != 0)
@@ -156,18 +218,24 @@ int main(int argc, char **argv) {
         name = argv[2];
         argc -= 2, argv += 2;
     }
+    if (argc > 2 && strcmp(argv[1], "--f32") == 0) {
+        activations = SSM_DTYPE_F32;
+        argc--, argv++;
+    }
     const int32_t n = argc > 2 ? atoi(argv[2]) : 0, threads = argc > 3 ? atoi(argv[3]) : 0;
     const ssm_backend *backend = ssm_backend_find(name);
     ssm_error err = {0};
     ssm_model *model = NULL;
     if (n < 1 || !backend) {
-        fprintf(stderr, "lti_prompt: [--backend NAME] MODEL TOKENS [THREADS]\n");
+        fprintf(stderr, "lti_prompt: [--backend NAME] [--f32] MODEL TOKENS [THREADS]\n");
         return 2;
     }
     if (fail(ssm_model_open(argv[1], &model, &err), &err) != 0)
         return 2;
     const ssm_weights *w = ssm_model_weights(model);
     int rc = prompts(w, backend, argv[1], n, threads);
+    if (rc == 0)
+        rc = lengths(w, backend, threads);
     if (rc == 0 && strcmp(name, "cuda") == 0)
         rc = batches(w, backend);
     ssm_model_free(model);

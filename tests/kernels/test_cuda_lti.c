@@ -56,13 +56,13 @@ static void must(int rc, const ssm_error *err) {
     ck_assert_msg(rc == 0, "%s", err->message);
 }
 
-static rig rig_open(const char *backend, const ssm_weights *w, ssm_dtype type, ssm_prompt_form form,
-                    int32_t slots) {
+static rig rig_open_for(const char *backend, const ssm_weights *w, ssm_dtype type,
+                        ssm_prompt_form form, int32_t slots, int32_t tokens) {
     ssm_error err = {0};
     const bool is_cuda = strcmp(backend, "cuda") == 0;
     const ssm_device_options o = {.n_slots = slots,
                                   .max_rows = slots > ROWS ? slots : ROWS,
-                                  .max_tokens = TOKENS,
+                                  .max_tokens = tokens,
                                   .threads = 2,
                                   .weight_dtype = is_cuda ? type : SSM_DTYPE_AUTO,
                                   .prompt_form = form};
@@ -70,6 +70,11 @@ static rig rig_open(const char *backend, const ssm_weights *w, ssm_dtype type, s
     r.floats = ssm_state_conv_floats(&w->geometry) + ssm_state_ssm_floats(&w->geometry);
     must(r.b->open(w, &o, &r.d, &err), &err);
     return r;
+}
+
+static rig rig_open(const char *backend, const ssm_weights *w, ssm_dtype type, ssm_prompt_form form,
+                    int32_t slots) {
+    return rig_open_for(backend, w, type, form, slots, TOKENS);
 }
 
 static void rig_close(rig *r) {
@@ -222,13 +227,15 @@ static void step_rows(rig *r, int32_t n, int32_t each, int32_t step) {
 }
 
 START_TEST(many_rows_agree_with_the_reference) {
-    static const int of[] = {0, 1, 7, 12};
+    static const int of[] = {0, 1, 7, 12, 0};
     static const int32_t counts[] = {1, 2, 3, 8, 9, 16, 33, 64, 129, 257, 600};
     const lti_shape *s = &shapes[of[_i]];
+    const ssm_dtype type = _i < 4 ? SSM_DTYPE_F32 : SSM_DTYPE_BF16; // its product has a gate within
+    const double tolerance = _i < 4 ? 2e-5 : 2.5e-2;
     random_model m;
-    random_lti_init(&m, s, SSM_DTYPE_F32, 21);
-    rig cuda = rig_open("cuda", &m.weights, SSM_DTYPE_F32, SSM_PROMPT_AUTO, MANY);
-    rig reference = rig_open("reference", &m.weights, SSM_DTYPE_F32, SSM_PROMPT_AUTO, MANY);
+    random_lti_init(&m, s, type, 21);
+    rig cuda = rig_open("cuda", &m.weights, type, SSM_PROMPT_AUTO, MANY);
+    rig reference = rig_open("reference", &m.weights, type, SSM_PROMPT_AUTO, MANY);
     for (size_t c = 0; c < sizeof counts / sizeof counts[0]; c++) {
         for (int32_t step = 0; step < 3; step++) {
             step_rows(&cuda, counts[c], 1, step);
@@ -237,11 +244,13 @@ START_TEST(many_rows_agree_with_the_reference) {
         for (int32_t i = 0, row = 0; i < counts[c]; i += EACH, row++) {
             const int32_t slot = (i * 7 + counts[c]) % MANY;
             agree(distance(rig_logits(&cuda, i), rig_logits(&reference, row), (size_t)cuda.vocab),
-                  2e-5, s->name, "logits of many rows");
-            agree(distance(rig_state(&cuda, slot), rig_state(&reference, slot), cuda.floats), 2e-5,
-                  s->name, "a state of many rows");
+                  tolerance, s->name, "logits of many rows");
+            agree(distance(rig_state(&cuda, slot), rig_state(&reference, slot), cuda.floats),
+                  tolerance, s->name, "a state of many rows");
         }
     }
+    printf("%-18s %-5s rows alone and among 600: within %.1e\n", s->name, ssm_dtype_name(type),
+           tolerance);
     rig_close(&cuda);
     rig_close(&reference);
     random_model_dispose(&m);
@@ -359,7 +368,7 @@ static double relative(float *a, const float *b, size_t n) {
     return most / scale;
 }
 
-enum { LENGTH = 4099 };
+enum { LENGTH = 8300 };
 
 static void make_ids(int32_t *ids, int32_t n, int32_t vocab) {
     for (int64_t i = 0; i < n; i++)
@@ -369,17 +378,17 @@ static void make_ids(int32_t *ids, int32_t n, int32_t vocab) {
 START_TEST(forms_agree) {
     ssm_model *model = open_model(models[_i].name);
     const ssm_weights *w = ssm_model_weights(model);
-    static const int32_t pieces[] = {TOKENS, 640, 193, 64, 31};
+    static const int32_t pieces[] = {LENGTH, 2500, 640, 193, 64, 31};
     static const char *const names[] = {"as chosen", "scan", "convolution"};
     int32_t ids[LENGTH];
     make_ids(ids, LENGTH, w->geometry.vocab_size);
-    rig r = rig_open("cuda", w, SSM_DTYPE_F32, SSM_PROMPT_SCAN, 4);
+    rig r = rig_open_for("cuda", w, SSM_DTYPE_F32, SSM_PROMPT_SCAN, 4, LENGTH);
     float *logits = feed(&r, 1, ids, LENGTH, 1, true), *state = rig_state(&r, 1);
     rig_close(&r);
     for (ssm_prompt_form form = SSM_PROMPT_AUTO; form <= SSM_PROMPT_CONVOLUTION; form++) {
         double worst[2] = {0};
-        r = rig_open("cuda", w, SSM_DTYPE_F32, form, 4);
-        for (int i = 0; i < 5; i++) {
+        r = rig_open_for("cuda", w, SSM_DTYPE_F32, form, 4, LENGTH);
+        for (int i = 0; i < 6; i++) {
             const double off =
                 relative(feed(&r, i % 4, ids, LENGTH, pieces[i], true), logits, (size_t)r.vocab);
             const double moved = relative(rig_state(&r, i % 4), state, r.floats);
@@ -470,23 +479,28 @@ int main(int argc, char **argv) {
     Suite *suite = suite_create("cuda lti");
     TCase *tc = tcase_create("device");
     tcase_set_timeout(tc, 0);
-    if (argc > 1 && strcmp(argv[1], "quick") == 0) { // under a sanitizer: one of each kind
+    const char *part = argc > 1 ? argv[1] : "all"; // of the tests
+    const bool all = strcmp(part, "all") == 0;
+    if (strcmp(part, "quick") == 0) { // under a sanitizer: one of each kind
         static const int few[] = {0, 8, 13};
         for (int i = 0; i < 3; i++) {
             tcase_add_loop_test(tc, random_plans_agree_with_the_reference, few[i] * N_WAYS,
                                 few[i] * N_WAYS + 2);
             tcase_add_loop_test(tc, poison_stays_where_it_is, 2 * few[i], 2 * few[i] + 2);
         }
-        goto run;
     }
-    tcase_add_loop_test(tc, random_plans_agree_with_the_reference, 0, N_SHAPES * N_WAYS);
-    tcase_add_loop_test(tc, many_rows_agree_with_the_reference, 0, 4);
-    tcase_add_loop_test(tc, a_row_does_not_see_its_neighbours, 0, N_SHAPES);
-    tcase_add_loop_test(tc, poison_stays_where_it_is, 0, 2 * N_SHAPES);
-    tcase_add_loop_test(tc, forms_agree, 0, N_MODELS);
-    tcase_add_loop_test(tc, snapshots_change_backends, 0, N_MODELS);
-    tcase_add_loop_test(tc, half_states_are_refused, 0, 1);
-run:
+    if (all || strcmp(part, "plans") == 0)
+        tcase_add_loop_test(tc, random_plans_agree_with_the_reference, 0, N_SHAPES * N_WAYS);
+    if (all || strcmp(part, "rows") == 0) {
+        tcase_add_loop_test(tc, many_rows_agree_with_the_reference, 0, 5);
+        tcase_add_loop_test(tc, a_row_does_not_see_its_neighbours, 0, N_SHAPES);
+        tcase_add_loop_test(tc, poison_stays_where_it_is, 0, 2 * N_SHAPES);
+        tcase_add_loop_test(tc, half_states_are_refused, 0, 1);
+    }
+    if (all || strcmp(part, "trained") == 0) {
+        tcase_add_loop_test(tc, forms_agree, 0, N_MODELS);
+        tcase_add_loop_test(tc, snapshots_change_backends, 0, N_MODELS);
+    }
     suite_add_tcase(suite, tc);
     SRunner *sr = srunner_create(suite);
     srunner_set_fork_status(sr, CK_NOFORK);
