@@ -23,32 +23,16 @@
 //   + this pipeline, 16 rows ahead (predicted 45)                     64.5
 //   + no branch on a row: predicated stores, loads from a zero        60
 //   + delta out of one bank, 4 rows ahead: no fewer were under way    58.5
-// Read by ncu: 22 M instructions, 1.6 a cycle of 4; warps wait for shared memory's reads (B and C
-// are read for every channel) more than for the states. A predicated load into a register that is
-// cleared first waits for itself: hence load_state's zero.
-#include "mamba.cuh"
+// Tried and dropped: blocks of half as many threads, twice as many (b512 11.1 ms a step
+// against 9.6, b128 5.4 against 5.1); asking L2 for the states during x_proj (medium.cu). Read by
+// ncu: 22 M instructions, 1.6 a cycle of 4; warps wait for shared memory's reads (B and C are read
+// for every channel) more than for the states. A predicated load into a register that is cleared
+// first waits for itself: hence load_state's zero.
+#include "advance.cuh"
 
 namespace ssm {
 
-enum { STREAM_THREADS = 256, STREAM_WARPS = STREAM_THREADS / 32, ROW_TILES = 4 };
-
-// Lanes a channel, channels a block and a warp, for 16 states in S.
-template <class S> struct stream_shape {
-    enum {
-        V = 16 / sizeof(S),
-        LANES = 16 / V,
-        CHANNELS = STREAM_THREADS / LANES,
-        OF_WARP = CHANNELS / STREAM_WARPS
-    };
-};
-
-// Where a tile's rows lie: offsets of their slots' states in units of 16 bytes.
-struct row_tile {
-    enum { NONE = 0xffffffffu };
-    uint32_t from[TILE]; // NONE: zeros (a fresh sequence, or no row)
-    uint32_t to[TILE];   // NONE: no row
-    int32_t at[TILE];    // token rows; -1: no row
-};
+enum { THREADS = 256, ROW_TILES = 4 };
 
 struct stream_shared {
     char *dt_proj;  // [channels] rows of weight_pitch bytes
@@ -78,44 +62,31 @@ __device__ __forceinline__ stream_shared carve_stream(char *p, int rank, int n_x
     return s;
 }
 
-__device__ const uint4 no_state = {};
-
-// 16 bytes of state, read and written once a step. A load always happens, a store where `on` is
-// set: a branch a row costs a third of the loop, and a predicated load waits for its own result.
-__device__ __forceinline__ uint4 load_state(const void *p) {
-    uint4 v;
-    asm volatile("ld.global.cs.v4.u32 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-                 : "l"(p));
-    return v;
-}
-__device__ __forceinline__ void store_state(char *p, const uint4 &v, bool on) {
-    asm volatile("{\n.reg .pred p;\nsetp.ne.s32 p, %5, 0;\n"
-                 "@p st.global.cs.v4.u32 [%4], {%0,%1,%2,%3};\n}" ::"r"(v.x),
-                 "r"(v.y), "r"(v.z), "r"(v.w), "l"(p), "r"((int)on));
-}
-
 // x, z and x_proj's sums of a tile's rows.
 template <int CHANNELS>
 __device__ __forceinline__ void stage_inputs(const mamba_args &a, const stream_shared &s,
                                              int buffer, const row_tile &rows, int first) {
-    const int r = threadIdx.x / TILE, t = threadIdx.x % TILE; // 16 threads a row
-    const bool live = rows.at[r] >= 0;
-    const size_t at = live ? (size_t)rows.at[r] : 0;
-    const int to = (buffer * TILE + r) * CHANNELS + t * 8;
-    if (t < CHANNELS / 8) {
-        copy_async(s.x + to, (const bf16 *)a.x + at * a.channels + first + t * 8, live);
-        copy_async(s.z + to, (const bf16 *)a.xz + (at * 2 + 1) * a.channels + first + t * 8, live);
+    const int t = threadIdx.x % TILE; // 16 threads a row
+#pragma unroll
+    for (int r = threadIdx.x / TILE; r < TILE; r += THREADS / TILE) {
+        const bool live = rows.at[r] >= 0;
+        const size_t at = live ? (size_t)rows.at[r] : 0;
+        const int to = (buffer * TILE + r) * CHANNELS + t * 8;
+        if (t < CHANNELS / 8) {
+            copy_async(s.x + to, (const bf16 *)a.x + at * a.channels + first + t * 8, live);
+            copy_async(s.z + to, (const bf16 *)a.xz + (at * 2 + 1) * a.channels + first + t * 8,
+                       live);
+        }
+        float *xdb = s.xdb + (buffer * TILE + r) * xdb_pitch(a.n_x);
+        for (int v = t; v < a.n_x / 4; v += TILE)
+            copy_async(xdb + v * 4, a.xdb + at * a.n_x + v * 4, live);
     }
-    float *xdb = s.xdb + (buffer * TILE + r) * xdb_pitch(a.n_x);
-    for (int v = t; v < a.n_x / 4; v += TILE)
-        copy_async(xdb + v * 4, a.xdb + at * a.n_x + v * 4, live);
 }
 
 template <class S, int DEPTH>
-__global__ void __launch_bounds__(STREAM_THREADS, 2)
+__global__ void __launch_bounds__(THREADS, 2)
     advance_stream_kernel(mamba_args a, const row *rows, int n_rows) {
-    typedef stream_shape<S> shape;
+    typedef stream_shape<S, THREADS> shape;
     constexpr int V = shape::V, LANES = shape::LANES, CHANNELS = shape::CHANNELS,
                   OF_WARP = shape::OF_WARP;
     extern __shared__ __align__(16) char memory[];
@@ -219,19 +190,8 @@ __global__ void __launch_bounds__(STREAM_THREADS, 2)
         float part[LANES];
 #pragma unroll
         for (int k = 0; k < TILE; k++) {
-            const float2 p = pair[k * CHANNELS + c];
-            const float *bc = xdb + k * pitch + a.rank + q * V;
-            float h[V], b[V], y = 0;
-            load<V>((const S *)&raw[k % DEPTH], h);
-            load<V>(bc, b);
-#pragma unroll
-            for (int v = 0; v < V; v++)
-                h[v] = exp2_fast(p.x * decay[v]) * h[v] + p.y * b[v];
-            load<V>(bc + 16, b);
-#pragma unroll
-            for (int v = 0; v < V; v++)
-                y += h[v] * b[v];
-            store<V>((S *)&raw[k % DEPTH], h);
+            const float y = advance_row<S>(raw[k % DEPTH], pair[k * CHANNELS + c],
+                                           xdb + k * pitch + a.rank + q * V, decay);
             const uint4 to = *(const uint4 *)(now.to + (k & ~3));
             const uint32_t unit = (k & 3) == 0   ? to.x
                                   : (k & 3) == 1 ? to.y
@@ -246,17 +206,7 @@ __global__ void __launch_bounds__(STREAM_THREADS, 2)
             part[k % LANES] = y;
             if (k % LANES < LANES - 1)
                 continue;
-                // LANES rows' partial sums to one row's sum a lane: halve and exchange.
-#pragma unroll
-            for (int o = LANES / 2; o; o >>= 1) {
-#pragma unroll
-                for (int i = 0; i < o; i++) {
-                    const bool upper = (q & o) != 0;
-                    const float keep = upper ? part[i + o] : part[i];
-                    const float give = upper ? part[i] : part[i + o];
-                    part[i] = keep + __shfl_xor_sync(~0u, give, o);
-                }
-            }
+            spread_sums<LANES>(part, q);
             const int at = (k - (LANES - 1) + q) * CHANNELS + c;
             const float x = to_float(x_tile[at]), z = to_float(z_tile[at]);
             x_tile[at] = from_float<bf16>((part[0] + skip * x) * silu(z));
@@ -280,23 +230,25 @@ static bool stream_fits(const device *d, const batch &b, int32_t n_splits, int c
 }
 
 template <class S> static cudaError_t stream(device *d, int layer, const batch &b) {
-    constexpr int CHANNELS = stream_shape<S>::CHANNELS;
+    constexpr int CHANNELS = stream_shape<S, THREADS>::CHANNELS;
+    constexpr int DEPTH = sizeof(S) == 4 ? 8 : 4; // f32: 13.0 ms with 4
     const mamba_args a = mamba_arguments(d, layer, 1);
     const int64_t items = (int64_t)ceil_div(b.n_rows, TILE) * (a.channels / CHANNELS);
     const unsigned blocks = (unsigned)(items < 2 * d->n_sms ? items : 2 * d->n_sms);
     const size_t shared = stream_bytes(a.rank, a.n_x, CHANNELS);
-    auto kernel = advance_stream_kernel < S, sizeof(S) == 4 ? 8 : 4 > ; // f32: 13.0 ms with 4
+    auto kernel = advance_stream_kernel<S, DEPTH>;
     const cudaError_t rc =
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared);
     return rc ? rc
-              : launch(d, kernel, dim3(blocks), STREAM_THREADS, shared, b.decode, a, b.rows,
-                       b.n_rows);
+              : launch(d, kernel, dim3(blocks), THREADS, shared, b.decode, a, b.rows, b.n_rows);
 }
 
 cudaError_t mamba_advance(device *d, int layer, const batch &b, int32_t n_splits) {
+    if (short_fits(d, b, n_splits))
+        return mamba_advance_short(d, layer, b);
     return with_state_type(d->state_type, [&](auto s) {
         typedef decltype(s) S;
-        return stream_fits(d, b, n_splits, stream_shape<S>::CHANNELS)
+        return stream_fits(d, b, n_splits, stream_shape<S, THREADS>::CHANNELS)
                    ? stream<S>(d, layer, b)
                    : mamba_advance_few(d, layer, b, n_splits);
     });

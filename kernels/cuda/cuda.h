@@ -125,6 +125,7 @@ struct device {
     float *xdb;       // [split][token row][n_x] sums of x_proj
     void *y;          // T [d_inner]
     float *squares;   // MAMBA2 [token row][H] partial sums of squares
+    float *row_norms; // [token row][medium_tiles] partial sums of the residual's squares
     float *carry;     // MAMBA [piece][N + 1][d_inner]: scans' end states and sums of delta
     float *lti_u;     // S4D, S4 [token row][d_model] normed; H3: k after the shift SSM
     float *logits;    // [max_rows][vocab]
@@ -250,8 +251,10 @@ cudaError_t skinny_out(device *d, int layer, const batch &b, bool fold_norm);
 cudaError_t skinny_head(device *d, const batch &b);
 int32_t skinny_x_splits(const device *d);
 
-// medium.cu: the same for 9 to 16 rows of large models on Hopper
+// medium.cu: the same for 9 to 64 rows on Hopper
 bool medium_fits(const device *d, int32_t n);
+bool medium_x_fits(const device *d, int32_t n); // x_proj alone, to 1,024 rows
+int32_t medium_tiles(const device *d);          // of out_proj, at most; 0: never used
 cudaError_t medium_in(device *d, int layer, const batch &b);
 cudaError_t medium_x(device *d, int layer, const batch &b);
 cudaError_t medium_out(device *d, int layer, const batch &b);

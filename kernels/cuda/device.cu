@@ -27,7 +27,7 @@
 //     at b512)
 //
 // Prefill, 2.8b, 1 / 8 prompts of 2,048: 33 / 220 ms, then 30 / 190 with two channels a lane and
-// five blocks an SM (scan.cu; predicted 24 / 150). 9 to 16 rows of large models: medium.cu.
+// five blocks an SM (scan.cu; predicted 24 / 150). 9 to 64 rows: medium.cu.
 //
 // Read out of it: PDL gave half of what was predicted, since a skinny kernel holds 64 to 80 KB an
 // SM in registers before its wait, not the 150 KB that a ring of bulk copies could. The advance was
@@ -40,9 +40,8 @@
 // (+3% to +10%); 16 and 8 rows of states ahead instead of 4 in the advance (+-2%).
 //
 // Open: the advance takes 58 us of its 47; scans 110 us a layer for 2,048 tokens, the exponential
-// unit 56: shared memory's reads bind (78% of its cycles); 17 to 64 rows run on cuBLASLt at 20 and
-// 13 us for in_proj and out_proj where the bytes need 12 and 6; no ring of bulk copies at b1, no
-// replay for Mamba-2, no graphs for mixed steps.
+// unit 56: shared memory's reads bind (78% of its cycles); no ring of bulk copies at b1, no replay
+// for Mamba-2, no graphs for mixed steps.
 //
 // Failure: CUDA reports an error of a kernel at some later call. Whichever call sees it remembers
 // it (device.failed) and gives SSM_EDEVICE, as does every call after; waiting calls return too,
@@ -167,6 +166,7 @@ static int list_activations(device *d, activation *out) {
     out[i++] = {(void **)&d->xdb, (n > splits ? n : splits) * d->n_x * f};
     out[i++] = {&d->y, n * g->d_inner * t};
     out[i++] = {(void **)&d->squares, mamba ? 0 : SPLIT_ROWS * g->n_heads * f};
+    out[i++] = {(void **)&d->row_norms, (size_t)SPLIT_ROWS * medium_tiles(d) * f};
     out[i++] = {(void **)&d->carry,
                 mamba ? (size_t)carry_pieces(d) * g->d_inner * (g->d_state + 1) * f : 0};
     out[i++] = {(void **)&d->logits, rows * g->vocab_size * f};

@@ -2,11 +2,11 @@
 // All layers of a batch, as launches on the device's stream: run as they are for a mixed step,
 // captured into a graph for a decode bucket.
 //
-//   up to 8 decode rows (skinny.cu)     9 to 16 (medium.cu)         otherwise
-//   norm + in_proj + conv      1        norm, in_proj + conv   2    norm, in_proj, conv 3 x_proj,
-//   split              1        x_proj                 1    x_proj                            1
-//   dt_proj + advance + gate   1        the same               1    dt_proj + advance and / or scan
-//   1+ out_proj + residual        1        out_proj + residual    1    out_proj + residual 1
+//   up to 8 decode rows (skinny.cu)      to 64 (medium.cu)              otherwise
+//   norm + in_proj + conv           1    in_proj + conv            1    norm, in_proj, conv       3
+//   x_proj, split                   1    x_proj                    1    x_proj (to 1,024: medium) 1
+//   dt_proj + advance + gate        1    the same                  1    the same and / or scan   1+
+//   out_proj + residual             1    out_proj + residual, norm 1    out_proj + residual       1
 #include "cuda.h"
 
 namespace ssm {
@@ -37,7 +37,10 @@ static int wide_layer(device *d, int layer, const batch &b, ssm_error *err) {
     SSM_TRY(biases(d, w.in_bias, d->xz, d->weight_type, b.n, d->n_in, err));
     SSM_CUDA(d, conv(d, layer, b), err);
     if (d->g.kind == SSM_BLOCK_MAMBA) {
-        SSM_TRY(product(d, PRODUCT_X, w.x_proj, d->xc, d->xdb, b.n, err));
+        if (b.decode && medium_x_fits(d, b.n))
+            SSM_CUDA(d, medium_x(d, layer, b), err);
+        else
+            SSM_TRY(product(d, PRODUCT_X, w.x_proj, d->xc, d->xdb, b.n, err));
         if (d->g.bc_dt_norm)
             SSM_CUDA(d, small_norms(d, b.n, 1), err);
     }

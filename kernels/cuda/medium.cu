@@ -1,357 +1,244 @@
 // SPDX-License-Identifier: Apache-2.0
-// Products for 9 to 16 rows of large models on Hopper: a step is still the time to read the weights
-// once, on the warp groups' matrix instruction, with a cluster's shared memory for the sums.
+// Products for 9 to 64 rows on Hopper: the weights once, at the rate of the memory, with what comes
+// before and after them in the same launch (medium_kernel.cuh).
 //
-// - A cluster of SPLITS blocks takes an even share of the weight rows, each of its blocks an even
-//   part of the columns. So a block's part of the token rows stays in shared memory and crosses
-//   from L2 once, and there are as many clusters as the card holds at once: one wave.
-// - Three groups of four warps own MT tiles of up to 64 weight rows each and a ring of STAGES
-// pieces
-//   of 64 columns, filled by asynchronous copies two pieces ahead: 96 KB an SM under way. The first
-//   pieces are asked for before the wait for the kernel before. Groups do not wait for each other.
-// - Weights are the instruction's first operand (64 rows), token rows the second (16 columns); both
-//   lie in shared memory in rows of 128 bytes, 16-byte parts swapped by row.
-// - Blocks of a cluster hold partial sums of the same outputs. They go to shared memory, and each
-//   block adds up an even share of the tokens over its peers, in order of rank: the same bits in
-//   every run. Then convolution and SiLU, or the residual (skinny.cuh).
+// - Token rows are the matrix instruction's first operand (64, however many there are), weight rows
+//   its second: those come in any multiple of 8, so every block gets an even share. Two groups of
+//   four warps own half of a block's weight rows each.
+// - A ring of stages of 64 columns, x first and the weight rows behind it, is filled by one thread
+//   by tensor map. Weights depend on nothing: as much as the ring holds is asked for before the
+//   wait for the kernel before. A block takes at most half of an SM's shared memory and registers,
+//   so the next kernel's blocks fill their rings while this one works.
+// - A cluster of SPLITS blocks takes tile_rows weight rows, each of its blocks an even part of the
+//   columns, or every block would read all of x. Sums go to shared memory, a share of the tokens to
+//   each peer by the copy engine, and are added up in order of rank: the same bits in every run.
+// - After in_proj: the convolution, whose history is asked for when the ring is free; a block's
+//   first group takes rows of x and its second rows of z (Mamba-1), so that blocks have even work.
+//   After out_proj: the residual, and the next layer's input: residual times norm weight, and a
+//   token's sum of squares over the tile, by which in_proj scales its sums. Only the first layer
+//   has a norm of its own.
+// - x_proj: few weights, so blocks share the tokens too. It lets the advance start only when
+//   in_proj is done: x and z may be read before the wait (advance_short.cu). Up to 1,024 rows it is
+//   also used between cuBLASLt's products: no split kernel, and the advance starts during it.
 //
-// Bytes: the weights once. Floor: weights / 4.4 TB/s. Read off one block by clock64, cycles,
-// in_proj and out_proj of 2.8b at 16 rows: token rows 1,000 / 1,600, weights 20,000 (11.5 us: the
-// floor) / 10,500, peers and sums 7,000 / 2,500. x_proj takes 10,500 for its 20 KB a block: two
-// pieces ahead are too few where a piece is small.
+// Bytes: the weights once, x once a tile of rows (L2). Floor: weights / 4.4 TB/s.
 //
-// Ladder, 2.8b b16, ms a step: skinny.cu's 16 rows 4.20; this, predicted 2.7, 3.20.
-// Tried and dropped: 32 and 64 rows the same way, 3.61 and 4.11 against cuBLASLt's 3.57 and 3.75
-// (unrolled over 16 tokens 5.15: the code itself did not reach the SM in time; loads behind a
-// branch, each waiting for the one before, 6.6); models under 8 M weights a projection, 130m b16
-// 0.58 against 0.51.
-#include "skinny.cuh"
+// Ladder, ms a step, fp16 states, one H200 (2026-11-27); the last line in one run beside its
+// predecessor at 130m (0.519, 0.758, b1024 1.850), elsewhere against tests/bench/results:
+//                                                    2.8b b16  b32   b64   b512 130m b16  b64
+//   cp.async and clusters to 16 rows, then cuBLASLt      3.14  3.49  3.76  9.58     0.52  0.76
+//   + this ring, peers read by 16-byte loads             2.76  3.13  3.65           0.45  0.64
+//   + tokens of x_proj dealt, advance_short.cu           2.88  3.16  3.68           0.53  0.62
+//   + sums by st.async, history by cp.async; a stage     2.87  3.23  4.00           0.40  0.52
+//     fewer in in_proj (16 bytes too many)
+//   + sums by bulk copies, that stage, x and z even      2.73  2.84  3.44  9.20     0.41  0.48
+// Predicted for the first rung: 3.0 at 2.8b b64, 2.4 at b16. In_proj alone in a chain of itself
+// takes 18.8 us at 64 rows and 16.9 at 16, 12.6 more for every further 52 MB (4.15 TB/s): what is
+// missing is not the rate but the ends, 6 us a kernel.
+//
+// Read off by %globaltimer, 2.8b b64, us: in_proj's columns take 13.5 behind the wait (42 MB are
+// not in the rings: 10), out_proj's 8 to 10 (beside the next in_proj's 10 MB). From the last column
+// to the last block's end, by what the cluster's blocks give each other sums with:
+//                                                    in_proj  x_proj  out_proj
+//   16-byte loads, barrier.cluster with release          5        3       5 to 7
+//     (each release is a MEMBAR.ALL.GPU, of which a kernel had two)
+//   st.async from registers (32-byte packets, 9 KB/us)   8        1.5     6
+//   bulk copies (H100)                                   6.5      3       4.5
+// What is left of in_proj's is the convolution: 5 tokens a thread, one after the other.
+//
+// Tried and dropped: clusters of 4 with 320 rows and of 16 (in_proj 22, out_proj 18.8 us against
+// 18.8 and 12.6 in such a chain); 16 clusters of 8, of which the card holds 15 at once; asking L2
+// for 4 pieces behind the ring (+1%) or all (+15%), for the advance's states during x_proj (+3% at
+// b512, +10% at b128, H100), for the convolution's rings during in_proj (+2%, H100); loops unrolled
+// over a thread's tokens (25 KB of code that runs once a launch). 128 rows as two operands of
+// 64: 5.10 ms where cuBLASLt takes 4.73; 512 rows: in_proj 43 us against 39, out_proj 37
+// against 28.
+//
+// Open: Mamba-2 beyond 16 rows (an earlier rung took 6.5 ms where cuBLASLt takes 6.24 at 2.7b b64);
+// tokens shared by multicast, so that more than 64 rows pay; the convolution's tail.
+#include <cudaTypedefs.h>
+
+#include "medium_kernel.cuh"
 
 namespace ssm {
 
-enum {
-    GROUPS = 3,
-    MEDIUM_THREADS = GROUPS * 128,
-    STAGES = 3,
-    PIECE = 64,
-    TILE_BYTES = 64 * 128,
-    N = 16
+enum { HALF_AN_SM = 113 << 10, MOST_ROWS = 176 }; // shared memory of one of two blocks
+
+// How a product is dealt to the card.
+struct medium_plan {
+    int splits, tiles, tile_rows, tile_tokens;
 };
 
-struct medium_args {
-    skinny_args s;
-    int clusters, tile_rows; // tile_rows: of a group's tile, at most 64
-};
-
-#if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
-#define SSM_WGMMA 1
-#else
-#define SSM_WGMMA 0
-#endif
-
-#if SSM_WGMMA
-
-__device__ __forceinline__ uint64_t descriptor(uint32_t address) {
-    // rows of 128 bytes in groups of 8 (1,024 bytes), 128-byte swizzle
-    return (uint64_t)((address & 0x3ffff) >> 4) | (uint64_t)1 << 16 | (uint64_t)64 << 32 |
-           (uint64_t)1 << 62;
+// Clusters of so many blocks that are there at once if each SM has one block. The card's parts
+// have 16 to 18 SMs, so larger clusters leave some over.
+static int clusters_of(const device *d, int splits) {
+    return splits == 1 ? d->n_sms : splits == 2 ? d->n_sms / 2 : (d->n_sms - 12) / splits;
 }
 
-// acc [64 x 16] += a [64 x 16] b [16 x 16]
-__device__ __forceinline__ void wgmma(float (&d)[8], uint64_t a, uint64_t b) {
-    asm volatile("wgmma.mma_async.sync.aligned.m64n16k16.f32.bf16.bf16 "
-                 "{%0,%1,%2,%3,%4,%5,%6,%7}, %8, %9, 1, 1, 1, 0, 0;"
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]),
-                   "+f"(d[6]), "+f"(d[7])
-                 : "l"(a), "l"(b));
-}
-
-__device__ __forceinline__ void wgmma_fence() {
-    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
-}
-__device__ __forceinline__ void wgmma_finish() {
-    asm volatile("wgmma.commit_group.sync.aligned;\nwgmma.wait_group.sync.aligned 0;" ::: "memory");
-}
-// What this thread wrote to shared memory becomes visible to the matrix units after a barrier.
-__device__ __forceinline__ void fence_async() {
-    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-}
-
-__device__ __forceinline__ void copy_part(uint32_t to, const void *from, bool live) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
-                 "r"(live ? 16 : 0)
-                 : "memory");
-}
-__device__ __forceinline__ void commit() {
-    asm volatile("cp.async.commit_group;" ::: "memory");
-}
-template <int LEFT> __device__ __forceinline__ void wait_copies() {
-    asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory");
-}
-
-__device__ __forceinline__ void cluster_arrive() {
-    asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
-}
-__device__ __forceinline__ void cluster_wait() {
-    asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
-}
-__device__ __forceinline__ uint32_t peer_address(uint32_t address, int rank) {
-    uint32_t there;
-    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(rank));
-    return there;
-}
-// No "memory": loads of a batch are under way together; the cluster's barriers keep them in place.
-__device__ __forceinline__ float peer_load(uint32_t address) {
-    float v;
-    asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(v) : "r"(address));
-    return v;
-}
-
-#endif
-
-// A row's 16-byte part, swapped by row: what the 128-byte swizzle expects.
-__device__ __forceinline__ uint32_t part_at(int row, int part) {
-    return (uint32_t)(row * 128 + ((part ^ (row & 7)) << 4));
-}
-
-// MT: tiles a group; SPLITS: blocks a cluster.
-template <int MT, int SPLITS, epilogue AFTER>
-__global__ void __launch_bounds__(MEDIUM_THREADS, 1) medium_kernel(medium_args m) {
-#if SSM_WGMMA
-    constexpr int ROWS = GROUPS * MT * 64, PITCH = ROWS + 4, TOKENS = N / SPLITS;
-    extern __shared__ __align__(1024) char shared[];
-    __shared__ row rows[N];
-    const skinny_args &a = m.s;
-    dependents_start();
-    if (threadIdx.x < N) {
-        const bool there = AFTER == AFTER_IN && (int)threadIdx.x < a.batch;
-        rows[threadIdx.x] = there ? a.rows[threadIdx.x] : row{-1, -1, 0, 0};
+static medium_plan plan_of(const device *d, medium_after after, int rows, int tokens) {
+    const int splits = after == MEDIUM_IN ? 2 : 8;
+    if (after == MEDIUM_SUMS) { // few rows: tokens fill the card
+        const int tile = tokens <= 256 ? 48 : 96, quarter = tokens / 4 / 8 * 8;
+        return {splits, ceil_div(rows, tile), tile,
+                quarter < 16   ? 16
+                : quarter < 64 ? quarter
+                               : 64};
     }
-    const int cluster = blockIdx.x / SPLITS, rank = blockIdx.x % SPLITS;
-    const int group = threadIdx.x / 128, in_group = threadIdx.x % 128;
-    const int r0 = (int)((int64_t)cluster * a.n_rows / m.clusters);
-    const int n_rows = (int)((int64_t)(cluster + 1) * a.n_rows / m.clusters) - r0;
-    const int pieces = a.n_cols / PIECE, first = pieces * rank / SPLITS;
-    const int n = pieces * (rank + 1) / SPLITS - first;
-    const uint32_t base = shared_address(shared);
-    const uint32_t ring = base + group * (STAGES * MT * TILE_BYTES);
-    const uint32_t x_at = base + GROUPS * STAGES * MT * TILE_BYTES;
-
-    // Row i of the group's tiles: its weights, or NULL.
-    auto fetch = [&](int piece) {
-        if (piece < n) {
-            const uint32_t stage = ring + piece % STAGES * (MT * TILE_BYTES);
-#pragma unroll
-            for (int i = 0; i < MT * 4; i++) {
-                const int vector = i * 128 + in_group, row = vector / 8, part = vector % 8;
-                const int tile = group * MT + row / 64, in_tile = row % 64;
-                const int at = tile * m.tile_rows + in_tile;
-                if (in_tile < m.tile_rows && at < n_rows)
-                    copy_part(stage + row / 64 * TILE_BYTES + part_at(in_tile, part),
-                              a.weight + (size_t)(r0 + at) * a.n_cols + (first + piece) * PIECE +
-                                  part * 8,
-                              true);
-            }
-        }
-        commit();
-    };
-    fetch(0);
-    fetch(1);
-    dependency_wait();
-    for (int i = threadIdx.x; i < n * N * 8; i += MEDIUM_THREADS) {
-        const int piece = i / (N * 8), token = i / 8 % N, part = i % 8;
-        const bool live = token < a.batch;
-        copy_part(x_at + piece * (N * 128) + part_at(token, part),
-                  (const bf16 *)a.x + (size_t)(live ? token : 0) * a.n_cols +
-                      (first + piece) * PIECE + part * 8,
-                  live);
-    }
-    commit();
-    wait_copies<0>();
-    fence_async();
-    __syncthreads();
-
-    float acc[MT][N / 2];
-#pragma unroll
-    for (int t = 0; t < MT; t++) {
-#pragma unroll
-        for (int i = 0; i < N / 2; i++)
-            acc[t][i] = 0;
-    }
-    for (int piece = 0; piece < n; piece++) {
-        if (piece > 0) {
-            wait_copies<STAGES - 2>();
-            fence_async();
-            asm volatile("bar.sync %0, 128;" ::"r"(group + 1) : "memory");
-        }
-        fetch(piece + 2); // where the piece before this one was
-        const uint64_t w = descriptor(ring + piece % STAGES * (MT * TILE_BYTES));
-        const uint64_t x = descriptor(x_at + piece * (N * 128));
-        wgmma_fence();
-#pragma unroll
-        for (int k = 0; k < 4; k++) { // 16 columns are 32 bytes
-#pragma unroll
-            for (int t = 0; t < MT; t++)
-                wgmma(acc[t], w + t * (TILE_BYTES / 16) + k * 2, x + k * 2);
-        }
-        wgmma_finish();
-    }
-    wait_copies<0>();
-    __syncthreads(); // nobody's tiles are needed any more
-
-    float *sums = (float *)shared; // [token][PITCH]
-    const int lane = threadIdx.x & 31, g = lane >> 2, q = lane & 3;
-#pragma unroll
-    for (int t = 0; t < MT; t++) {
-        float *at = sums + (group * MT + t) * 64 + (in_group >> 5) * 16 + g;
-#pragma unroll
-        for (int j = 0; j < N / 8; j++) {
-#pragma unroll
-            for (int i = 0; i < 4; i++)
-                at[(j * 8 + 2 * q + (i & 1)) * PITCH + (i >> 1) * 8] = acc[t][j * 4 + i];
-        }
-    }
-    cluster_arrive();
-    // This thread's output row for TOKENS tokens, and what follows their sums, asked for while the
-    // peers arrive. Few instructions: straight code runs once and waits for itself to be read.
-    const int i = threadIdx.x, row_at = r0 + i, c = row_at - a.conv_first, token0 = rank * TOKENS;
-    const bool live = i < n_rows;
-    const bool conv = AFTER == AFTER_IN && live && c >= 0 && c < a.channels;
-    taps t = {};
-    bf16 before[TOKENS][3];
-    float residual[TOKENS];
-    if (conv)
-        load_weights(a, c, t);
-#pragma unroll
-    for (int j = 0; j < TOKENS; j++) {
-        if constexpr (AFTER == AFTER_IN)
-            load_before(a, conv ? rows[token0 + j] : row{-1, -1, 0, 0}, conv ? c : 0, before[j]);
-        if constexpr (AFTER == AFTER_OUT) {
-            const float *at = a.out + (size_t)(token0 + j) * a.n_rows + row_at;
-            residual[j] = *(live && token0 + j < a.batch ? at : (const float *)&nothing);
-        }
-    }
-    const float bias = live && a.bias ? a.bias[row_at] : 0.f;
-    const uint32_t mine =
-        base + (uint32_t)((i / m.tile_rows * 64 + i % m.tile_rows) * sizeof(float));
-    cluster_wait();
-    float v[TOKENS][SPLITS];
-#pragma unroll
-    for (int s = 0; s < SPLITS && live; s++) {
-        const uint32_t there = peer_address(mine, s);
-#pragma unroll
-        for (int j = 0; j < TOKENS; j++)
-            v[j][s] = peer_load(there + (uint32_t)((token0 + j) * PITCH * sizeof(float)));
-    }
-#pragma unroll
-    for (int j = 0; j < TOKENS; j++) {
-        const int token = token0 + j;
-        if (!live || token >= a.batch)
-            break;
-        float sum = bias;
-#pragma unroll
-        for (int s = 0; s < SPLITS; s++)
-            sum += v[j][s];
-        const size_t at = (size_t)token * a.n_rows + row_at;
-        if constexpr (AFTER == AFTER_IN) {
-            if (!conv) {
-                a.xz[at] = from_float<bf16>(sum);
-            } else if (rows[token].slot >= 0) {
-#pragma unroll
-                for (int k = 0; k < 3; k++)
-                    t.before[k] = to_float(before[j][k]);
-                a.xc[(size_t)token * a.channels + c] =
-                    from_float<bf16>(convolve(a, rows[token], c, sum, t));
-            }
-        } else {
-            a.out[at] = AFTER == AFTER_OUT ? residual[j] + sum : sum;
-        }
-    }
-    cluster_arrive();
-    cluster_wait(); // a peer may still read this block's sums
-#endif
+    int tile_rows = ceil_div(ceil_div(rows, clusters_of(d, splits)), 16) * 16;
+    tile_rows = tile_rows < MOST_ROWS ? tile_rows : MOST_ROWS;
+    return {splits, ceil_div(rows, tile_rows), tile_rows, tokens};
 }
 
-// ---- host side
+// ---- launches
 
-template <int MT> static size_t medium_bytes(int n_cols, int splits) {
-    const size_t ring = (size_t)GROUPS * STAGES * MT * TILE_BYTES;
-    const size_t x = (size_t)ceil_div(n_cols / PIECE, splits) * N * 128;
-    const size_t sums = (size_t)N * (GROUPS * MT * 64 + 4) * sizeof(float);
-    return ring + x > sums ? ring + x : sums;
+static PFN_cuTensorMapEncodeTiled_v12000 map_encoder(void) {
+    void *found = NULL;
+    cudaDriverEntryPointQueryResult result;
+    const cudaError_t rc = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000,
+                                                            cudaEnableDefault, &result);
+    return rc == cudaSuccess ? (PFN_cuTensorMapEncodeTiled_v12000)found : NULL;
 }
 
-template <int MT, int SPLITS, epilogue AFTER>
-static cudaError_t run(const device *d, const skinny_args &a) {
-    auto kernel = medium_kernel<MT, SPLITS, AFTER>;
-    const size_t shared = medium_bytes<MT>(a.n_cols, SPLITS);
-    cudaError_t rc =
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared);
-    cudaLaunchAttribute attributes[2] = {};
-    attributes[0].id = cudaLaunchAttributeClusterDimension;
-    attributes[0].val.clusterDim = {SPLITS, 1, 1};
-    attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attributes[1].val.programmaticStreamSerializationAllowed = 1;
-    cudaLaunchConfig_t config = {};
-    config.gridDim = dim3((unsigned)(d->n_sms / SPLITS * SPLITS));
-    config.blockDim = dim3(MEDIUM_THREADS);
-    config.dynamicSmemBytes = shared;
-    config.stream = d->stream;
-    config.attrs = attributes;
-    config.numAttrs = 1;
-    int most = 0;
-    if (rc == cudaSuccess)
-        rc = cudaOccupancyMaxActiveClusters(&most, kernel, &config);
+// Boxes of PIECE columns and box_rows rows of a row-major [rows][cols] array.
+static bool map_of(CUtensorMap *out, const void *base, int cols, int rows, int box_rows) {
+    static const PFN_cuTensorMapEncodeTiled_v12000 encode = map_encoder();
+    const cuuint64_t size[] = {(cuuint64_t)cols, (cuuint64_t)rows};
+    const cuuint64_t pitch[] = {(cuuint64_t)cols * sizeof(bf16)};
+    const cuuint32_t box[] = {PIECE, (cuuint32_t)box_rows}, step[] = {1, 1};
+    return encode && encode(out, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, (void *)base, size, pitch,
+                            box, step, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                            CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                            CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
+}
+
+static int larger(int a, int b) {
+    return a > b ? a : b;
+}
+
+template <int NW, int SPLITS, medium_after AFTER>
+static cudaError_t run(const device *d, const void *w, const void *x, int cols,
+                       const medium_plan &p, medium_args a) {
+    auto kernel = medium_kernel<NW, SPLITS, AFTER>;
+    a.pieces = ceil_div(cols, PIECE), a.box_tokens = p.tile_tokens;
+    a.tile_rows = p.tile_rows, a.box_rows = p.tile_rows / MEDIUM_GROUPS;
+    a.tile_pitch = a.tile_rows, a.group_pitch = a.box_rows, a.group_end = a.n_rows;
+    a.conv_columns = a.tile_rows;
+    if (AFTER == MEDIUM_IN && a.conv_first == 0) { // half of a block's rows need the convolution
+        a.tile_pitch = a.conv_columns = a.box_rows;
+        a.group_pitch = a.group_end = a.channels;
+    }
+    // Instructions read 64 token rows and NW weight rows whatever there is: room behind the ring.
+    const int behind = larger(MOST_TOKENS, a.box_tokens + a.box_rows + NW) * PIECE_BYTES;
+    a.stage_bytes = (a.box_tokens + a.tile_rows) * PIECE_BYTES;
+    const int scratch = medium_scratch(SPLITS), most = ceil_div(a.pieces, SPLITS);
+    a.stages = (HALF_AN_SM - scratch - larger(behind - a.stage_bytes, 0)) / a.stage_bytes;
+    a.stages = a.stages < MOST_STAGES ? a.stages : MOST_STAGES;
+    a.stages = a.stages < most ? a.stages : most;
+    const int ring = (a.stages - 1) * a.stage_bytes + larger(behind, a.stage_bytes);
+    const int after =
+        medium_after_bytes(AFTER, SPLITS, a.box_tokens / SPLITS, a.tile_rows, a.width);
+    a.ring_bytes = (larger(ring, after) + 15) / 16 * 16;
+    const int bytes = a.ring_bytes + scratch;
+    CUtensorMap w_map, x_map;
+    if (!map_of(&w_map, w, cols, a.n_rows, a.box_rows) ||
+        !map_of(&x_map, x, cols, a.tokens, a.box_tokens))
+        return cudaErrorNotSupported;
+    const cudaError_t rc =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
     if (rc != cudaSuccess)
         return rc;
-    if (most < 1)
-        return cudaErrorInvalidConfiguration;
-    medium_args m = {a, most, 0};
-    if (m.clusters > ceil_div(a.n_rows, 16))
-        m.clusters = ceil_div(a.n_rows, 16);
-    if (a.n_rows > m.clusters * GROUPS * MT * 64)
-        m.clusters = ceil_div(a.n_rows, GROUPS * MT * 64);
-    m.tile_rows = ceil_div(ceil_div(a.n_rows, m.clusters), GROUPS * MT);
-    config.gridDim = dim3((unsigned)(m.clusters * SPLITS));
+    cudaLaunchAttribute attributes[2] = {};
+    attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[0].val.programmaticStreamSerializationAllowed = 1;
+    attributes[1].id = cudaLaunchAttributeClusterDimension;
+    attributes[1].val.clusterDim = {SPLITS, 1, 1};
+    cudaLaunchConfig_t config = {};
+    config.gridDim = dim3((unsigned)(p.tiles * SPLITS), (unsigned)ceil_div(a.tokens, a.box_tokens));
+    config.blockDim = dim3(MEDIUM_THREADS);
+    config.dynamicSmemBytes = (size_t)bytes;
+    config.stream = d->stream;
+    config.attrs = attributes;
     config.numAttrs = 2;
-    return cudaLaunchKernelEx(&config, kernel, m);
+    return cudaLaunchKernelEx(&config, kernel, w_map, x_map, a);
 }
 
-static cudaError_t run_any(const device *d, const skinny_args &a) {
-    return a.after == AFTER_IN  ? run<2, 4, AFTER_IN>(d, a)
-           : a.after == AFTER_X ? run<1, 8, AFTER_X>(d, a)
-                                : run<1, 8, AFTER_OUT>(d, a);
+template <int SPLITS, medium_after AFTER>
+static cudaError_t run_any(const device *d, const void *w, const void *x, int cols,
+                           const medium_args &a) {
+    const medium_plan p = plan_of(d, AFTER, a.n_rows, a.tokens);
+    if constexpr (AFTER == MEDIUM_SUMS)
+        return p.tile_rows <= 48 ? run<24, SPLITS, AFTER>(d, w, x, cols, p, a)
+                                 : run<48, SPLITS, AFTER>(d, w, x, cols, p, a);
+    else
+        return p.tile_rows <= 48    ? run<24, SPLITS, AFTER>(d, w, x, cols, p, a)
+               : p.tile_rows <= 96  ? run<48, SPLITS, AFTER>(d, w, x, cols, p, a)
+               : p.tile_rows <= 160 ? run<80, SPLITS, AFTER>(d, w, x, cols, p, a)
+                                    : run<88, SPLITS, AFTER>(d, w, x, cols, p, a);
 }
+
+// ---- a layer's products
 
 bool medium_fits(const device *d, int32_t n) {
     const ssm_geometry &g = d->g;
-    const size_t most = (size_t)226 << 10; // the rows take a part of the last KB
-    return d->weight_type == SSM_DTYPE_BF16 && d->arch == 90 && n > 8 && n <= N &&
-           (int64_t)d->n_in * g.d_model >= (int64_t)8 << 20 && g.d_model % (4 * PIECE) == 0 &&
-           g.d_inner % (8 * PIECE) == 0 && g.d_conv <= 4 && medium_bytes<2>(g.d_model, 4) <= most &&
-           medium_bytes<1>(g.d_inner, 8) <= most;
+    return d->weight_type == SSM_DTYPE_BF16 && d->arch == 90 && n > 8 &&
+           n <= (g.kind == SSM_BLOCK_MAMBA2 ? 16 : MOST_TOKENS) && n % 8 == 0 &&
+           g.d_model % 8 == 0 && g.d_inner % 8 == 0 && d->n_in % 4 == 0 && d->n_x % 4 == 0 &&
+           g.conv_dim % 8 == 0 && g.d_conv <= 4;
+}
+
+bool medium_x_fits(const device *d, int32_t n) {
+    const ssm_geometry &g = d->g;
+    return d->weight_type == SSM_DTYPE_BF16 && d->arch == 90 && n > 8 && n <= 1024 && n % 8 == 0 &&
+           g.kind == SSM_BLOCK_MAMBA && g.d_inner % 8 == 0 && d->n_x % 4 == 0;
+}
+
+int32_t medium_tiles(const device *d) { // of out_proj, at most
+    int32_t most = 0;
+    if (d->weight_type != SSM_DTYPE_BF16 || d->arch != 90)
+        return 0;
+    for (int n = 16; n <= MOST_TOKENS; n += 8) {
+        const int tiles = plan_of(d, MEDIUM_OUT, d->g.d_model, n).tiles;
+        most = tiles > most ? tiles : most;
+    }
+    return most;
 }
 
 cudaError_t medium_in(device *d, int layer, const batch &b) {
+    const ssm_geometry &g = d->g;
     const layer_weights &w = d->layers[layer];
-    const cudaError_t rc = norm(d, w.norm, d->residual, NULL, d->u, b.n, true);
-    skinny_args a = skinny_arguments(d, b, w.in_proj, d->u, d->n_in, d->g.d_model, AFTER_IN);
-    skinny_in_fill(d, layer, b, &a);
-    return rc ? rc : run_any(d, a);
+    medium_args a = {};
+    a.n_rows = d->n_in, a.tokens = b.n, a.bias = w.in_bias;
+    a.xz = (bf16 *)d->xz, a.xc = (bf16 *)d->xc, a.rows = b.rows;
+    a.ring = (bf16 *)d->ring + (size_t)layer * d->n_slots * (g.d_conv - 1) * g.conv_dim;
+    a.conv_weight = w.conv_weight, a.conv_bias = w.conv_bias;
+    a.conv_first = g.kind == SSM_BLOCK_MAMBA2 ? g.d_inner : 0;
+    a.channels = g.conv_dim, a.width = g.d_conv;
+    if (layer == 0) {
+        const cudaError_t rc = norm(d, w.norm, d->residual, NULL, d->u, b.n, true);
+        if (rc != cudaSuccess)
+            return rc;
+    } else {
+        a.squares = d->row_norms, a.n_squares = plan_of(d, MEDIUM_OUT, g.d_model, b.n).tiles;
+        a.per_width = 1.f / g.d_model, a.eps = g.norm_eps;
+    }
+    return run_any<2, MEDIUM_IN>(d, w.in_proj, d->u, g.d_model, a);
 }
 
 cudaError_t medium_x(device *d, int layer, const batch &b) {
-    skinny_args a =
-        skinny_arguments(d, b, d->layers[layer].x_proj, d->xc, d->n_x, d->g.d_inner, AFTER_X);
-    a.out = d->xdb;
-    return run_any(d, a);
+    medium_args a = {};
+    a.n_rows = d->n_x, a.tokens = b.n, a.out = d->xdb;
+    return run_any<8, MEDIUM_SUMS>(d, d->layers[layer].x_proj, d->xc, d->g.d_inner, a);
 }
 
 cudaError_t medium_out(device *d, int layer, const batch &b) {
-    const layer_weights &w = d->layers[layer];
-    skinny_args a = skinny_arguments(d, b, w.out_proj, d->y, d->g.d_model, d->g.d_inner, AFTER_OUT);
-    a.out = d->residual, a.bias = w.out_bias;
-    return run_any(d, a);
+    medium_args a = {};
+    a.n_rows = d->g.d_model, a.tokens = b.n, a.out = d->residual,
+    a.bias = d->layers[layer].out_bias;
+    if (layer + 1 < d->g.n_layers) {
+        a.next_norm = d->layers[layer + 1].norm, a.u = (bf16 *)d->u;
+        a.next_squares = d->row_norms;
+    }
+    return run_any<8, MEDIUM_OUT>(d, d->layers[layer].out_proj, d->y, d->g.d_inner, a);
 }
 
 } // namespace ssm

@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: Apache-2.0
+// Hopper's instructions that CUDA C++ has no words for, as medium.cu needs them: barriers in shared
+// memory that count bytes, tiles copied by tensor map, clusters, and the warp groups' matrix
+// instruction.
+//
+// Tiles are rows of 128 bytes (64 numbers of 16 bits) in groups of 8, 16-byte parts swapped by row
+// (CU_TENSOR_MAP_SWIZZLE_128B): what tile_at() of the instruction's descriptor expects.
+#ifndef SSM_KERNELS_CUDA_HOPPER_CUH
+#define SSM_KERNELS_CUDA_HOPPER_CUH
+
+#include <cuda.h>
+
+#include "util.cuh"
+
+#if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#define SSM_HOPPER 1
+#else
+#define SSM_HOPPER 0
+#endif
+
+namespace ssm {
+
+#if SSM_HOPPER
+
+// ---- barriers
+
+__device__ __forceinline__ void barrier_init(uint32_t at, int arrivals) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(at), "r"(arrivals) : "memory");
+}
+__device__ __forceinline__ void barriers_ready() { // to other threads, the copy engine, the cluster
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+__device__ __forceinline__ void barrier_expect(uint32_t at, uint32_t bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(at), "r"(bytes)
+                 : "memory");
+}
+__device__ __forceinline__ void barrier_arrive(uint32_t at) {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(at) : "memory");
+}
+__device__ __forceinline__ void barrier_wait(uint32_t at, uint32_t parity) {
+    asm volatile("{\n.reg .pred done;\n"
+                 "again:\n"
+                 "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+                 "@!done bra again;\n}" ::"r"(at),
+                 "r"(parity)
+                 : "memory");
+}
+
+// ---- copies: a box of a two-dimensional array, its first number at (column, row)
+
+__device__ __forceinline__ void map_prefetch(const CUtensorMap *map) {
+    asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
+}
+__device__ __forceinline__ void copy_box(uint32_t to, const CUtensorMap *map, int column, int row,
+                                         uint32_t barrier) {
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes "
+                 "[%0], [%1, {%2, %3}], [%4];" ::"r"(to),
+                 "l"(map), "r"(column), "r"(row), "r"(barrier)
+                 : "memory");
+}
+// The same for what is read once a step: first to leave L2.
+__device__ __forceinline__ uint64_t policy_once() {
+    uint64_t policy;
+    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+    return policy;
+}
+__device__ __forceinline__ void copy_box(uint32_t to, const CUtensorMap *map, int column, int row,
+                                         uint32_t barrier, uint64_t policy) {
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
+                 ".L2::cache_hint [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(to),
+                 "l"(map), "r"(column), "r"(row), "r"(barrier), "l"(policy)
+                 : "memory");
+}
+__device__ __forceinline__ void prefetch_line(const void *p) {
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
+}
+
+// ---- clusters
+
+// Orders nothing: a release would wait for all that this thread wrote anywhere (MEMBAR.ALL.GPU,
+// about 1 us). What blocks give each other goes by copy_to_peer().
+__device__ __forceinline__ void cluster_arrive() {
+    asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+}
+__device__ __forceinline__ void cluster_wait() {
+    asm volatile("barrier.cluster.wait.aligned;" ::: "memory");
+}
+__device__ __forceinline__ uint32_t peer_address(uint32_t address, int rank) {
+    uint32_t there;
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(rank));
+    return there;
+}
+// What this thread wrote to shared memory becomes visible to the copy engine after a barrier.
+__device__ __forceinline__ void fence_async() {
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+// Into a peer's shared memory, counted by a barrier there.
+__device__ __forceinline__ void copy_to_peer(uint32_t to, uint32_t from, uint32_t bytes,
+                                             uint32_t barrier) {
+    asm volatile("cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes "
+                 "[%0], [%1], %2, [%3];" ::"r"(to),
+                 "r"(from), "r"(bytes), "r"(barrier)
+                 : "memory");
+}
+
+// ---- the matrix instruction (wgmma.cuh: its shapes)
+
+__device__ __forceinline__ uint64_t tile_at(uint32_t address) {
+    return (uint64_t)((address & 0x3ffff) >> 4) | (uint64_t)1 << 16 | (uint64_t)64 << 32 |
+           (uint64_t)1 << 62;
+}
+__device__ __forceinline__ void wgmma_fence() {
+    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+}
+__device__ __forceinline__ void wgmma_commit() {
+    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
+template <int LEFT> __device__ __forceinline__ void wgmma_wait() {
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(LEFT) : "memory");
+}
+
+#endif
+
+} // namespace ssm
+
+#endif
