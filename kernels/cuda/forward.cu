@@ -32,7 +32,7 @@ static int advance(device *d, int layer, const batch &b, int32_t n_splits, bool 
 
 static int wide_layer(device *d, int layer, const batch &b, ssm_error *err) {
     const layer_weights &w = d->layers[layer];
-    SSM_CUDA(d, norm(d, w.norm, d->residual, NULL, d->u, b.n, b.decode), err);
+    SSM_CUDA(d, norm(d, w.norm, d->residual, NULL, d->u, b.n, true), err);
     SSM_TRY(product(d, PRODUCT_IN, w.in_proj, d->u, d->xz, b.n, err));
     SSM_TRY(biases(d, w.in_bias, d->xz, d->weight_type, b.n, d->n_in, err));
     SSM_CUDA(d, conv(d, layer, b), err);
@@ -46,7 +46,7 @@ static int wide_layer(device *d, int layer, const batch &b, ssm_error *err) {
     }
     SSM_TRY(advance(d, layer, b, 1, false, err));
     if (d->g.kind == SSM_BLOCK_MAMBA2)
-        SSM_CUDA(d, gated_norm(d, w, d->y, b.n, b.decode), err);
+        SSM_CUDA(d, gated_norm(d, w, d->y, b.n, true), err);
     SSM_TRY(product(d, PRODUCT_OUT, w.out_proj, d->y, d->residual, b.n, err));
     return biases(d, w.out_bias, d->residual, SSM_DTYPE_F32, b.n, d->g.d_model, err);
 }
@@ -100,7 +100,7 @@ int forward(device *d, const batch &b, ssm_error *err) {
         SSM_CUDA(d, skinny_head(d, b), err);
         return 0;
     }
-    SSM_CUDA(d, norm(d, d->norm_f, d->residual, b.logit_tokens, d->u, b.n_logits, b.decode), err);
+    SSM_CUDA(d, norm(d, d->norm_f, d->residual, b.logit_tokens, d->u, b.n_logits, true), err);
     return product(d, PRODUCT_HEAD, d->lm_head, d->u, d->logits, b.n_logits, err);
 }
 
