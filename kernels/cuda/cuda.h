@@ -38,6 +38,12 @@ struct alignas(16) piece {
 
 enum { MAX_CONV = 8 }; // widest convolution
 
+// A scan's launches (pieces.cu): all pieces whole; or first pieces whole and other pieces' ends,
+// then all other pieces.
+enum scan_pass { SCAN_WHOLE, SCAN_FIRST, SCAN_FINAL };
+
+enum { SSD_CARRY = 64 * 128 + 32 }; // floats a piece and head (ssd_wgmma.cu)
+
 // One pass of all layers: rows and spans together cover the tokens.
 struct batch {
     int32_t n;             // token rows, rounded up to a bucket: buffers have room for them
@@ -50,7 +56,7 @@ struct batch {
     const piece *tiles; // convolution: at most CONV_TILE tokens each
     int32_t n_pieces;
     const piece *pieces;         // scan
-    bool split;                  // some span has several pieces: local scans, carry, final scans
+    bool split;                  // some span has several pieces: two launches
     int32_t n_logits;            // rounded up
     const int32_t *logit_tokens; // [n_logits] token row of each logits row; NULL: the same
     int32_t columns;             // LTI: of a convolution, at once; 0: the spans are scanned
@@ -126,7 +132,8 @@ struct device {
     void *y;          // T [d_inner]
     float *squares;   // MAMBA2 [token row][H] partial sums of squares
     float *row_norms; // [token row][medium_tiles] partial sums of the residual's squares
-    float *carry;     // MAMBA [piece][N + 1][d_inner]: scans' end states and sums of delta
+    float *carry;     // scans' end states and sums by piece: MAMBA [piece][N + 1][d_inner], MAMBA2
+                      // [piece][H][SSD_CARRY]
     float *lti_u;     // S4D, S4 [token row][d_model] normed; H3: k after the shift SSM
     float *logits;    // [max_rows][vocab]
     float *canonical; // one slot's state in canonical form
@@ -196,6 +203,21 @@ int step(ssm_device *dev, const ssm_plan *plan, ssm_error *err);
 int32_t step_bucket(int32_t n); // the number of token rows that n are rounded up to
 size_t step_staging_bytes(int32_t max_tokens, int32_t n_slots, int32_t max_rows);
 
+// ---- pieces.cu
+
+struct grain {
+    int32_t blocks, card; // blocks of a piece; blocks at once
+    int32_t enough;       // blocks from which on whole prompts are faster
+    int32_t unit, least;  // tokens that lengths are multiples of, at least so many units
+};
+
+// Tokens of a piece for n_spans prompts, INT32_MAX: all whole. longest: of the prompts' lengths.
+int32_t piece_length(const device *d, int32_t n_spans, int32_t tokens, int32_t longest);
+int32_t carry_pieces(const device *d); // the most pieces that a step can have if any is cut
+
+// scan.cu: false if these scans are never cut
+bool scan_grain(const device *d, int32_t n_spans, grain *out);
+
 // ---- sample.cu
 
 int sampler_create(device *d, ssm_error *err);
@@ -236,6 +258,8 @@ cudaError_t mamba2_scan(device *d, int layer, const batch &b);
 
 bool ssd_fits(const device *d); // ssd.cu: mamba2_scan on the matrix units
 cudaError_t ssd_scan(device *d, int layer, const batch &b);
+bool ssd_wgmma_fits(const device *d); // ssd_wgmma.cu: the same for Hopper, in pieces too
+cudaError_t ssd_wgmma_scan(device *d, int layer, const batch &b);
 
 // product.cu: y = x W^T (out: y += x W^T in fp32), n token rows
 int products_create(device *d, ssm_error *err);

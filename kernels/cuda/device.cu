@@ -142,11 +142,11 @@ static size_t slot_bytes(const device *d) {
     return g->n_layers * (ring + state);
 }
 
-static int32_t carry_pieces(const device *d) { // step.cu, piece_length
-    const int64_t blocks = ceil_div(d->g.d_inner, 64);
-    const int64_t by_card = 2 * 5 * d->n_sms / blocks + 2;
-    const int64_t by_tokens = d->max_tokens / 32 + d->max_tokens / 2;
-    return (int32_t)(by_card < by_tokens ? by_card : by_tokens);
+static size_t carry_bytes(const device *d) {
+    const ssm_geometry *g = &d->g;
+    const size_t a_piece = g->kind == SSM_BLOCK_MAMBA ? (size_t)g->d_inner * (g->d_state + 1)
+                                                      : (size_t)g->n_heads * SSD_CARRY;
+    return a_piece * sizeof(float) * (size_t)carry_pieces(d);
 }
 
 static int list_activations(device *d, activation *out) {
@@ -167,8 +167,7 @@ static int list_activations(device *d, activation *out) {
     out[i++] = {&d->y, n * g->d_inner * t};
     out[i++] = {(void **)&d->squares, mamba ? 0 : SPLIT_ROWS * g->n_heads * f};
     out[i++] = {(void **)&d->row_norms, (size_t)SPLIT_ROWS * medium_tiles(d) * f};
-    out[i++] = {(void **)&d->carry,
-                mamba ? (size_t)carry_pieces(d) * g->d_inner * (g->d_state + 1) * f : 0};
+    out[i++] = {(void **)&d->carry, carry_bytes(d)};
     out[i++] = {(void **)&d->logits, rows * g->vocab_size * f};
     return i;
 }

@@ -12,7 +12,6 @@
 namespace ssm {
 
 enum { TILE = 16, MAX_SPLITS = 8 }; // TILE: token rows
-enum scan_pass { SCAN_WHOLE, SCAN_LOCAL, SCAN_FINAL };
 
 struct mamba_args {
     const float *decay, *skip, *dt_bias; // [channels][N], [channels], [channels]

@@ -194,7 +194,7 @@ cudaError_t mamba2_advance(device *d, int layer, const batch &b, bool fold_norm)
 
 cudaError_t mamba2_scan(device *d, int layer, const batch &b) {
     if (ssd_fits(d))
-        return ssd_scan(d, layer, b);
+        return ssd_wgmma_fits(d) ? ssd_wgmma_scan(d, layer, b) : ssd_scan(d, layer, b);
     const mamba2_args a = arguments(d, layer, false);
     return with_type(d->weight_type, [&](auto t) {
         return with_state_type(d->state_type, [&](auto s) {

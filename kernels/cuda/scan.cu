@@ -2,130 +2,67 @@
 // Mamba-1 over many tokens of some sequences, in bf16 with 16 states: the tuned scan. Its other
 // shapes and types are scan_any.cu's.
 //
-// Sequential in time, parallel over channels and states: any cut of a prompt at tile boundaries
-// gives the same bits. A tile is 16 tokens; a lane owns 4 states each of two channels, four lanes a
-// pair of channels, a warp 16 channels, a block 64. So a token costs a lane three 16-byte reads of
-// shared memory (B, C, and delta and delta x of both channels) for eight states: with one channel
-// and eight states a lane they took as long as the exponentials. Sums of two tokens and two
-// channels become one a lane by halving and exchanging; that lane applies D and the gate.
+// Sequential in time, parallel over channels and states, 16 tokens a tile. Four lanes share C
+// channels and own 4 states of each; a warp has 8 C channels (k * 8 + its quad), a block of four
+// warps 32 C. dt_proj's products come out of the matrix units with a lane's channels in its own
+// registers: softplus and the times x happen there, delta and delta x cross to the scan through
+// shared memory as four numbers of two channels. Then a token costs a lane one read of B, one of C
+// and C / 2 of those for 4 C states, and what four tokens come to is exchanged among the four
+// lanes, so that each applies D and the gate to one token of every channel.
 //
 // Floor: the special unit, 16 exponentials a token and channel and 4 for softplus and SiLU, at 16 a
-// clock and SM: 56 us a layer for 2,048 tokens of 5,120 channels on an H200. Issue slots come next
-// (some 73 instructions a token and warp); bytes, at 8 a token and channel, are far below.
+// clock and SM: 56 us a layer for 2,048 tokens of 5,120 channels on an H200. Instructions come
+// next, bytes, at 8 a token and channel, are far below.
 //
-// Ladder, us a layer, 2,048 tokens of 2.8b, 8 prompts / 1 prompt (local and final pass):
-//   a channel and 8 states a lane, 2 blocks an SM       142 / 107 + 142
-//   two channels, 4 states a lane (predicted 75)        125 / 95 + 130
-//   + five blocks an SM, one buffer                     109 / 85 + 118
-//   + the pairs' places swapped by row                  109
-// Read by ncu: shared memory's pipe is busy 78% of the cycles, the special unit 51%. A 16-byte read
-// that all lanes share still takes four cycles; dt_proj's products are a third of them.
+// C: many channels a lane read less and compute more between two waits, few give more warps. The
+// card wants 128 blocks an SM's worth of d_inner: see choose().
 //
-// With too few sequences to fill the card a span is cut into pieces: local scans from zero leave
-// end state and sum of delta, a carry pass chains them (the decay of a piece is exp2(A sum delta)),
-// final scans start from the carried state. That costs the exponentials twice.
+// Ladder, us a layer on an H200, 2.8b 8 / 1 prompts of 2,048, 130m 8 / 1:
+//   a channel and 8 states a lane, 2 blocks an SM        142 * 8 / 249
+//   two channels, 4 states, five blocks an SM            875 / 209      432 / 68
+//   + C channels by the products' layout, one pass over  888 / 228      414 / 70
+//     delta (C 5; 130m C 2)
+//   + softplus without branches: 20 of them had run one  782 / 187      374 / 67
+//     after the other
+//   + addresses once a piece                             767 / 182
+//   + dt's loads without branches: the compiler waited   @@
+//     for each where it stood (22% of samples at C 1)
+// Tried and dropped: a share of the exponentials by a polynomial on the FMA pipe, -2% in pieces
+// alone, +2% in whole scans (instructions bind as much); the gate of four tokens one round later,
+// +3% at C 5; eight or 16 tokens unrolled, +2% and +15% (instruction cache).
+//
+// With too few sequences to fill the card prompts are cut into pieces (pieces.cu), whose ends cost
+// the exponentials twice.
 #include "mamba.cuh"
 
 namespace ssm {
 
-enum {
-    SCAN_THREADS = 128,
-    SCAN_CHANNELS = 64,
-    SCAN_STATES = 16,
-    SCAN_BLOCKS = 5 // an SM
+enum { WARPS = 4, THREADS = WARPS * 32, STATES = 16, A_ROW = THREADS / TILE };
+
+// Shared memory of a block, in this order. x becomes y; its and z's tiles have spare rows above.
+template <int C> struct scan_layout {
+    static constexpr int CHANNELS = WARPS * 8 * C;
+    static constexpr int PITCH = CHANNELS + 8; // of x and z: rows apart by 16 bytes in banks
+    static constexpr int PAIRS = TILE * 8 * C; // a warp's delta and delta x
+
+    static size_t bytes(int rank) {
+        return (size_t)(CHANNELS + 2 * TILE) * weight_pitch(rank) + WARPS * PAIRS * 8 +
+               2 * TILE * (2 * PITCH * sizeof(bf16) + 2 * STATES * sizeof(float));
+    }
 };
 
-struct scan_shared {
-    char *dt_proj; // [channels] rows of weight_pitch bytes
-    float4 *pair;  // [TILE][channels / 2] delta of two channels, delta x of both
-    float *xdb;    // [buffers][TILE][xdb_pitch]
-    bf16 *x, *z;   // [buffers][TILE][channels]; x becomes y
-};
-
-static size_t scan_bytes(int rank, int n_x, int buffers) {
-    return (size_t)SCAN_CHANNELS * weight_pitch(rank) + TILE * SCAN_CHANNELS * sizeof(float2) +
-           (size_t)buffers * TILE *
-               (xdb_pitch(n_x) * sizeof(float) + 2 * SCAN_CHANNELS * sizeof(bf16));
-}
-
-__device__ __forceinline__ scan_shared carve_scan(char *p, int rank, int n_x, int buffers) {
-    scan_shared s;
-    s.dt_proj = p, p += SCAN_CHANNELS * weight_pitch(rank);
-    s.pair = (float4 *)p, p += TILE * SCAN_CHANNELS * sizeof(float2);
-    s.xdb = (float *)p, p += buffers * TILE * xdb_pitch(n_x) * sizeof(float);
-    s.x = (bf16 *)p, p += buffers * TILE * SCAN_CHANNELS * sizeof(bf16);
-    s.z = (bf16 *)p;
-    return s;
-}
-
-// Where a warp's pair i of token r lies: rows' places differ, so that a column of rows, which is
-// what the matrix instruction leaves in eight lanes, does not fall into one bank.
-__device__ __forceinline__ int pair_at(int r, int i) {
-    return r * (SCAN_CHANNELS / 2) + (i ^ (r & 3) << 1);
-}
-
-// x, z and x_proj's sums of the n token rows from `at` on, zeros after them; asynchronous.
-template <bool Z>
-__device__ __forceinline__ void fetch_tile(const mamba_args &a, const scan_shared &s, int buffer,
-                                           int at, int n, int first) {
-    constexpr int A_ROW = SCAN_THREADS / TILE; // threads
-    static_assert(A_ROW * 8 == SCAN_CHANNELS, "a vector of x a thread");
-    const int r = threadIdx.x / A_ROW, t = threadIdx.x % A_ROW;
-    const size_t row = (size_t)at + (r < n ? r : 0);
-    const bool live = r < n && first + t * 8 < a.channels;
-    const size_t column = live ? first + t * 8 : 0;
-    const int to = (buffer * TILE + r) * SCAN_CHANNELS + t * 8;
-    copy_async(s.x + to, (const bf16 *)a.x + row * a.channels + column, live);
-    if (Z)
-        copy_async(s.z + to, (const bf16 *)a.xz + (row * 2 + 1) * a.channels + column, live);
-    float *xdb = s.xdb + (buffer * TILE + r) * xdb_pitch(a.n_x);
-    for (int v = t; v < a.n_x / 4; v += A_ROW)
-        copy_async(xdb + v * 4, a.xdb + row * a.n_x + v * 4, r < n);
-    copies_commit();
-}
-
-// delta and delta x of a tile for the warp's channels; past the n-th token 0, which changes no
-// state.
-__device__ __forceinline__ void make_pairs(const mamba_args &a, const scan_shared &s,
-                                           const float *xdb, const bf16 *x_tile, float4 *pair,
-                                           int n, float2 bias) {
-    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
-    delta_of_warp<2>(a, s.dt_proj + warp * 16 * weight_pitch(a.rank), xdb, xdb_pitch(a.n_x),
-                     [&](int r, int c, float v0, float v1) {
-                         *(float2 *)&pair[pair_at(r, c / 2)] = make_float2(v0, v1);
-                     });
-    __syncwarp();
-#pragma unroll
-    for (int r = lane / 8; r < TILE; r += 4) {
-        float4 &p = pair[pair_at(r, lane % 8)];
-        const float2 before = *(const float2 *)&p;
-        const uint32_t x = *(const uint32_t *)(x_tile + r * SCAN_CHANNELS + lane % 8 * 2);
-        const float d0 = r < n ? softplus(before.x + bias.x) : 0.f;
-        const float d1 = r < n ? softplus(before.y + bias.y) : 0.f;
-        p = make_float4(d0, d1, d0 * low_half(x), d1 * high_half(x));
-    }
-    __syncwarp();
-}
-
-// One token: two channels' states move on, their sums of h C are returned (not in a local pass).
-template <int PASS>
-__device__ __forceinline__ float2 scan_token(float (&h)[2][4], const float (&decay)[2][4],
-                                             const float4 &p, const float *bc) {
-    float b[4], c[4];
-    float2 y = {0, 0};
-    load<4>(bc, b);
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-        h[0][i] = exp2_fast(p.x * decay[0][i]) * h[0][i] + p.z * b[i];
-        h[1][i] = exp2_fast(p.y * decay[1][i]) * h[1][i] + p.w * b[i];
-    }
-    if (PASS != SCAN_LOCAL) {
-        load<4>(bc + SCAN_STATES, c);
-#pragma unroll
-        for (int i = 0; i < 4; i++)
-            y.x += h[0][i] * c[i], y.y += h[1][i] * c[i];
-    }
-    return y;
+// softplus as in util.cuh, but without a branch around either half of it.
+__device__ __forceinline__ float softplus_straight(float v) {
+    const float e = exp2_fast(v * LOG2E);
+    float both;
+    asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(both) : "f"(1.f + e));
+    both *= 0.69314718f;
+    const float series = e * (1.f - e * (0.5f - e * (1.f / 3 - e * 0.25f)));
+    asm("{.reg .pred p; setp.lt.f32 p, %1, 0f3D000000; selp.f32 %0, %2, %0, p;"
+        "setp.gt.f32 p, %3, 0f41A00000; selp.f32 %0, %3, %0, p;}"
+        : "+f"(both)
+        : "f"(e), "f"(series), "f"(v));
+    return both;
 }
 
 // Four values of each of four lanes to one sum a lane: lane q gets value q.
@@ -137,174 +74,336 @@ __device__ __forceinline__ float exchange4(const float (&v)[4], int q) {
     return (one ? keep1 : keep0) + __shfl_xor_sync(~0u, one ? keep0 : keep1, 1);
 }
 
-// carry [piece][N + 1][channels]: end state of a local scan (then: the state that the piece begins
-// with) and the sum of delta.
-template <class S, int PASS>
-__global__ void __launch_bounds__(SCAN_THREADS, SCAN_BLOCKS)
-    scan_kernel(mamba_args a, const span *spans, const piece *pieces, float *carry, int buffers) {
-    extern __shared__ __align__(16) char memory[];
-    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, q = lane & 3;
-    const int first = blockIdx.x * SCAN_CHANNELS, c = lane / 4 * 2; // of the warp's channels
-    const int mine = first + warp * 16, channel = mine + c;
-    const bool live = channel < a.channels; // channels are even in number
-    const piece p = pieces[blockIdx.y];
-    const span sp = spans[p.span];
-    const bool last = p.first + p.count == sp.first + sp.count;
-    if (PASS == SCAN_LOCAL && last)
-        return; // nothing follows from its end
-    const scan_shared s = carve_scan(memory, a.rank, a.n_x, buffers);
-    float *kept = carry + ((size_t)p.index * (SCAN_STATES + 1) + q * 4) * a.channels + channel;
-    S *state = (S *)a.state + ((size_t)sp.slot * a.channels + channel) * SCAN_STATES + q * 4;
+// One warp's pairs. Two channels' places are swapped by row, so that a column of rows, which is
+// what the matrix instruction leaves in eight lanes, does not fall into one bank.
+template <int C> struct pairs {
+    float4 *two; // [TILE][C / 2][8] delta of channels k and k + 1, delta x of both
+    float2 *odd; // [TILE][8] delta, delta x of the last if C is odd
 
-    stage_dt_proj(a, s.dt_proj, first, SCAN_CHANNELS);
-    fetch_tile<PASS != SCAN_LOCAL>(a, s, 0, p.first, min((int)TILE, p.count), first);
-    float decay[2][4] = {}, h[2][4] = {}, skip = 0;
-    float2 bias = {0, 0}, sum = {0, 0};
-    if (mine + lane % 8 * 2 < a.channels)
-        bias = *(const float2 *)(a.dt_bias + mine + lane % 8 * 2);
-    if (live) {
-        skip = a.skip[channel + (q & 1)];
+    __device__ __forceinline__ void put(int r, int quad, const float (&d)[C],
+                                        const float (&dx)[C]) const {
 #pragma unroll
-        for (int k = 0; k < 2; k++) {
-            load<4>(a.decay + (size_t)(channel + k) * SCAN_STATES + q * 4, decay[k]);
-            if (PASS == SCAN_WHOLE && !sp.fresh)
-                load<4>(state + k * SCAN_STATES, h[k]);
-            if (PASS == SCAN_FINAL) {
+        for (int k = 0; k + 1 < C; k += 2)
+            two[(r * (C / 2) + k / 2) * 8 + (quad ^ (r & 1))] =
+                make_float4(d[k], d[k + 1], dx[k], dx[k + 1]);
+        if (C % 2)
+            odd[r * 8 + quad] = make_float2(d[C - 1], dx[C - 1]);
+    }
+    __device__ __forceinline__ void get(int r, int quad, float (&d)[C], float (&dx)[C]) const {
 #pragma unroll
-                for (int i = 0; i < 4; i++)
-                    h[k][i] = kept[(size_t)i * a.channels + k];
-            }
+        for (int k = 0; k + 1 < C; k += 2) {
+            const float4 v = two[(r * (C / 2) + k / 2) * 8 + (quad ^ (r & 1))];
+            d[k] = v.x, d[k + 1] = v.y, dx[k] = v.z, dx[k + 1] = v.w;
+        }
+        if (C % 2) {
+            const float2 v = odd[r * 8 + quad];
+            d[C - 1] = v.x, dx[C - 1] = v.y;
         }
     }
-    for (int t = 0, buffer = 0; t < p.count; t += TILE) {
-        const int n = min((int)TILE, p.count - t), at = p.first + t, pitch = xdb_pitch(a.n_x);
+};
+
+// delta and delta x of a tile; past the n-th token 0, which changes no state. dt, w: this lane's
+// row of the tile's dt and of the warp's dt_proj.
+template <int C>
+__device__ __forceinline__ void make_pairs(const pairs<C> &to, const char *dt, const char *w,
+                                           const bf16 *x_tile, int pitch, int x_pitch, int rank,
+                                           int n, const float2 (&bias)[C]) {
+    const int lane = threadIdx.x & 31, g = lane >> 2, q = lane & 3;
+    float c[C][4];
+#pragma unroll
+    for (int k = 0; k < C; k++)
+        c[k][0] = c[k][2] = bias[k].x, c[k][1] = c[k][3] = bias[k].y;
+    for (int at = q * 16; at < rank * 2 + q * 16; at += 64) { // rows end in zeros
+        const uint4 lo = *(const uint4 *)(dt + at), hi = *(const uint4 *)(dt + 8 * pitch + at);
+#pragma unroll
+        for (int k = 0; k < C; k++) {
+            const uint4 b = *(const uint4 *)(w + k * 8 * pitch + at);
+            mma(c[k], lo.x, hi.x, lo.y, hi.y, b.x, b.y);
+            mma(c[k], lo.z, hi.z, lo.w, hi.w, b.z, b.w);
+        }
+    }
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        const int r = g + half * 8;
+        float d[2][C], dx[2][C];
+#pragma unroll
+        for (int k = 0; k < C; k++) {
+            const uint32_t x = *(const uint32_t *)(x_tile + r * x_pitch + k * 8 + 2 * q);
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                d[i][k] = softplus_straight(r < n ? c[k][half * 2 + i] : -1e30f);
+                dx[i][k] = d[i][k] * (i == 0 ? low_half(x) : high_half(x));
+            }
+        }
+        to.put(r, 2 * q, d[0], dx[0]);
+        to.put(r, 2 * q + 1, d[1], dx[1]);
+    }
+}
+
+// One piece of a prompt. Y: with outputs, from the true state; otherwise its end alone, from zero.
+// carry [piece][N + 1][channels]: such ends and the sums of delta. DT: vectors of dt a thread.
+template <class S, bool Y, int C, int DT>
+__device__ __forceinline__ void scan_piece(const mamba_args &a, const span &sp, const piece &p,
+                                           float *carry, char *memory) {
+    typedef scan_layout<C> L;
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, q = lane & 3, g = lane >> 2;
+    const int first = blockIdx.x * L::CHANNELS, mine = first + warp * 8 * C;
+    const int pitch = weight_pitch(a.rank);
+    const bool begins = p.index == sp.first_piece, ends = p.first + p.count == sp.first + sp.count;
+    char *w = memory, *dts = w + L::CHANNELS * pitch;
+    char *pair_memory = dts + 2 * TILE * pitch;
+    const pairs<C> pair = {(float4 *)(pair_memory + warp * L::PAIRS * 8),
+                           (float2 *)(pair_memory + warp * L::PAIRS * 8 + TILE * 8 * (C / 2) * 16)};
+    bf16 *xs = (bf16 *)(pair_memory + WARPS * L::PAIRS * 8), *zs = xs + 2 * TILE * L::PITCH;
+    float *bcs = (float *)(zs + 2 * TILE * L::PITCH);
+
+    stage_dt_proj(a, w, first, L::CHANNELS);
+    const int pad = (32 - a.rank % 32) % 32 / 8; // vectors of zeros behind each row
+    for (int i = threadIdx.x; i < (L::CHANNELS + 2 * TILE) * pad; i += THREADS)
+        *(uint4 *)(w + i / pad * pitch + a.rank * 2 + i % pad * 16) = make_uint4(0, 0, 0, 0);
+
+    // What a thread fetches of each tile: C vectors of x and z a row and warp, B and C, dt.
+    constexpr int VECTORS = (C + 1) / 2;
+    int row[VECTORS], to[VECTORS];
+    uint32_t from[VECTORS];
+#pragma unroll
+    for (int j = 0; j < VECTORS; j++) {
+        const int i = lane + 32 * j, r = i / C, v = i % C;
+        const bool live = r < TILE && mine + v * 8 < a.channels;
+        row[j] = live ? r : TILE;
+        from[j] = live ? (uint32_t)(p.first + r) * a.channels + mine + v * 8 : 0;
+        to[j] = (live ? r : 0) * L::PITCH + warp * 8 * C + v * 8;
+    }
+    auto fetch = [&](int buffer, int at, int n) {
+#pragma unroll
+        for (int j = 0; j < VECTORS; j++) {
+            const bool live = row[j] < n;
+            const uint32_t x = live ? from[j] : 0;
+            const uint32_t z = live ? x + (uint32_t)(at + row[j] + 1) * a.channels : 0;
+            if (C % 2 == 0 || lane + 32 * j < TILE * C) {
+                copy_async(xs + buffer * TILE * L::PITCH + to[j], (const bf16 *)a.x + x, live);
+                if (Y)
+                    copy_async(zs + buffer * TILE * L::PITCH + to[j], (const bf16 *)a.xz + z, live);
+            }
+            from[j] += TILE * a.channels;
+        }
+        const int r = threadIdx.x / 8, v = threadIdx.x % 8;
+        static_assert(THREADS == TILE * 8, "a vector of B and C a thread");
+        copy_async(bcs + (buffer * TILE + r) * 2 * STATES + v * 4,
+                   a.xdb + (uint32_t)(at + (r < n ? r : 0)) * a.n_x + a.rank + v * 4, r < n);
+        copies_commit();
+    };
+    const int dt_row = threadIdx.x / A_ROW, dt_at = threadIdx.x % A_ROW * 4;
+    float4 dt[DT];
+    auto dt_load = [&](int at, int n) { // no branch: the compiler would wait for it there
+        const float *line = a.xdb + (uint32_t)(at + (dt_row < n ? dt_row : 0)) * a.n_x;
+#pragma unroll
+        for (int j = 0; j < DT; j++)
+            dt[j] = *(const float4 *)(line + min(dt_at + j * A_ROW * 4, a.rank - 4));
+    };
+    auto dt_store = [&](int buffer) {
+#pragma unroll
+        for (int j = 0; j < DT; j++) {
+            const int v = dt_at + j * A_ROW * 4;
+            if (v < a.rank)
+                *(uint2 *)(dts + (buffer * TILE + dt_row) * pitch + v * 2) =
+                    make_uint2(pack_bf16(dt[j].x, dt[j].y), pack_bf16(dt[j].z, dt[j].w));
+        }
+    };
+    fetch(0, p.first, min((int)TILE, p.count));
+    dt_load(p.first, min((int)TILE, p.count));
+    dt_store(0);
+
+    float decay[C][4] = {}, h[C][4] = {}, skip[C] = {}, sum[C] = {};
+    float2 bias[C] = {};
+    const size_t carry_pitch = (size_t)(STATES + 1) * a.channels;
+#pragma unroll
+    for (int k = 0; k < C; k++) {
+        const int channel = mine + k * 8 + g;
+        if (mine + k * 8 >= a.channels)
+            continue;
+        skip[k] = a.skip[channel];
+        bias[k] = *(const float2 *)(a.dt_bias + mine + k * 8 + 2 * q);
+        load<4>(a.decay + (size_t)channel * STATES + q * 4, decay[k]);
+        if (Y && begins && !sp.fresh)
+            load<4>((S *)a.state + ((size_t)sp.slot * a.channels + channel) * STATES + q * 4, h[k]);
+        for (int j = sp.first_piece; Y && j < p.index; j++) {
+            const float *end = carry + j * carry_pitch + channel;
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+                h[k][i] = exp2_fast(end[(size_t)STATES * a.channels] * decay[k][i]) * h[k][i] +
+                          end[(size_t)(q * 4 + i) * a.channels];
+        }
+    }
+    for (int t = 0, buffer = 0; t < p.count; t += TILE, buffer ^= 1) {
+        const int n = min((int)TILE, p.count - t), at = p.first + t;
+        const bool more = t + TILE < p.count;
         copies_wait();
         __syncthreads(); // this tile is there, and nobody reads the other buffer any more
-        auto fetch_next = [&] {
-            if (t + TILE < p.count)
-                fetch_tile<PASS != SCAN_LOCAL>(a, s, buffer, at + TILE,
-                                               min((int)TILE, p.count - t - TILE), first);
-        };
-        const float *xdb = s.xdb + buffer * TILE * pitch;
-        bf16 *x_tile = s.x + buffer * TILE * SCAN_CHANNELS + warp * 16;
-        const bf16 *z_tile = s.z + buffer * TILE * SCAN_CHANNELS + warp * 16;
-        float4 *pair = s.pair + warp * 8;
-        buffer ^= buffers - 1;
-        if (buffers == 2)
-            fetch_next();
-        make_pairs(a, s, xdb, x_tile, pair, n, bias);
-        const float *bc = xdb + a.rank + q * 4;
-#pragma unroll 4
-        for (int r = 0; r < TILE; r += 2, bc += 2 * pitch) {
-            const float4 p0 = pair[pair_at(r, lane / 4)];
-            const float4 p1 = pair[pair_at(r + 1, lane / 4)];
-            const float2 y0 = scan_token<PASS>(h, decay, p0, bc);
-            const float2 y1 = scan_token<PASS>(h, decay, p1, bc + pitch);
-            if (PASS == SCAN_LOCAL) {
-                sum.x += p0.x + p1.x, sum.y += p0.y + p1.y;
-                continue;
+        if (more) {
+            fetch(buffer ^ 1, at + TILE, min((int)TILE, p.count - t - TILE));
+            dt_load(at + TILE, min((int)TILE, p.count - t - TILE));
+        }
+        bf16 *x_tile = xs + buffer * TILE * L::PITCH + warp * 8 * C;
+        const bf16 *z_tile = zs + buffer * TILE * L::PITCH + warp * 8 * C;
+        make_pairs<C>(pair, dts + (buffer * TILE + g) * pitch, w + (warp * 8 * C + g) * pitch,
+                      x_tile, pitch, L::PITCH, a.rank, n, bias);
+        __syncwarp();
+        const float *bc = bcs + buffer * TILE * 2 * STATES + q * 4;
+#pragma unroll 1
+        for (int r0 = 0; r0 < TILE; r0 += 4) {
+            float y[C][4];
+#pragma unroll
+            for (int j = 0; j < 4; j++) {
+                float d[C], dx[C], b[4], c[4];
+                pair.get(r0 + j, g, d, dx);
+                load<4>(bc + (r0 + j) * 2 * STATES, b);
+                if (Y)
+                    load<4>(bc + (r0 + j) * 2 * STATES + STATES, c);
+#pragma unroll
+                for (int k = 0; k < C; k++) {
+#pragma unroll
+                    for (int i = 0; i < 4; i++) {
+                        h[k][i] = exp2_fast(d[k] * decay[k][i]) * h[k][i] + dx[k] * b[i];
+                        if (Y)
+                            y[k][j] = i == 0 ? h[k][0] * c[0] : y[k][j] + h[k][i] * c[i];
+                    }
+                    if (!Y)
+                        sum[k] += d[k];
+                }
             }
-            const float v[4] = {y0.x, y0.y, y1.x, y1.y};
-            const float y = exchange4(v, q);
-            const int to = (r + (q >> 1)) * SCAN_CHANNELS + c + (q & 1);
-            const float x = to_float(x_tile[to]), z = to_float(z_tile[to]);
-            x_tile[to] = from_float<bf16>((y + skip * x) * silu(z));
+#pragma unroll
+            for (int k = 0; Y && k < C; k++) {
+                const int here = (r0 + q) * L::PITCH + k * 8 + g;
+                const float x = to_float(x_tile[here]), z = to_float(z_tile[here]);
+                x_tile[here] = from_float<bf16>((exchange4(y[k], q) + skip[k] * x) * silu(z));
+            }
         }
-        if (PASS != SCAN_LOCAL) {
-            __syncwarp();
-            const int r = lane / 2, part = lane % 2 * 8;
-            if (r < n && mine + part < a.channels)
-                *(uint4 *)((bf16 *)a.y + (size_t)(at + r) * a.channels + mine + part) =
-                    *(const uint4 *)(x_tile + r * SCAN_CHANNELS + part);
-        }
-        if (buffers == 1) {
-            __syncthreads(); // nobody reads the buffer any more
-            fetch_next();
+        if (more)
+            dt_store(buffer ^ 1);
+        __syncwarp();
+#pragma unroll
+        for (int j = 0; Y && j < VECTORS; j++) {
+            const int i = lane + 32 * j, r = i / C, v = i % C;
+            if (r < n && mine + v * 8 < a.channels)
+                *(uint4 *)((bf16 *)a.y + (size_t)(at + r) * a.channels + mine + v * 8) =
+                    *(const uint4 *)(x_tile + r * L::PITCH + v * 8);
         }
     }
-    if (!live)
-        return;
-    if (PASS == SCAN_LOCAL) {
 #pragma unroll
-        for (int i = 0; i < 4; i++)
-            *(float2 *)(kept + (size_t)i * a.channels) = make_float2(h[0][i], h[1][i]);
-        if (q == 0)
-            *(float2 *)(kept + (size_t)SCAN_STATES * a.channels) = sum;
-    } else if (last) {
-        store<4>(state, h[0]);
-        store<4>(state + SCAN_STATES, h[1]);
+    for (int k = 0; k < C; k++) {
+        const int channel = mine + k * 8 + g;
+        if (mine + k * 8 >= a.channels)
+            continue;
+        if (ends) {
+            store<4>((S *)a.state + ((size_t)sp.slot * a.channels + channel) * STATES + q * 4,
+                     h[k]);
+        } else if (!Y || begins) {
+            float *end = carry + p.index * carry_pitch + channel;
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+                end[(size_t)(q * 4 + i) * a.channels] = h[k][i];
+            if (q == 0)
+                end[(size_t)STATES * a.channels] = sum[k];
+        }
     }
 }
 
-// Chains the pieces of each span: a piece's end state becomes the state that it begins with.
-template <class S>
-__global__ void __launch_bounds__(SCAN_THREADS)
-    carry_kernel(mamba_args a, const span *spans, float *__restrict__ carry) {
-    constexpr int AHEAD = 8, N = SCAN_STATES;
-    const int channel = blockIdx.x * SCAN_THREADS + threadIdx.x, v = blockIdx.z;
-    if (channel >= a.channels)
-        return;
-    const span sp = spans[blockIdx.y];
-    const float decay = a.decay[(size_t)channel * N + v];
-    const size_t pitch = (size_t)(N + 1) * a.channels;
-    const S *state = (const S *)a.state + ((size_t)sp.slot * a.channels + channel) * N + v;
-    float *p = carry + (size_t)sp.first_piece * pitch + channel;
-    float h = sp.fresh ? 0.f : to_float(*state);
-    for (int k = 0; k < sp.n_pieces; k += AHEAD) {
-        float end[AHEAD], sum[AHEAD];
-#pragma unroll
-        for (int i = 0; i < AHEAD; i++) {
-            const float *at = p + (size_t)min(k + i, sp.n_pieces - 1) * pitch;
-            end[i] = at[(size_t)v * a.channels], sum[i] = at[(size_t)N * a.channels];
-        }
-#pragma unroll
-        for (int i = 0; i < AHEAD && k + i < sp.n_pieces; i++) {
-            p[(size_t)(k + i) * pitch + (size_t)v * a.channels] = h;
-            h = exp2_fast(sum[i] * decay) * h + end[i];
-        }
-    }
+template <class S, scan_pass PASS, int C, int DT, int BLOCKS>
+__global__ void __launch_bounds__(THREADS, BLOCKS)
+    scan_kernel(mamba_args a, const span *spans, const piece *pieces, float *carry) {
+    extern __shared__ __align__(16) char memory[];
+    dependents_start();
+    const piece p = pieces[blockIdx.y];
+    const span sp = spans[p.span];
+    dependency_wait();
+    if (PASS == SCAN_WHOLE || (p.index == sp.first_piece) == (PASS == SCAN_FIRST))
+        scan_piece<S, true, C, DT>(a, sp, p, carry, memory);
+    else if (PASS == SCAN_FIRST && p.first + p.count != sp.first + sp.count)
+        scan_piece<S, false, C, DT>(a, sp, p, carry, memory);
 }
+
+// ---- host side
 
 static bool fits(const device *d) {
     const ssm_geometry &g = d->g;
-    return d->weight_type == SSM_DTYPE_BF16 && d->arch >= 80 && g.d_state == SCAN_STATES &&
+    return d->weight_type == SSM_DTYPE_BF16 && d->arch >= 80 && g.d_state == STATES &&
            g.dt_rank % 8 == 0 && g.dt_rank <= 256 && g.d_inner % 8 == 0;
 }
 
-template <class S>
-static cudaError_t pass_over(device *d, int layer, const batch &b, scan_pass pass) {
-    if (!fits(d))
-        return mamba_scan_any(d, layer, b, pass);
-    const mamba_args a = mamba_arguments(d, layer, 1);
-    auto kernel = pass == SCAN_WHOLE   ? scan_kernel<S, SCAN_WHOLE>
-                  : pass == SCAN_LOCAL ? scan_kernel<S, SCAN_LOCAL>
-                                       : scan_kernel<S, SCAN_FINAL>;
-    const dim3 grid((unsigned)ceil_div(a.channels, SCAN_CHANNELS), (unsigned)b.n_pieces);
-    // A second buffer where it does not cost a block an SM.
-    const size_t most = (size_t)(228 / SCAN_BLOCKS - 1) << 10;
-    const int buffers = scan_bytes(a.rank, a.n_x, 2) <= most ? 2 : 1;
-    const size_t shared = scan_bytes(a.rank, a.n_x, buffers);
-    const cudaError_t rc =
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared);
-    return rc ? rc
-              : launch(d, kernel, grid, SCAN_THREADS, shared, false, a, b.spans, b.pieces, d->carry,
-                       buffers);
+// Blocks an SM, by registers and shared memory.
+static constexpr int blocks_a_sm(int c) {
+    return c == 5 ? 2 : c == 2 ? 3 : 4;
+}
+static int32_t blocks_of(const device *d, int c) {
+    return ceil_div(d->g.d_inner, WARPS * 8 * c);
 }
 
-template <class S> static cudaError_t scan_run(device *d, int layer, const batch &b) {
-    if (!b.split)
-        return pass_over<S>(d, layer, b, SCAN_WHOLE);
+// C. Whole prompts: 5 if that fills the card twice over every scheduler, else the one that fills
+// it. Pieces fill it by themselves.
+static int choose(const device *d, int32_t n_spans, bool split) {
+    const bool high_rank = d->g.dt_rank > 160; // dt and dt_proj take 5's room
+    if (split)
+        return d->g.d_inner >= 4096 && !high_rank ? 5 : 2;
+    const int32_t n = d->n_sms;
+    if (!high_rank && n_spans * blocks_of(d, 5) * 20 >= blocks_a_sm(5) * n * 17)
+        return 5;
+    return high_rank || n_spans * blocks_of(d, 2) * 5 >= blocks_a_sm(2) * n * 3 ? 2 : 1;
+}
+
+bool scan_grain(const device *d, int32_t n_spans, grain *out) {
+    if (d->g.kind == SSM_BLOCK_MAMBA2) {
+        *out = {d->g.n_heads, 2 * d->n_sms, d->n_sms, 64, 2};
+        return ssd_wgmma_fits(d);
+    }
+    if (d->g.d_state != STATES)
+        return false;
+    const int c = choose(d, n_spans, true);
+    const int32_t card = blocks_a_sm(c) * d->n_sms;
+    *out = {blocks_of(d, c), card, card / 4, TILE, 4};
+    return true;
+}
+
+template <class S, int C, int DT>
+static cudaError_t run(device *d, int layer, const batch &b, scan_pass pass) {
+    constexpr int BLOCKS = blocks_a_sm(C);
     const mamba_args a = mamba_arguments(d, layer, 1);
-    const dim3 grid((unsigned)ceil_div(a.channels, SCAN_THREADS), (unsigned)b.n_spans, SCAN_STATES);
-    cudaError_t rc = pass_over<S>(d, layer, b, SCAN_LOCAL);
-    if (rc == cudaSuccess)
-        rc = launch(d, carry_kernel<S>, grid, SCAN_THREADS, 0, false, a, b.spans, d->carry);
-    return rc ? rc : pass_over<S>(d, layer, b, SCAN_FINAL);
+    auto kernel = scan_kernel<S, SCAN_WHOLE, C, DT, BLOCKS>;
+    if constexpr (C > 1) {
+        kernel = pass == SCAN_FIRST   ? scan_kernel<S, SCAN_FIRST, C, DT, BLOCKS>
+                 : pass == SCAN_FINAL ? scan_kernel<S, SCAN_FINAL, C, DT, BLOCKS>
+                                      : kernel;
+    }
+    const dim3 grid((unsigned)blocks_of(d, C), (unsigned)b.n_pieces);
+    const size_t shared = scan_layout<C>::bytes(a.rank);
+    const cudaError_t rc =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared);
+    return rc ? rc : launch(d, kernel, grid, THREADS, shared, true, a, b.spans, b.pieces, d->carry);
+}
+
+template <class S>
+static cudaError_t scan_run(device *d, int layer, const batch &b, scan_pass pass) {
+    if (!fits(d))
+        return mamba_scan_any(d, layer, b, pass);
+    const int rank = d->g.dt_rank;
+    switch (choose(d, b.n_spans, b.split)) {
+    case 5:
+        return run<S, 5, 5>(d, layer, b, pass);
+    case 2:
+        return rank <= 160 ? run<S, 2, 5>(d, layer, b, pass) : run<S, 2, 8>(d, layer, b, pass);
+    default:
+        return rank <= 64 ? run<S, 1, 2>(d, layer, b, pass) : run<S, 1, 5>(d, layer, b, pass);
+    }
 }
 
 cudaError_t mamba_scan(device *d, int layer, const batch &b) {
-    return with_state_type(d->state_type,
-                           [&](auto s) { return scan_run<decltype(s)>(d, layer, b); });
+    return with_state_type(d->state_type, [&](auto s) {
+        typedef decltype(s) S;
+        if (!b.split)
+            return scan_run<S>(d, layer, b, SCAN_WHOLE);
+        const cudaError_t rc = scan_run<S>(d, layer, b, SCAN_FIRST);
+        return rc ? rc : scan_run<S>(d, layer, b, SCAN_FINAL);
+    });
 }
 
 } // namespace ssm

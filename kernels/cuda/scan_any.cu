@@ -7,32 +7,29 @@ namespace ssm {
 
 enum { SCAN_THREADS = 128 };
 
-// carry [piece][N + 1][channels]: end state of a local scan (then: the state that the piece begins
-// with) and the sum of delta.
-template <class T, class S, int N, int PASS>
-__global__ void __launch_bounds__(SCAN_THREADS)
-    scan_plain_kernel(mamba_args a, const span *spans, const piece *pieces, float *carry) {
-    extern __shared__ __align__(16) float shared[];
+// One piece of a prompt. Y: with outputs, from the true state; otherwise its end alone, from zero.
+// carry [piece][N + 1][channels]: such ends and the sums of delta.
+template <class T, class S, int N, bool Y>
+__device__ __forceinline__ void scan_piece(const mamba_args &a, const span &sp, const piece &p,
+                                           float *carry, float *shared) {
     const int first = blockIdx.x * SCAN_THREADS, channel = first + threadIdx.x;
-    const bool live = channel < a.channels;
-    const piece p = pieces[blockIdx.y];
-    const span sp = spans[p.span];
+    const bool live = channel < a.channels, begins = p.index == sp.first_piece;
+    const size_t pitch = (size_t)(N + 1) * a.channels;
     const shared_tile s = carve(shared, a.rank, N, 0);
-    float *mine = carry + (size_t)p.index * (N + 1) * a.channels + channel;
     S *state = (S *)a.state + ((size_t)sp.slot * a.channels + channel) * N;
 
-    float decay[N], h[N], skip = 0, bias = 0, sum = 0;
-#pragma unroll
-    for (int i = 0; i < N; i++)
-        h[i] = 0, decay[i] = 0;
+    float decay[N] = {}, h[N] = {}, skip = 0, bias = 0, sum = 0;
     if (live) {
         load<N>(a.decay + (size_t)channel * N, decay);
         skip = a.skip[channel], bias = a.dt_bias[channel];
-        if (PASS == SCAN_WHOLE && !sp.fresh)
+        if (Y && begins && !sp.fresh)
             load<N>(state, h);
-        if (PASS == SCAN_FINAL) {
+        for (int k = sp.first_piece; Y && k < p.index; k++) {
+            const float *end = carry + k * pitch + channel;
+#pragma unroll
             for (int i = 0; i < N; i++)
-                h[i] = mine[(size_t)i * a.channels];
+                h[i] = exp2_fast(end[(size_t)N * a.channels] * decay[i]) * h[i] +
+                       end[(size_t)i * a.channels];
         }
     }
     for (int t = 0; t < p.count; t += TILE) {
@@ -53,28 +50,41 @@ __global__ void __launch_bounds__(SCAN_THREADS)
             const float *bc = s.bc + r * 2 * N;
             const float input = delta * x;
             float y = skip * x;
-            if (PASS == SCAN_LOCAL)
+            if (!Y)
                 sum += delta;
 #pragma unroll
             for (int i = 0; i < N; i++) {
                 h[i] = exp2_fast(delta * decay[i]) * h[i] + input * bc[i];
-                if (PASS != SCAN_LOCAL)
+                if (Y)
                     y += h[i] * bc[N + i];
             }
-            if (PASS != SCAN_LOCAL)
+            if (Y)
                 y_at[(size_t)r * a.channels] =
                     from_float<T>(y * silu(to_float(z_at[(size_t)r * 2 * a.channels])));
         }
     }
     if (!live)
         return;
-    if (PASS == SCAN_LOCAL) {
-        for (int i = 0; i < N; i++)
-            mine[(size_t)i * a.channels] = h[i];
-        mine[(size_t)N * a.channels] = sum;
-    } else if (PASS == SCAN_WHOLE || p.first + p.count == sp.first + sp.count) {
+    if (p.first + p.count == sp.first + sp.count) {
         store<N>(state, h);
+    } else if (!Y || begins) {
+        float *end = carry + p.index * pitch + channel;
+        for (int i = 0; i < N; i++)
+            end[(size_t)i * a.channels] = h[i];
+        end[(size_t)N * a.channels] = sum;
     }
+}
+
+template <class T, class S, int N, scan_pass PASS>
+__global__ void __launch_bounds__(SCAN_THREADS)
+    scan_plain_kernel(mamba_args a, const span *spans, const piece *pieces, float *carry) {
+    extern __shared__ __align__(16) float shared[];
+    const piece p = pieces[blockIdx.y];
+    const span sp = spans[p.span];
+    if (PASS == SCAN_WHOLE || (p.index == sp.first_piece) == (PASS == SCAN_FIRST))
+        scan_piece<T, S, N, true>(a, sp, p, carry, shared);
+    else if (PASS == SCAN_FIRST && p.first + p.count != sp.first + sp.count)
+        scan_piece<T, S, N, false>(a, sp, p, carry, shared);
 }
 
 // Any number of states: the states stay in memory. One pass over whole spans.
@@ -122,7 +132,7 @@ static cudaError_t run(device *d, int layer, const batch &b, scan_pass pass) {
         return launch(d, scan_any_kernel<T, S>, dim3(blocks, (unsigned)b.n_spans), SCAN_THREADS,
                       shared, false, a, b.spans);
     auto kernel = pass == SCAN_WHOLE   ? scan_plain_kernel<T, S, 16, SCAN_WHOLE>
-                  : pass == SCAN_LOCAL ? scan_plain_kernel<T, S, 16, SCAN_LOCAL>
+                  : pass == SCAN_FIRST ? scan_plain_kernel<T, S, 16, SCAN_FIRST>
                                        : scan_plain_kernel<T, S, 16, SCAN_FINAL>;
     return launch(d, kernel, dim3(blocks, (unsigned)b.n_pieces), SCAN_THREADS, shared, false, a,
                   b.spans, b.pieces, d->carry);

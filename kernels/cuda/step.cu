@@ -160,16 +160,6 @@ static int decode_step(device *d, const ssm_plan *plan, const graph *g, ssm_erro
 
 // ---- mixed steps
 
-// Tokens of a scan's piece: the whole span if there are enough sequences to fill the card.
-static int32_t piece_length(const device *d, int32_t n_spans, int32_t tokens) {
-    const int64_t blocks = ceil_div(d->g.d_inner, 64), card = 5 * d->n_sms; // scan.cu
-    const int64_t most = card * 2 / 5;
-    if (d->g.kind != SSM_BLOCK_MAMBA || d->g.d_state != 16 || n_spans * blocks >= most)
-        return INT32_MAX;
-    const int64_t length = ceil_div(tokens * blocks, card);
-    return ceil_div(length < 32 ? 32 : length, 16) * 16;
-}
-
 static int32_t cut(piece *out, int32_t at, const span *s, int32_t index, int32_t length) {
     int32_t n = 0;
     for (int32_t done = 0; done < s->count; n++) {
@@ -182,19 +172,21 @@ static int32_t cut(piece *out, int32_t at, const span *s, int32_t index, int32_t
 }
 
 static bool fill_spans(device *d, const ssm_plan *plan, block *block, batch *b) {
-    int32_t n_rows = 0, n_spans = 0, prefill = 0;
+    int32_t n_rows = 0, n_spans = 0, prefill = 0, longest = 0;
     for (int32_t i = 0; i < plan->n_segments; i++) {
-        const bool one = plan->segments[i].count == 1;
+        const int32_t count = plan->segments[i].count;
+        const bool one = count == 1;
         n_rows += one;
         n_spans += !one;
-        prefill += one ? 0 : plan->segments[i].count;
+        prefill += one ? 0 : count;
+        longest = count > longest ? count : longest;
     }
     row *rows = reserve(block, (size_t)n_rows, &b->rows);
     span *spans = reserve(block, (size_t)n_spans, &b->spans);
     if (!rows || !spans)
         return false;
-    const int32_t length =
-        is_lti(d) ? lti_plan_spans(d, n_spans, prefill, b) : piece_length(d, n_spans, prefill);
+    const int32_t length = is_lti(d) ? lti_plan_spans(d, n_spans, prefill, b)
+                                     : piece_length(d, n_spans, prefill, longest);
     for (int32_t i = 0; i < plan->n_segments; i++) {
         const ssm_segment *s = &plan->segments[i];
         if (s->count == 1) {

@@ -292,6 +292,65 @@ START_TEST(many_rows_twice_are_the_same_bits) {
 }
 END_TEST
 
+// Prompts long enough to be cut into pieces, many enough not to be, each twice from where it stood:
+// near the reference, and the same bits when all is done again.
+static int32_t long_plan(int32_t vocab, int which, bool fresh, int32_t *tokens,
+                         ssm_segment *segments) {
+    static const int32_t lengths[4][8] = {{700}, {65, 300, 1, 2}, {3, 63, 500, 129}, {0}};
+    int32_t at = 0, n = 0;
+    for (; n < SLOTS; n++) {
+        const int32_t count = which < 3 ? lengths[which][n] : n < 36 ? 18 + n % 2 : 0;
+        if (count == 0)
+            break;
+        segments[n] = (ssm_segment){n, at, count, fresh, SSM_WANT_LAST};
+        for (int32_t k = 0; k < count; k++, at++)
+            tokens[at] = (at * 31 + which * 17 + fresh) % vocab;
+    }
+    return n;
+}
+
+START_TEST(long_prompts_agree_with_the_reference) {
+    const small_shape *all[] = {&shapes[0], &shapes[3], &shapes[4], &shapes[5],
+                                &shapes[6], &wide[0],   &wide[1]};
+    pair p = {.tolerance = 2.5e-2};
+    small_model_create(&p.model, all[_i], SSM_DTYPE_BF16, 41);
+    snprintf(p.what, sizeof p.what, "%s, long", all[_i]->name);
+    rig_open(&p.cuda, "cuda", &p.model.weights, SSM_DTYPE_BF16, SSM_DTYPE_F32);
+    rig_open(&p.reference, "reference", &p.model.weights, SSM_DTYPE_BF16, SSM_DTYPE_F32);
+    int32_t tokens[TOKENS];
+    ssm_segment segments[SLOTS];
+    float *first[SLOTS];
+    for (int which = 0; which < 4; which++) {
+        for (int round = 0; round < 4; round++) { // from nothing, going on; again
+            const int32_t n = long_plan(p.cuda.vocab, which, round % 2 == 0, tokens, segments);
+            rig_step(&p.cuda, tokens, segments, n);
+            if (round < 2)
+                rig_step(&p.reference, tokens, segments, n);
+            for (int32_t i = 0; i < n; i += 1 + n / 8) {
+                float *state = rig_state(&p.cuda, i);
+                if (round == 1) {
+                    first[i] = rig_state(&p.cuda, i);
+                } else if (round == 3) {
+                    ck_assert_msg(memcmp(state, first[i], p.cuda.state_floats * sizeof *state) == 0,
+                                  "%s: plan %d, prompt %d differs from run to run", p.what, which,
+                                  i);
+                    free(first[i]);
+                }
+                if (round >= 2) {
+                    free(state);
+                    continue;
+                }
+                compare(&p, state, rig_state(&p.reference, i), p.cuda.state_floats, "a state");
+                compare(&p, rig_logits(&p.cuda, i), rig_logits(&p.reference, i),
+                        (size_t)p.cuda.vocab, "logits");
+            }
+        }
+    }
+    printf("%-44s worst %.1e of %.1e\n", p.what, p.worst, p.tolerance);
+    pair_close(&p);
+}
+END_TEST
+
 // ---- without an oracle
 
 // Feeds a prompt to a slot in pieces; returns its last logits.
@@ -825,6 +884,7 @@ int main(int argc, char **argv) {
     tcase_add_loop_test(tc, random_plans_agree_with_the_reference, 0, N_SHAPES * N_FORMATS);
     tcase_add_loop_test(tc, many_rows_agree_with_the_reference, 0, 2 * N_WIDE);
     tcase_add_loop_test(tc, many_rows_twice_are_the_same_bits, 0, N_WIDE);
+    tcase_add_loop_test(tc, long_prompts_agree_with_the_reference, 0, 7);
     tcase_add_loop_test(tc, whole_chunked_and_token_by_token_agree, 0, N_SHAPES);
     tcase_add_loop_test(tc, a_row_does_not_see_its_neighbours, 0, N_SHAPES);
     tcase_add_loop_test(tc, poison_stays_where_it_is, 0, N_SHAPES);
