@@ -26,8 +26,18 @@
 //     phase (advance.cu; predicted 8.5
 //     at b512)
 //
-// Prefill, 2.8b, 1 / 8 prompts of 2,048: 33 / 220 ms, then 30 / 190 with two channels a lane and
-// five blocks an SM (scan.cu; predicted 24 / 150). 9 to 64 rows: medium.cu.
+// Prompts of 2,048, one / eight, ms:        130m          2.8b         mamba2-130m   2.7b
+//   official code                           13.3 / 19.6   36.8 / 234      - / 27.2      - / 207
+//   scans in tiles (scan.cu, ssd.cu)         3.3 / 19.5   33 / 220
+//   + two channels a lane                    3.1 / 17.9   30 / 184       7.2 / 16.8   34.4 / 184
+//   + lanes of C channels, Mamba-2 by        2.75 / 12.9                 2.20 / 10.8
+//     wgmma and in pieces, norms a warp a
+//     row, convolution and tails in one
+// 9 to 64 rows: medium.cu.
+//
+// A traced layer of the step before the last, us: 2.8b 8 x 2,048: in_proj 1,038 (827 TFLOP/s), scan
+// 996, out_proj 555 (774), convolution 134, norm 73, x_proj 53; one prompt: 132, 206 in three
+// launches, 71, 18, 10, 12, and 16 between kernels. The products are at the card's ceiling.
 //
 // Read out of it: PDL gave half of what was predicted, since a skinny kernel holds 64 to 80 KB an
 // SM in registers before its wait, not the 150 KB that a ring of bulk copies could. The advance was
@@ -39,9 +49,9 @@
 // during out_proj): -2% to +5% at 2.8b, +2% to +6% at 130m; three or four blocks an SM for in_proj
 // (+3% to +10%); 16 and 8 rows of states ahead instead of 4 in the advance (+-2%).
 //
-// Open: the advance takes 58 us of its 47; scans 110 us a layer for 2,048 tokens, the exponential
-// unit 56: shared memory's reads bind (78% of its cycles); no ring of bulk copies at b1, no replay
-// for Mamba-2, no graphs for mixed steps.
+// Open: the advance takes 58 us of its 47; scans 95 us a layer for 2,048 tokens of eight prompts,
+// the exponential unit 56 (latencies with two warps a scheduler); no ring of bulk copies at b1, no
+// replay for Mamba-2, no graphs for mixed steps.
 //
 // Failure: CUDA reports an error of a kernel at some later call. Whichever call sees it remembers
 // it (device.failed) and gives SSM_EDEVICE, as does every call after; waiting calls return too,

@@ -14,19 +14,21 @@
 // clock and SM: 56 us a layer for 2,048 tokens of 5,120 channels on an H200. Instructions come
 // next, bytes, at 8 a token and channel, are far below.
 //
-// C: many channels a lane read less and compute more between two waits, few give more warps. The
-// card wants 128 blocks an SM's worth of d_inner: see choose().
+// C: many channels a lane read less and compute more between two waits, few give more warps: 5 for
+// large models, 2 or 1 where those would leave schedulers empty (choose). Read by ncu at C 5: the
+// special unit is busy 59% of the cycles, instructions are issued in 62%, with two warps a
+// scheduler.
 //
 // Ladder, us a layer on an H200, 2.8b 8 / 1 prompts of 2,048, 130m 8 / 1:
-//   a channel and 8 states a lane, 2 blocks an SM        142 * 8 / 249
+//   a channel and 8 states a lane, 2 blocks an SM        1136 / 249
 //   two channels, 4 states, five blocks an SM            875 / 209      432 / 68
 //   + C channels by the products' layout, one pass over  888 / 228      414 / 70
 //     delta (C 5; 130m C 2)
 //   + softplus without branches: 20 of them had run one  782 / 187      374 / 67
 //     after the other
 //   + addresses once a piece                             767 / 182
-//   + dt's loads without branches: the compiler waited   @@
-//     for each where it stood (22% of samples at C 1)
+//   + dt's loads without branches: the compiler waited   762 / 190      323 / 63
+//     for each where it stood; 130m in eight at C 1 (H100)
 // Tried and dropped: a share of the exponentials by a polynomial on the FMA pipe, -2% in pieces
 // alone, +2% in whole scans (instructions bind as much); the gate of four tokens one round later,
 // +3% at C 5; eight or 16 tokens unrolled, +2% and +15% (instruction cache).

@@ -866,8 +866,9 @@ int main(int argc, char **argv) {
     }
     setvbuf(stdout, NULL, _IOLBF, 0);
     Suite *suite = suite_create("cuda");
-    TCase *tc = tcase_create("device");
+    TCase *tc = tcase_create("device"), *prompts = tcase_create("prompts");
     tcase_set_timeout(tc, 0);
+    tcase_set_timeout(prompts, 0);
     if (argc > 1 && strcmp(argv[1], "race") == 0) { // racecheck: hundreds of times slower
         tcase_add_loop_test(tc, poison_stays_where_it_is, 0, 1);
         tcase_add_loop_test(tc, poison_stays_where_it_is, 5, 6);
@@ -884,7 +885,6 @@ int main(int argc, char **argv) {
     tcase_add_loop_test(tc, random_plans_agree_with_the_reference, 0, N_SHAPES * N_FORMATS);
     tcase_add_loop_test(tc, many_rows_agree_with_the_reference, 0, 2 * N_WIDE);
     tcase_add_loop_test(tc, many_rows_twice_are_the_same_bits, 0, N_WIDE);
-    tcase_add_loop_test(tc, long_prompts_agree_with_the_reference, 0, 7);
     tcase_add_loop_test(tc, whole_chunked_and_token_by_token_agree, 0, N_SHAPES);
     tcase_add_loop_test(tc, a_row_does_not_see_its_neighbours, 0, N_SHAPES);
     tcase_add_loop_test(tc, poison_stays_where_it_is, 0, N_SHAPES);
@@ -893,8 +893,10 @@ int main(int argc, char **argv) {
     tcase_add_loop_test(tc, draws_are_the_reference_samplers, 0, 4);
     tcase_add_loop_test(tc, running_ahead_draws_the_same, 0, N_SHAPES);
     tcase_add_test(tc, too_many_sessions_say_how_many_would_fit);
+    tcase_add_loop_test(prompts, long_prompts_agree_with_the_reference, 0, 7);
 run:
     suite_add_tcase(suite, tc);
+    suite_add_tcase(suite, prompts);
     SRunner *sr = srunner_create(suite);
     srunner_set_fork_status(sr, CK_NOFORK);
     srunner_run_all(sr, CK_NORMAL);
