@@ -28,7 +28,8 @@ struct alignas(16) row {
 // A run of tokens of one sequence: prefill. A span is a segment, a piece of it is one block's work.
 struct alignas(16) span {
     int32_t slot, first, count, ring;
-    int32_t fresh, first_piece, n_pieces, unused;
+    int32_t fresh, first_piece, n_pieces;
+    int32_t held; // entries of the slot that its base is still without (replay.cu)
 };
 
 struct alignas(16) piece {
@@ -37,6 +38,7 @@ struct alignas(16) piece {
 };
 
 enum { MAX_CONV = 8 }; // widest convolution
+enum { REPLAY_EVERY = 16, REPLAY_HELD = REPLAY_EVERY - 1, REPLAY_MOST_STARTS = 2048 };
 
 // A scan's launches (pieces.cu): all pieces whole; or first pieces whole and other pieces' ends,
 // then all other pieces.
@@ -49,13 +51,16 @@ struct batch {
     int32_t n;             // token rows, rounded up to a bucket: buffers have room for them
     const int32_t *tokens; // [n] id, or -1 - slot: what was drawn last for that slot
     int32_t n_rows;
-    const row *rows; // [n_rows]
+    const row *rows;       // [n_rows]
+    const int32_t *held;   // [n_rows] entries of the row's slot | 256 if they go into its base
+    const int32_t *starts; // [replay_starts] where each warp begins: see replay.cu
     int32_t n_spans;
     const span *spans; // [n_spans]
     int32_t n_tiles;
     const piece *tiles; // convolution: at most CONV_TILE tokens each
     int32_t n_pieces;
     const piece *pieces;         // scan
+    bool fold;                   // some span's slot holds entries
     bool split;                  // some span has several pieces: two launches
     int32_t n_logits;            // rounded up
     const int32_t *logit_tokens; // [n_logits] token row of each logits row; NULL: the same
@@ -94,6 +99,11 @@ struct layer_weights { // T: the projections' type; the rest fp32
     lti_weights lti;
 };
 
+struct replay_slot {
+    int32_t held;  // tokens that the base is still without
+    int32_t phase; // tokens of the sequence, modulo REPLAY_EVERY; 0 where a state was written
+};
+
 enum product_kind { PRODUCT_IN, PRODUCT_X, PRODUCT_OUT, PRODUCT_HEAD, PRODUCT_KINDS };
 
 struct lt_plan; // product.cu: cuBLASLt descriptors and algorithms by kind and bucket
@@ -122,6 +132,10 @@ struct device {
     void *state;      // S [layer][slot][d_inner][N]
     int32_t *drawn;   // [slot]
     int32_t *ring_at; // host [slot]
+
+    bool replays;                          // states are written every 16 tokens: see replay.cu
+    void *replay_x, *replay_b, *replay_dt; // [layer][slot][...] what they are still without
+    struct replay_slot *held;              // host [slot]
 
     // activations, [token row][...]
     float *residual;  // [d_model]
@@ -253,6 +267,8 @@ cudaError_t conv(device *d, int layer, const batch &b);
 cudaError_t mamba_advance(device *d, int layer, const batch &b, int32_t n_split);
 cudaError_t mamba_advance_few(device *d, int layer, const batch &b, int32_t n_split);
 cudaError_t mamba_scan(device *d, int layer, const batch &b);
+bool replay_fits(const device *d);
+cudaError_t replay_advance(device *d, int layer, const batch &b, bool fold_norm);
 cudaError_t mamba2_advance(device *d, int layer, const batch &b, bool fold_norm);
 cudaError_t mamba2_scan(device *d, int layer, const batch &b);
 
@@ -282,6 +298,16 @@ int32_t medium_tiles(const device *d);          // of out_proj, at most; 0: neve
 cudaError_t medium_in(device *d, int layer, const batch &b);
 cudaError_t medium_x(device *d, int layer, const batch &b);
 cudaError_t medium_out(device *d, int layer, const batch &b);
+
+// replay.cu, replay_fold.cu: Mamba-2 states that are written every 16 tokens
+struct replay_sizes {
+    size_t x, b, dt; // bytes of one slot in one layer
+};
+replay_sizes replay_bytes(const device *d);
+size_t replay_starts(const device *d);
+void replay_plan(const device *d, const int32_t *held, int32_t n, int32_t *starts);
+cudaError_t replay_fold(device *d, int layer, const batch &b); // the spans' slots, in place
+cudaError_t replay_read(device *d, int layer, int32_t slot, float *out);
 
 // ---- shared helpers
 

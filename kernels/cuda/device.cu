@@ -25,6 +25,8 @@
 //   + states under way through every     0.30     2.27     3.8       9.4        31.4
 //     phase (advance.cu; predicted 8.5
 //     at b512)
+//   + Mamba-2 states written every 16                                           17.6
+//     tokens (replay.cu; predicted 17)
 //
 // Prompts of 2,048, one / eight, ms:        130m          2.8b         mamba2-130m   2.7b
 //   official code                           13.3 / 19.6   36.8 / 234      - / 27.2      - / 207
@@ -51,7 +53,7 @@
 //
 // Open: the advance takes 58 us of its 47; scans 95 us a layer for 2,048 tokens of eight prompts,
 // the exponential unit 56 (latencies with two warps a scheduler); no ring of bulk copies at b1, no
-// replay for Mamba-2, no graphs for mixed steps.
+// graphs for mixed steps.
 //
 // Failure: CUDA reports an error of a kernel at some later call. Whichever call sees it remembers
 // it (device.failed) and gives SSM_EDEVICE, as does every call after; waiting calls return too,
@@ -149,7 +151,8 @@ static size_t slot_bytes(const device *d) {
     const ssm_geometry *g = &d->g;
     const size_t ring = (size_t)g->conv_dim * (g->d_conv - 1) * type_bytes(d->ring_type);
     const size_t state = (size_t)g->d_inner * g->d_state * type_bytes(d->state_type);
-    return g->n_layers * (ring + state);
+    const replay_sizes replay = d->replays ? replay_bytes(d) : replay_sizes();
+    return g->n_layers * (ring + state + replay.x + replay.b + replay.dt);
 }
 
 static size_t carry_bytes(const device *d) {
@@ -215,6 +218,7 @@ static int32_t slots_that_fit(device *d, size_t free_bytes) {
 static int allocate(device *d, ssm_error *err) {
     size_t free_bytes = 0, total = 0;
     SSM_CUDA(d, cudaMemGetInfo(&free_bytes, &total), err);
+    d->replays = replay_fits(d);
     d->slot_bytes = slot_bytes(d);
     d->max_tokens = d->options.max_tokens > 0 ? d->options.max_tokens : DEFAULT_TOKENS;
     const int32_t fit = slots_that_fit(d, free_bytes);
@@ -233,7 +237,8 @@ static int allocate(device *d, ssm_error *err) {
         SSM_CUDA(d, cudaMemsetAsync(*list[i].at, 0, list[i].bytes, d->stream), err);
     }
     d->ring_at = (int32_t *)calloc((size_t)d->n_slots, sizeof *d->ring_at);
-    if (!d->ring_at)
+    d->held = (replay_slot *)calloc((size_t)d->n_slots, sizeof *d->held);
+    if (!d->ring_at || !d->held)
         return ssm_error_set(err, SSM_ENOMEM, NULL, "no memory for the slots");
     return slots_alloc(d, err);
 }
@@ -256,6 +261,7 @@ static void close_device(ssm_device *dev) {
     if (d->stream)
         cudaStreamDestroy(d->stream);
     free(d->ring_at);
+    free(d->held);
     free(d);
 }
 

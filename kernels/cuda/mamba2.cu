@@ -172,6 +172,8 @@ static mamba2_args arguments(const device *d, int layer, bool fold_norm) {
 }
 
 cudaError_t mamba2_advance(device *d, int layer, const batch &b, bool fold_norm) {
+    if (d->replays)
+        return replay_advance(d, layer, b, fold_norm);
     const ssm_geometry &g = d->g;
     const mamba2_args a = arguments(d, layer, fold_norm);
     const bool vectors = g.conv_dim % 8 == 0 && g.d_inner % 8 == 0;
@@ -193,6 +195,11 @@ cudaError_t mamba2_advance(device *d, int layer, const batch &b, bool fold_norm)
 }
 
 cudaError_t mamba2_scan(device *d, int layer, const batch &b) {
+    if (b.fold) {
+        const cudaError_t rc = replay_fold(d, layer, b);
+        if (rc != cudaSuccess)
+            return rc;
+    }
     if (ssd_fits(d))
         return ssd_wgmma_fits(d) ? ssd_wgmma_scan(d, layer, b) : ssd_scan(d, layer, b);
     const mamba2_args a = arguments(d, layer, false);

@@ -64,9 +64,16 @@ int slots_copy(ssm_device *dev, const int32_t *src, const int32_t *dst, int32_t 
         for (int k = 0; k < count; k++) {
             p.src[k] = src[i + k], p.dst[k] = dst[i + k];
             d->ring_at[dst[i + k]] = d->ring_at[src[i + k]];
+            d->held[dst[i + k]] = d->held[src[i + k]];
         }
         SSM_CUDA(d, copy_array(d, d->ring, ring_bytes(d), p, count), err);
         SSM_CUDA(d, copy_array(d, d->state, state_bytes(d), p, count), err);
+        if (d->replays) {
+            const replay_sizes each = replay_bytes(d);
+            SSM_CUDA(d, copy_array(d, d->replay_x, each.x, p, count), err);
+            SSM_CUDA(d, copy_array(d, d->replay_b, each.b, p, count), err);
+            SSM_CUDA(d, copy_array(d, d->replay_dt, each.dt, p, count), err);
+        }
         SSM_CUDA(d, launch(d, copy_drawn_kernel, dim3(1), COPY_PAIRS, 0, false, d->drawn, p, count),
                  err);
     }
@@ -104,6 +111,15 @@ __global__ void state_kernel(S *state, float *canonical, size_t n, size_t layer_
         *out = to_float(*at);
 }
 
+static cudaError_t read_replayed(device *d, int32_t slot) {
+    const size_t each = (size_t)d->g.d_inner * d->g.d_state;
+    float *out = d->canonical + ssm_state_conv_floats(&d->g);
+    cudaError_t rc = cudaSuccess;
+    for (int i = 0; i < d->g.n_layers && rc == cudaSuccess; i++)
+        rc = replay_read(d, i, slot, out + i * each);
+    return rc;
+}
+
 template <bool WRITE> static cudaError_t convert_slot(device *d, int32_t slot) {
     const ssm_geometry &g = d->g;
     const int kept = g.d_conv - 1;
@@ -117,6 +133,8 @@ template <bool WRITE> static cudaError_t convert_slot(device *d, int32_t slot) {
     });
     if (rc != cudaSuccess)
         return rc;
+    if (!WRITE && d->held[slot].held > 0)
+        return read_replayed(d, slot);
     return with_state_type(d->state_type, [&](auto s) {
         typedef decltype(s) S;
         const size_t each = (size_t)g.d_inner * g.d_state;
@@ -146,6 +164,7 @@ int slot_write(ssm_device *dev, int32_t slot, const float *state, ssm_error *err
     device *d = (device *)dev;
     SSM_TRY(device_refuse(d, err));
     d->ring_at[slot] = 0;
+    d->held[slot] = {};
     SSM_CUDA(
         d,
         cudaMemcpyAsync(d->canonical, state, canonical_bytes(d), cudaMemcpyHostToDevice, d->stream),
@@ -160,6 +179,12 @@ int slots_alloc(device *d, ssm_error *err) {
     const size_t rings = all * ring_bytes(d), states = all * state_bytes(d);
     SSM_TRY(device_alloc(d, &d->ring, rings ? rings : 16, err));
     SSM_TRY(device_alloc(d, &d->state, states, err));
+    if (d->replays) { // unread until written
+        const replay_sizes each = replay_bytes(d);
+        SSM_TRY(device_alloc(d, &d->replay_x, all * each.x, err));
+        SSM_TRY(device_alloc(d, &d->replay_b, all * each.b, err));
+        SSM_TRY(device_alloc(d, &d->replay_dt, all * each.dt, err));
+    }
     SSM_TRY(device_alloc(d, (void **)&d->drawn, (size_t)d->n_slots * sizeof(int32_t), err));
     SSM_TRY(device_alloc(d, (void **)&d->canonical, canonical_bytes(d), err));
     SSM_CUDA(d, cudaMemsetAsync(d->ring, 0, rings ? rings : 16, d->stream), err);

@@ -55,9 +55,9 @@ static size_t align16(size_t n) {
 size_t step_staging_bytes(int32_t max_tokens, int32_t n_slots, int32_t max_rows) {
     const size_t tokens = (size_t)step_bucket(max_tokens), slots = (size_t)step_bucket(n_slots);
     const size_t pieces = tokens / 16 + 2 * slots, tiles = tokens / CONV_TILE + slots;
-    return tokens * sizeof(int32_t) + slots * (sizeof(row) + sizeof(span)) +
-           (pieces + tiles) * sizeof(piece) + (size_t)step_bucket(max_rows) * sizeof(int32_t) +
-           16 * 8;
+    return tokens * sizeof(int32_t) + slots * (sizeof(row) + sizeof(span) + sizeof(int32_t)) +
+           REPLAY_MOST_STARTS * sizeof(int32_t) + (pieces + tiles) * sizeof(piece) +
+           (size_t)step_bucket(max_rows) * sizeof(int32_t) + 16 * 10;
 }
 
 // ---- the staging block
@@ -111,12 +111,37 @@ static row row_of(device *d, const ssm_segment *s) {
     return {s->first, s->slot, advance_ring(d, s), s->fresh};
 }
 
-static void decode_arrays(block *b, int32_t bucket, int32_t **tokens, row **rows, batch *out) {
+// Entries that the slot's base is without (replay.cu), with 256 if it then is without none. Bases
+// are written where a sequence comes to a multiple of 16 tokens, counted from its start or from
+// where its state was written: nothing but the sequence's own history decides.
+static int32_t take_entry(device *d, const ssm_segment *s) {
+    replay_slot *slot = &d->held[s->slot];
+    if (!d->replays)
+        return 0;
+    if (s->fresh)
+        *slot = {};
+    const int32_t held = slot->held;
+    slot->phase = (slot->phase + s->count) % REPLAY_EVERY;
+    const bool fold = s->fresh || slot->phase == 0;
+    slot->held = fold || s->count > 1 ? 0 : held + 1;
+    return held + (fold ? 256 : 0);
+}
+
+struct decode_lists {
+    int32_t *tokens, *held, *starts;
+    row *rows;
+};
+
+static decode_lists decode_arrays(const device *d, block *b, int32_t bucket, batch *out) {
+    decode_lists lists;
     *out = {};
     out->n = out->n_rows = out->n_logits = bucket;
     out->decode = true;
-    *tokens = reserve(b, (size_t)bucket, &out->tokens);
-    *rows = reserve(b, (size_t)bucket, &out->rows);
+    lists.tokens = reserve(b, (size_t)bucket, &out->tokens);
+    lists.rows = reserve(b, (size_t)bucket, &out->rows);
+    lists.held = reserve(b, (size_t)bucket, &out->held);
+    lists.starts = reserve(b, replay_starts(d), &out->starts);
+    return lists;
 }
 
 static bool is_decode(const device *d, const ssm_plan *plan) {
@@ -139,20 +164,20 @@ static int decode_step(device *d, const ssm_plan *plan, const graph *g, ssm_erro
     block b;
     int stage;
     SSM_TRY(take_block(d, &b, &stage, err));
-    int32_t *tokens;
-    row *rows;
     batch unused;
-    decode_arrays(&b, g->bucket, &tokens, &rows, &unused);
+    const decode_lists lists = decode_arrays(d, &b, g->bucket, &unused);
     for (int32_t i = 0; i < plan->n_segments; i++) {
         const ssm_segment *s = &plan->segments[i];
-        tokens[i] = token_code(plan->tokens[s->first], s->slot);
-        rows[i] = row_of(d, s);
-        rows[i].at = i;
+        lists.tokens[i] = token_code(plan->tokens[s->first], s->slot);
+        lists.rows[i] = row_of(d, s);
+        lists.rows[i].at = i;
+        lists.held[i] = take_entry(d, s);
     }
     for (int32_t i = plan->n_segments; i < g->bucket; i++) {
-        tokens[i] = 0;
-        rows[i] = {i, -1, 0, 1};
+        lists.tokens[i] = 0;
+        lists.rows[i] = {i, -1, 0, 1};
     }
+    replay_plan(d, lists.held, plan->n_segments, lists.starts);
     SSM_TRY(send_block(d, &b, stage, err));
     SSM_CUDA(d, cudaGraphLaunch(g->exec, d->stream), err);
     return 0;
@@ -182,24 +207,30 @@ static bool fill_spans(device *d, const ssm_plan *plan, block *block, batch *b) 
         longest = count > longest ? count : longest;
     }
     row *rows = reserve(block, (size_t)n_rows, &b->rows);
+    int32_t *held = reserve(block, (size_t)n_rows, &b->held);
+    int32_t *starts = reserve(block, replay_starts(d), &b->starts);
     span *spans = reserve(block, (size_t)n_spans, &b->spans);
-    if (!rows || !spans)
+    if (!rows || !spans || !held || !starts)
         return false;
     const int32_t length = is_lti(d) ? lti_plan_spans(d, n_spans, prefill, b)
                                      : piece_length(d, n_spans, prefill, longest);
     for (int32_t i = 0; i < plan->n_segments; i++) {
         const ssm_segment *s = &plan->segments[i];
         if (s->count == 1) {
+            held[b->n_rows] = take_entry(d, s);
             rows[b->n_rows++] = row_of(d, s);
             continue;
         }
         span *p = &spans[b->n_spans++];
         *p = {s->slot, s->first, s->count, advance_ring(d, s), s->fresh, b->n_pieces, 0, 0};
+        p->held = take_entry(d, s) & 255;
+        b->fold |= p->held > 0;
         p->n_pieces = ceil_div(s->count, length);
         b->n_pieces += p->n_pieces;
         b->n_tiles += ceil_div(s->count, CONV_TILE);
         b->split |= p->n_pieces > 1;
     }
+    replay_plan(d, held, n_rows, starts);
     piece *tiles = reserve(block, (size_t)b->n_tiles, &b->tiles);
     piece *pieces = reserve(block, (size_t)b->n_pieces, &b->pieces);
     if (!tiles || !pieces)
@@ -273,10 +304,8 @@ int step(ssm_device *dev, const ssm_plan *plan, ssm_error *err) {
 static int capture(device *d, int32_t bucket, graph *out, ssm_error *err) {
     step_state *s = d->steps;
     block b = {s->pinned[0], s->on_device, 0, s->capacity};
-    int32_t *tokens;
-    row *rows;
     batch batch;
-    decode_arrays(&b, bucket, &tokens, &rows, &batch);
+    decode_arrays(d, &b, bucket, &batch);
     cudaGraph_t graph = NULL;
     SSM_CUDA(d, cudaStreamBeginCapture(d->stream, cudaStreamCaptureModeThreadLocal), err);
     const int rc = forward(d, batch, err);

@@ -5,7 +5,9 @@
 //   cuda_step [--state f16] [--backend cuda] [--no-sampling]
 //   GEOMETRY:decode=1,64:prefill=1x2048,8x2048 ...
 //
-// Random weights of a published geometry in bf16. A row gives milliseconds a step (decode) or for
+// Random weights of a published geometry in bf16. A decode row's sequences begin with prompts of 1
+// to 16 tokens: a device that writes states every 16th token (replay.cu) is met at all phases, and
+// steps are a multiple of 16. A row gives milliseconds a step (decode) or for
 // all prompts (prefill), tokens a second, and the bytes that a step must move over that time:
 // weights once, states read and written. Host clock around many steps, the device drained at both
 // ends; steps with sampling run one ahead of collect, as the engine does.
@@ -68,24 +70,37 @@ static void fill_samples(ssm_sample *samples, int32_t n, uint64_t position,
                                   .params = params};
 }
 
+// Sequences' first tokens, as many as fit; returns how many those are.
+static int32_t begin(const bench *b, int32_t n, int32_t *tokens, ssm_segment *segments) {
+    const int32_t most = b->info.max_tokens / n < 16 ? b->info.max_tokens / n : 16;
+    int32_t at = 0;
+    for (int32_t i = 0; i < n; i++) {
+        segments[i] = (ssm_segment){i, at, 1 + i % most, true, SSM_WANT_LAST};
+        for (int32_t k = 0; k < segments[i].count; k++, at++)
+            tokens[at] = at * 977 % b->vocab;
+    }
+    return at;
+}
+
 // Seconds a step. params NULL: no sampling, tokens from the host.
 static double time_decode(bench *b, int32_t n, int steps, const ssm_sampling *params) {
     ssm_error err = {0};
-    int32_t *tokens = malloc((size_t)n * sizeof *tokens);
+    int32_t *tokens = malloc((size_t)n * 16 * sizeof *tokens);
     ssm_segment *segments = malloc((size_t)n * sizeof *segments);
     ssm_sample *samples = malloc((size_t)n * sizeof *samples);
     ssm_sampled *drawn = malloc((size_t)n * sizeof *drawn);
-    const ssm_plan plan = {tokens, n, segments, n};
+    ssm_plan plan = {tokens, begin(b, n, tokens, segments), segments, n};
     double start = 0;
     for (int step = -3; step < steps; step++) {
         if (step == 0) {
             drain(b);
             start = now();
         }
-        for (int32_t i = 0; i < n; i++) {
-            segments[i] = (ssm_segment){i, i, 1, step == -3, SSM_WANT_LAST};
-            tokens[i] = params && step > -3 ? SSM_TOKEN_SAMPLED : (i * 977 + step + 3) % b->vocab;
+        for (int32_t i = 0; i < n && step > -3; i++) {
+            segments[i] = (ssm_segment){i, i, 1, false, SSM_WANT_LAST};
+            tokens[i] = params ? SSM_TOKEN_SAMPLED : (i * 977 + step + 3) % b->vocab;
         }
+        plan.n_tokens = step > -3 ? n : plan.n_tokens;
         must(b->backend->step(b->device, &plan, &err), &err);
         if (!params)
             continue;
@@ -121,6 +136,7 @@ static void bench_decode(bench *b, int32_t n) {
     for (int i = 0; i < (b->sampling ? 3 : 1); i++) {
         int steps = first > 0 ? (int)(0.12 / first) : (int)(0.05e12 / bytes * 20);
         steps = steps < 8 ? 8 : steps > 400 ? 400 : steps;
+        steps = (steps + 15) / 16 * 16;
         double best = 1e9;
         for (int k = 0; k < 3; k++) {
             const double t = time_decode(b, n, steps, i == 0 ? NULL : &ways[i].params);

@@ -1,0 +1,332 @@
+// SPDX-License-Identifier: Apache-2.0
+// Mamba-2's decode step without writing states every token ("replay"), for heads of 64 with 128
+// states, bf16 weights, Hopper and later; everything else takes mamba2.cu's plain advance.
+//
+// A slot keeps a base state S0 as of some token and what came since: x after convolution and SiLU
+// (bf16), B (bf16) and delta (fp32) of up to 15 tokens. With c_t the running sum of delta A log2 e,
+//
+//     y_t = exp2(c_t) S0 C_t + sum over j <= t of exp2(c_t - c_j) delta_j (B_j . C_t) x_j + D x_t
+//
+// All exponents are <= 0. Every 16th token the base takes them all: S0 = exp2(c) S0 + (w x)^T B,
+// and that is the only time it is written. So a step's states cost 1 read + 1/16 write + 7.5
+// entries, 1.15 passes instead of 2, and an fp16 state is rounded once in 16 tokens.
+//
+// When: a base is written where its sequence comes to a multiple of 16 tokens (step.cu,
+// take_entry), counted from the sequence's start, or from where its state was written by
+// slot_write. This depends on a sequence's own history alone, so alone and in company it comes to
+// the same bits (in a bucket), and sequences of different lengths write in different steps. A state
+// that was read and restored has another history: it agrees within the rounding of the base's type
+// (1e-5 in fp32), a fork has its source's and goes on with the same bits. A fresh row's base is
+// written at once (what lies in the slot is not read). Prompts take and leave whole bases
+// (replay_fold.cu).
+//
+// Work: an item is one head of one row (half of one in fp32), 16 KB of base, in one piece. A warp
+// runs through a range of items alone: a bulk copy brings base and earlier x into its stage of
+// shared memory, the matrix units multiply (replay_item.cuh), 64 numbers of y leave, gated. No
+// barrier, no partner; twelve warps an SM hide each other's arithmetic, 200 KB of copies. B . C of
+// the entries is made once a row and group and stays in registers, as do B's fragments for the
+// fold. The host cuts all heads of a step's rows into ranges of equal cost by what each row will do
+// (replay_plan): with equal lengths a step where some rows write took 276 us instead of 199, the
+// warps with those rows coming last.
+//
+// Results do not depend on the cut: an item is the same arithmetic wherever it runs.
+//
+// Bytes a row and layer of 2.7b, fp16 base: 1.31 MB read, 82 KB written (1/16), 79 KB of entries
+// read, 11 KB appended. Memory a slot: 169 KB a layer more, 13% of an fp16 state, 6.5% of fp32.
+//
+// Ladder, one H200, one layer of 2.7b, fp16 base, us at 512 / 64 rows: mean of 16 steps where all
+// rows write in the same one (in brackets: rows at all phases)
+//
+//   plain advance (read + write, 3.5 TB/s)                380 / 52
+//   6 warps of 2 stages, products by FMA, equal lengths   211 (276) / 32 (46)
+//   C by HMMA, ranges of equal cost                       214 (199) / 31 (30)
+//   an entry of a head in one piece of 128 bytes; base    199 (190) / 29 (28)
+//     fragments without moves, banks without conflicts
+//   12 warps of one stage, a fold's cost 3.5, not 2.15    196 (197) / 28 (27)
+//   the same copies with no arithmetic at all             158 / 24
+//
+// fp32 base, 256 / 64 rows: plain 360 / 92, this 188 (191) / 50 (49). One row: 4.0, plain 4.0; 8
+// rows 6.1 and 9.6. Whole model, fp16 states, ms a step, 1 / 64 / 512 rows at all phases: 2.7b -
+// / 6.24 / 31.6, now 3.38 / 4.41 / 17.6 (predicted - / 3.1 to 3.9 / 17); 130m - / 0.86 / 3.69, now
+// 0.33 / 0.76 / 2.16.
+//
+// Read out of it: how entries lie decided most. As [16 rows][entry] an append was four writes of
+// 32 bytes a head, 164,000 lone sectors between the reads of a layer: 12 us. What is left of the
+// distance to bare copies: appends (8 us at 512 rows), the fold's writes, warps that end late.
+//
+// Tried and dropped: 4 warps of 3 stages (+5%), half items with 8 or 12 warps (+10 to 25%: an
+// item's scalar work counts twice), items dealt in eights by an atomic counter (no gain over
+// ranges), evict_first on the base (none), quarter items for one row (-0.3 us, slower from 8 rows
+// on).
+#include "bulk.cuh"
+#include "replay_item.cuh"
+#include "types.cuh"
+
+namespace ssm {
+
+enum { REPLAY_WARPS = 12 }; // of a block, one an SM
+
+// What an item needs besides states and earlier inputs: fetched an item ahead into registers.
+template <class S> struct replay_token {
+    float x[replay_shape<S>::OWN], z[replay_shape<S>::OWN], dt, ring_dt, decay, skip, dt_bias;
+
+    __device__ __forceinline__ void fetch(const replay_args &a, const replay_place &p) {
+        typedef replay_shape<S> shape;
+        const int lane = threadIdx.x & 31, head = p.item / shape::PARTS;
+        const int channel = head * REPLAY_P + p.item % shape::PARTS * shape::R + shape::own();
+        const bf16 *in = a.in + (size_t)p.r.at * a.n_in;
+        load<shape::OWN>(a.xc + (size_t)p.r.at * a.conv_dim + channel, x);
+        load<shape::OWN>(in + channel, z);
+        dt = to_float(in[a.n_in - a.heads + head]);
+        ring_dt = 0;
+        if (lane < p.held)
+            ring_dt = a.dt[((size_t)p.r.slot * REPLAY_HELD + lane) * a.heads + head];
+        decay = a.decay[head], skip = a.skip[head], dt_bias = a.dt_bias[head];
+    }
+};
+
+template <class S>
+__device__ __forceinline__ void issue_item(const replay_args &a, const replay_place &p,
+                                           uint32_t stage, uint32_t bar) {
+    typedef replay_shape<S> shape;
+    constexpr int R = shape::R;
+    const int lane = threadIdx.x & 31, head = p.item / shape::PARTS, part = p.item % shape::PARTS;
+    const size_t at = (size_t)p.r.slot * a.heads + head;
+    const uint32_t entries = p.held * R * 2, base = p.r.fresh ? 0 : shape::BASE;
+    if (lane == 0) {
+        barrier_expect(bar, base + entries);
+        if (base)
+            bulk_load(stage, (const S *)a.state + (at * REPLAY_P + part * R) * REPLAY_N, base, bar);
+        if (entries)
+            bulk_load(stage + shape::BASE, a.x + (at * shape::PARTS + part) * (REPLAY_HELD * R),
+                      entries, bar);
+    }
+}
+
+// What a head's entries weigh: lane j's entry.
+struct replay_weights {
+    float delta, decay, weight; // of this token; of the base; exp2(decays since) dt
+
+    template <class S>
+    __device__ __forceinline__ replay_weights(const replay_args &a, const replay_token<S> &t,
+                                              int held) {
+        const int lane = threadIdx.x & 31;
+        delta = fminf(fmaxf(softplus(t.dt + t.dt_bias), a.dt_min), a.dt_max);
+        weight = entry_weight(lane < held    ? t.ring_dt
+                              : lane == held ? delta
+                                             : 0.f,
+                              t.decay, &decay);
+    }
+};
+
+template <class S>
+__device__ __forceinline__ void put_entry(bf16 *to, int entry, const replay_token<S> &t) {
+    typedef replay_shape<S> shape;
+#pragma unroll
+    for (int i = 0; i < shape::OWN; i++)
+        to[replay_position<shape::R>(entry, shape::own() + i)] = from_float<bf16>(t.x[i]);
+}
+
+// This token's inputs into the ring.
+template <class S>
+__device__ __forceinline__ void append(const replay_args &a, const replay_place &p,
+                                       const replay_token<S> &t, float delta) {
+    typedef replay_shape<S> shape;
+    const int lane = threadIdx.x & 31, head = p.item / shape::PARTS, part = p.item % shape::PARTS;
+    const int each = a.heads / a.groups;
+    const size_t at = (size_t)p.r.slot * a.heads + head;
+    put_entry(a.x + ((at * shape::PARTS + part) * REPLAY_HELD + p.held) * shape::R, p.held, t);
+    if (part != 0)
+        return;
+    if (lane == 0)
+        a.dt[((size_t)p.r.slot * REPLAY_HELD + p.held) * a.heads + head] = delta;
+    if (head % each == 0 && lane < 16) {
+        const int n = lane * 8, of = head / each;
+        *(uint4 *)(a.b + (((size_t)p.r.slot * a.groups + of) * REPLAY_HELD + p.held) * REPLAY_N +
+                   n) =
+            *(const uint4 *)(a.xc + (size_t)p.r.at * a.conv_dim + a.d_inner + of * REPLAY_N + n);
+    }
+}
+
+template <class S>
+__device__ __forceinline__ void run_item(const replay_args &a, const replay_place &p,
+                                         const replay_token<S> &t, const replay_weights &w,
+                                         const replay_group<S> &group, char *stage, float *square) {
+    typedef replay_shape<S> shape;
+    constexpr int OWN = shape::OWN;
+    const int lane = threadIdx.x & 31, head = p.item / shape::PARTS, part = p.item % shape::PARTS;
+    if (p.r.fresh) {
+        for (int i = lane; i < shape::BASE / 16; i += 32)
+            ((uint4 *)stage)[i] = make_uint4(0, 0, 0, 0);
+        __syncwarp();
+    }
+    float y[OWN];
+    read_base(stage, group, y);
+    const float coefficient = w.weight * group.dot;
+    const float now = __shfl_sync(~0u, coefficient, p.held) + t.skip;
+#pragma unroll
+    for (int i = 0; i < OWN; i++)
+        y[i] = w.decay * y[i] + now * t.x[i];
+    if (p.held > 0)
+        read_entries<S>((const bf16 *)(stage + shape::BASE), coefficient, p.held, y);
+    const int channel = head * REPLAY_P + part * shape::R + shape::own();
+    *square = part == 0 ? 0.f : *square;
+#pragma unroll
+    for (int i = 0; i < OWN; i++) {
+        y[i] *= silu(t.z[i]);
+        *square += y[i] * y[i];
+        if (a.squares)
+            y[i] *= a.gate_norm[channel + i];
+    }
+    store<OWN>(a.y + (size_t)p.r.at * a.d_inner + channel, y);
+    if (a.squares && part == shape::PARTS - 1) {
+        const float sum = warp_sum(*square);
+        if (lane == 0)
+            a.squares[(size_t)p.r.at * a.heads + head] = sum;
+    }
+    if (!p.fold) {
+        append(a, p, t, w.delta);
+        return;
+    }
+    put_entry((bf16 *)(stage + shape::BASE) + p.held * shape::R, p.held, t);
+    __syncwarp();
+    fold_item<S>(stage, w.decay, w.weight, group.b);
+    async_proxy_fence();
+    __syncwarp();
+    if (lane == 0)
+        bulk_store((S *)a.state +
+                       (((size_t)p.r.slot * a.heads + head) * REPLAY_P + part * shape::R) *
+                           REPLAY_N,
+                   shared_address(stage), shape::BASE);
+}
+
+template <class S>
+__global__ void __launch_bounds__(REPLAY_WARPS * 32) replay_kernel(replay_args a) {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+    typedef replay_shape<S> shape;
+    extern __shared__ __align__(128) char memory[];
+    dependents_start();
+    const int lane = threadIdx.x & 31, warp = __shfl_sync(~0u, threadIdx.x >> 5, 0);
+    char *stage = memory + warp * shape::STAGE;
+    const uint32_t bar = shared_address(memory + REPLAY_WARPS * shape::STAGE + warp * 8);
+    const int items = a.heads * shape::PARTS, each = a.heads / a.groups;
+    const int *range = a.starts + blockIdx.x * REPLAY_WARPS + warp;
+    const int first = __ldg(range) * shape::PARTS, end = __ldg(range + 1) * shape::PARTS;
+    if (first >= end) {
+        dependency_wait(); // a kernel may not end before those before it
+        return;
+    }
+    if (lane == 0)
+        barrier_init(bar);
+    async_proxy_fence();
+    __syncwarp();
+    replay_place next;
+    next.start(a, first, items);
+    issue_item<S>(a, next, shared_address(stage), bar);
+    dependency_wait();
+    replay_token<S> now, then;
+    replay_group<S> group;
+    then.fetch(a, next);
+    int of = -1;
+    float square = 0;
+    for (int k = first; k < end; k++) {
+        now = then;
+        const replay_place here = next;
+        const bool more = k + 1 < end;
+        next.next(a, items, more);
+        if (more)
+            then.fetch(a, next);
+        const int g = here.item / shape::PARTS / each;
+        if (here.item == 0 || g != of) {
+            group.load_row(a, here, g);
+            of = g;
+        }
+        const replay_weights weights(a, now, here.held);
+        barrier_wait(bar, (k - first) & 1);
+        run_item<S>(a, here, now, weights, group, stage, &square);
+        __syncwarp();
+        if (!more)
+            break;
+        if (here.fold) {
+            if (lane == 0)
+                bulk_stores_read();
+            __syncwarp();
+        }
+        issue_item<S>(a, next, shared_address(stage), bar);
+    }
+    if (lane == 0)
+        bulk_stores_done();
+#endif
+}
+
+// ---- host
+
+template <class S> constexpr int replay_shared() {
+    return REPLAY_WARPS * (replay_shape<S>::STAGE + 8); // and a barrier each
+}
+
+// What a head costs, in hundredths of one without entries (measured: a fold keeps its warp three
+// times as long).
+static int32_t head_cost(int32_t held) {
+    return held < 256 ? 100 + held : 350;
+}
+
+bool replay_fits(const device *d) {
+    const ssm_geometry &g = d->g;
+    int shared = 0;
+    cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, d->index);
+    return g.kind == SSM_BLOCK_MAMBA2 && d->weight_type == SSM_DTYPE_BF16 && d->arch >= 90 &&
+           g.head_dim == REPLAY_P && g.d_state == REPLAY_N && g.conv_dim % 8 == 0 &&
+           d->n_in % 2 == 0 && shared >= replay_shared<f16>() &&
+           REPLAY_WARPS * d->n_sms < REPLAY_MOST_STARTS;
+}
+
+size_t replay_starts(const device *d) {
+    return d->replays ? (size_t)REPLAY_WARPS * d->n_sms + 1 : 0;
+}
+
+// The heads of n rows, in order, cut into a range of equal cost for each warp.
+void replay_plan(const device *d, const int32_t *held, int32_t n, int32_t *starts) {
+    if (!d->replays)
+        return;
+    const int32_t warps = REPLAY_WARPS * d->n_sms, heads = d->g.n_heads;
+    int64_t total = 0, before = 0;
+    for (int32_t i = 0; i < n; i++)
+        total += (int64_t)head_cost(held[i]) * heads;
+    for (int32_t w = 0, i = 0; w <= warps; w++) {
+        const int64_t target = total * w / warps;
+        while (i < n && before + (int64_t)head_cost(held[i]) * heads <= target)
+            before += (int64_t)head_cost(held[i++]) * heads;
+        starts[w] = i * heads + (i < n ? (int32_t)(target - before) / head_cost(held[i]) : 0);
+    }
+}
+
+cudaError_t replay_advance(device *d, int layer, const batch &b, bool fold_norm) {
+    const ssm_geometry &g = d->g;
+    const layer_weights &w = d->layers[layer];
+    const replay_sizes each = replay_bytes(d);
+    const size_t slots = (size_t)layer * d->n_slots;
+    replay_args a = {};
+    a.decay = w.decay, a.skip = w.skip, a.dt_bias = w.dt_bias, a.gate_norm = w.gate_norm;
+    a.xc = (const bf16 *)d->xc, a.in = (const bf16 *)d->xz, a.y = (bf16 *)d->y;
+    a.squares = fold_norm ? d->squares : NULL;
+    a.state = (char *)d->state + slots * g.d_inner * g.d_state * type_bytes(d->state_type);
+    a.x = (bf16 *)((char *)d->replay_x + slots * each.x);
+    a.b = (bf16 *)((char *)d->replay_b + slots * each.b);
+    a.dt = (float *)((char *)d->replay_dt + slots * each.dt);
+    a.rows = b.rows, a.held = b.held, a.starts = b.starts;
+    a.heads = g.n_heads, a.groups = g.n_groups, a.d_inner = g.d_inner;
+    a.conv_dim = g.conv_dim, a.n_in = d->n_in, a.dt_min = g.dt_min, a.dt_max = g.dt_max;
+    if (b.n_rows == 0)
+        return cudaSuccess;
+    return with_state_type(d->state_type, [&](auto s) {
+        typedef decltype(s) S;
+        const int shared = replay_shared<S>();
+        const cudaError_t rc = cudaFuncSetAttribute(
+            replay_kernel<S>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
+        return rc ? rc
+                  : launch(d, replay_kernel<S>, dim3((unsigned)d->n_sms), REPLAY_WARPS * 32,
+                           (size_t)shared, b.decode, a);
+    });
+}
+} // namespace ssm
