@@ -69,6 +69,7 @@ struct batch {
 };
 
 enum { CONV_TILE = 16, SPLIT_ROWS = 64 }; // SPLIT_ROWS: token rows of a partial sum of x_proj
+enum { FEW_ROWS = 8, X_COPIES = 4 };      // of x_sums
 
 // ---- weights on the device
 
@@ -118,6 +119,7 @@ struct device {
     int32_t vocab_limit;
     int32_t n_slots, max_tokens, max_rows;
     int32_t index, n_sms, arch;
+    size_t shared_sm; // bytes of shared memory an SM
     char name[64];
     bool failed;
 
@@ -138,14 +140,17 @@ struct device {
     struct replay_slot *held;              // host [slot]
 
     // activations, [token row][...]
-    float *residual;  // [d_model]
-    void *u;          // T [d_model]
-    void *xz;         // T [n_in]
-    void *xc;         // T [conv_dim] after the convolution
-    float *xdb;       // [split][token row][n_x] sums of x_proj
-    void *y;          // T [d_inner]
-    float *squares;   // MAMBA2 [token row][H] partial sums of squares
-    float *row_norms; // [token row][medium_tiles] partial sums of the residual's squares
+    float *residual;            // [d_model]
+    void *u;                    // T [d_model]
+    void *xz;                   // T [n_in]
+    void *xc;                   // T [conv_dim] after the convolution
+    float *xdb;                 // [split][token row][n_x] sums of x_proj
+    void *y;                    // T [d_inner]
+    float *squares;             // MAMBA2 [token row][H] partial sums of squares
+    float *row_norms;           // [token row][medium_tiles] partial sums of the residual's squares
+    float *out_squares;         // [FEW_ROWS][n_sms] partial sums of the residual's squares
+    unsigned long long *x_sums; // MAMBA [X_COPIES][FEW_ROWS][n_x] x_proj in fixed point
+    unsigned *x_broken;         // [FEW_ROWS] sums that are no numbers
     float *carry;     // scans' end states and sums by piece: MAMBA [piece][N + 1][d_inner], MAMBA2
                       // [piece][H][SSD_CARRY]
     float *lti_u;     // S4D, S4 [token row][d_model] normed; H3: k after the shift SSM
@@ -290,6 +295,15 @@ cudaError_t skinny_x(device *d, int layer, const batch &b);
 cudaError_t skinny_out(device *d, int layer, const batch &b, bool fold_norm);
 cudaError_t skinny_head(device *d, const batch &b);
 int32_t skinny_x_splits(const device *d);
+
+// few.cu, advance_row.cu: all of a step of up to FEW_ROWS rows on Hopper and later
+bool few_fits(const device *d, int32_t n);
+int few_out_blocks(const device *d);
+cudaError_t few_embed(device *d, const batch &b);
+cudaError_t few_in(device *d, int layer, const batch &b);
+cudaError_t few_advance(device *d, int layer, const batch &b);
+cudaError_t few_out(device *d, int layer, const batch &b, bool fold_norm);
+cudaError_t few_head(device *d, const batch &b);
 
 // medium.cu: the same for 9 to 64 rows on Hopper
 bool medium_fits(const device *d, int32_t n);

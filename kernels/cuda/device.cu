@@ -25,6 +25,8 @@
 //   + states under way through every     0.30     2.27     3.8       9.4        31.4
 //     phase (advance.cu; predicted 8.5
 //     at b512)
+//   + rings of bulk copies, three        0.213    1.70
+//     launches a layer (few.cu)
 //   + Mamba-2 states written every 16                                           17.6
 //     tokens (replay.cu; predicted 17)
 //
@@ -42,18 +44,17 @@
 // launches, 71, 18, 10, 12, and 16 between kernels. The products are at the card's ceiling.
 //
 // Read out of it: PDL gave half of what was predicted, since a skinny kernel holds 64 to 80 KB an
-// SM in registers before its wait, not the 150 KB that a ring of bulk copies could. The advance was
-// bound neither by bytes nor by instructions but by its phases, one after the other, each a trip to
-// L2 (ncu: 64% of stalls on loads, a third of the bandwidth). In-place reads and writes of states
-// have a ceiling of their own: 3.5 TB/s whatever the width, depth and policy, 47 us a layer.
+// SM in registers before its wait, and few.cu's rings as much again in shared memory. The advance
+// was bound neither by bytes nor by instructions but by its phases, one after the other, each a
+// trip to L2 (ncu: 64% of stalls on loads, a third of the bandwidth). In-place reads and writes of
+// states have a ceiling of their own: 3.5 TB/s whatever the width, depth and policy, 47 us a layer.
 //
 // Tried and dropped: asking L2 for the next matrix (out_proj during x_proj, 12 to 24 MB of in_proj
 // during out_proj): -2% to +5% at 2.8b, +2% to +6% at 130m; three or four blocks an SM for in_proj
 // (+3% to +10%); 16 and 8 rows of states ahead instead of 4 in the advance (+-2%).
 //
 // Open: the advance takes 58 us of its 47; scans 95 us a layer for 2,048 tokens of eight prompts,
-// the exponential unit 56 (latencies with two warps a scheduler); no ring of bulk copies at b1, no
-// graphs for mixed steps.
+// the exponential unit 56 (latencies with two warps a scheduler); no graphs for mixed steps.
 //
 // Failure: CUDA reports an error of a kernel at some later call. Whichever call sees it remembers
 // it (device.failed) and gives SSM_EDEVICE, as does every call after; waiting calls return too,
@@ -140,6 +141,7 @@ static int find_device(device *d, ssm_error *err) {
     SSM_CUDA(d, cudaGetDeviceProperties(&p, d->index), err);
     d->n_sms = p.multiProcessorCount;
     d->arch = p.major * 10 + p.minor;
+    d->shared_sm = p.sharedMemPerMultiprocessor;
     snprintf(d->name, sizeof d->name, "%.63s", p.name);
     SSM_CUDA(d, cudaStreamCreateWithFlags(&d->stream, cudaStreamNonBlocking), err);
     return 0;
@@ -180,6 +182,9 @@ static int list_activations(device *d, activation *out) {
     out[i++] = {&d->y, n * g->d_inner * t};
     out[i++] = {(void **)&d->squares, mamba ? 0 : SPLIT_ROWS * g->n_heads * f};
     out[i++] = {(void **)&d->row_norms, (size_t)SPLIT_ROWS * medium_tiles(d) * f};
+    out[i++] = {(void **)&d->out_squares, (size_t)FEW_ROWS * d->n_sms * f};
+    out[i++] = {(void **)&d->x_sums, (size_t)X_COPIES * FEW_ROWS * d->n_x * sizeof *d->x_sums};
+    out[i++] = {(void **)&d->x_broken, FEW_ROWS * sizeof *d->x_broken};
     out[i++] = {(void **)&d->carry, carry_bytes(d)};
     out[i++] = {(void **)&d->logits, rows * g->vocab_size * f};
     return i;

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // All layers of a batch, as launches on the device's stream: run as they are for a mixed step,
-// captured into a graph for a decode bucket.
+// captured into a graph for a decode bucket. Launches a layer:
 //
-//   up to 8 decode rows (skinny.cu)      to 64 (medium.cu)              otherwise
-//   norm + in_proj + conv           1    in_proj + conv            1    norm, in_proj, conv       3
-//   x_proj, split                   1    x_proj                    1    x_proj (to 1,024: medium) 1
-//   dt_proj + advance + gate        1    the same                  1    the same and / or scan   1+
-//   out_proj + residual             1    out_proj + residual, norm 1    out_proj + residual       1
+//   few.cu      3     up to 8 decode rows on Hopper and later
+//   skinny.cu   4     the same elsewhere and in odd shapes (Mamba-2: 3)
+//   medium.cu   4     to 64 rows
+//   product.cu  6 up  otherwise: norm, in_proj, conv, x_proj (to 1,024: medium), advance and / or
+//                     scan, out_proj
 #include "cuda.h"
 
 namespace ssm {
@@ -70,6 +70,27 @@ static int skinny_layer(device *d, int layer, const batch &b, ssm_error *err) {
     return 0;
 }
 
+static int few_layer(device *d, int layer, const batch &b, ssm_error *err) {
+    const bool mamba2 = d->g.kind == SSM_BLOCK_MAMBA2, fold_norm = mamba2 && d->g.n_groups == 1;
+    SSM_CUDA(d, few_in(d, layer, b), err);
+    if (mamba2)
+        SSM_CUDA(d, mamba2_advance(d, layer, b, fold_norm), err);
+    else
+        SSM_CUDA(d, few_advance(d, layer, b), err);
+    if (mamba2 && !fold_norm)
+        SSM_CUDA(d, gated_norm(d, d->layers[layer], d->y, b.n, b.decode), err);
+    SSM_CUDA(d, few_out(d, layer, b, fold_norm), err);
+    return 0;
+}
+
+static int few_step(device *d, const batch &b, ssm_error *err) {
+    SSM_CUDA(d, few_embed(d, b), err);
+    for (int i = 0; i < d->g.n_layers; i++)
+        SSM_TRY(few_layer(d, i, b, err));
+    SSM_CUDA(d, few_head(d, b), err);
+    return 0;
+}
+
 static int medium_layer(device *d, int layer, const batch &b, ssm_error *err) {
     SSM_CUDA(d, medium_in(d, layer, b), err);
     if (d->g.kind == SSM_BLOCK_MAMBA) {
@@ -87,6 +108,8 @@ static int medium_layer(device *d, int layer, const batch &b, ssm_error *err) {
 int forward(device *d, const batch &b, ssm_error *err) {
     if (is_lti(d))
         return lti_forward(d, b, err);
+    if (b.decode && few_fits(d, b.n))
+        return few_step(d, b, err);
     const bool medium = b.decode && medium_fits(d, b.n);
     const bool skinny = !medium && b.decode && skinny_fits(d, b.n);
     SSM_CUDA(d, embed(d, b), err);

@@ -12,6 +12,7 @@
 // y leaves gated: y silu(z). With `squares` it is multiplied by the norm's weight as well and a
 // head's sum of squares goes aside, so that out_proj can apply the norm to its sums (skinny.cu).
 #include "cuda.h"
+#include "few.cuh"
 #include "types.cuh"
 #include "util.cuh"
 
@@ -182,6 +183,11 @@ cudaError_t mamba2_advance(device *d, int layer, const batch &b, bool fold_norm)
         return with_state_type(d->state_type, [&](auto s) {
             typedef decltype(t) T;
             typedef decltype(s) S;
+            if (b.n_rows <= FEW_ROWS && b.decode && g.head_dim == 64 && g.d_state == 128) {
+                const cudaError_t rc = few_prepare(advance_kernel<T, S, 64, 128>, 0);
+                if (rc != cudaSuccess)
+                    return rc;
+            }
             if (vectors && g.head_dim == 64 && g.d_state == 128)
                 return launch(d, advance_kernel<T, S, 64, 128>, grid, HEAD_THREADS, 0, b.decode, a,
                               b.rows);

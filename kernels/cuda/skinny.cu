@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Products for up to 16 rows, where a step is the time to read the weights once: each with what
-// comes before and after it, so that a layer is four launches (Mamba-2: three).
+// Products for up to 16 rows, where few.cu (up to 8, on Hopper) and medium.cu do not fit, and a
+// step is the time to read the weights once: each with what comes before and after it, so that a
+// layer is four launches (Mamba-2: three).
 //
 //   in_proj    RMS norm before (its scale multiplies the sums), convolution and SiLU after
 //   x_proj     columns split over blocks; the partial sums are added where they are used

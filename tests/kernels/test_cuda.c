@@ -432,6 +432,84 @@ START_TEST(a_row_does_not_see_its_neighbours) {
 }
 END_TEST
 
+// Widths of published models, a layer or two: the kernels of small decode buckets are made for
+// them. Against the reference, and the same bits in other slots and other company.
+static const small_shape published[] = {
+    {"mamba 768", SSM_BLOCK_MAMBA, 2, 768, 1536, 16, 4, 48, 0, 0, 1003, false, false, true},
+    {"mamba 1024", SSM_BLOCK_MAMBA, 2, 1024, 2048, 16, 4, 64, 0, 0, 515, false, true, false},
+    {"mamba 1536", SSM_BLOCK_MAMBA, 1, 1536, 3072, 16, 4, 96, 0, 0, 515, false, false, true},
+    {"mamba 2048", SSM_BLOCK_MAMBA, 1, 2048, 4096, 16, 4, 128, 0, 0, 515, false, false, true},
+    {"mamba 2560", SSM_BLOCK_MAMBA, 1, 2560, 5120, 16, 4, 160, 0, 0, 6000, false, false, true},
+    {"falcon 1024", SSM_BLOCK_MAMBA, 1, 1024, 2048, 16, 4, 64, 0, 0, 515, true, false, false},
+    {"mamba2 768", SSM_BLOCK_MAMBA2, 2, 768, 1536, 128, 4, 0, 24, 1, 1003, false, false, true},
+    {"mamba2 2560", SSM_BLOCK_MAMBA2, 1, 2560, 5120, 128, 4, 0, 80, 1, 515, false, false, true},
+    {"mamba2 groups", SSM_BLOCK_MAMBA2, 1, 1024, 2048, 128, 4, 0, 32, 8, 515, false, true, false},
+};
+enum { N_PUBLISHED = sizeof published / sizeof published[0], FEW_STEPS = 3 };
+
+// n rows for FEW_STEPS steps: row i in slot first + i, tokens[step][i].
+static void few_rows(rig *r, int32_t n, int32_t first, int32_t tokens[FEW_STEPS][8]) {
+    for (int step = 0; step < FEW_STEPS; step++) {
+        ssm_segment segments[8];
+        for (int32_t i = 0; i < n; i++)
+            segments[i] = (ssm_segment){(first + i) % SLOTS, i, 1, step == 0, SSM_WANT_LAST};
+        rig_step(r, tokens[step], segments, n);
+    }
+}
+
+// Sequence 0 was row 0 among n; the same bits as the last row, in other slots, among others.
+static void same_elsewhere(pair *p, int32_t n, int32_t tokens[FEW_STEPS][8], const float *logits,
+                           const float *state) {
+    int32_t others[FEW_STEPS][8];
+    for (int step = 0; step < FEW_STEPS; step++) {
+        for (int32_t i = 0; i < n; i++)
+            others[step][i] = i == n - 1 ? tokens[step][0] : below(p->cuda.vocab);
+    }
+    few_rows(&p->cuda, n, 23, others);
+    float *again = rig_logits(&p->cuda, n - 1), *after = rig_state(&p->cuda, 23 + n - 1);
+    ck_assert_msg(memcmp(again, logits, (size_t)p->cuda.vocab * sizeof *again) == 0,
+                  "%s, %d rows: logits depend on slot or company", p->what, n);
+    ck_assert_msg(memcmp(after, state, p->cuda.state_floats * sizeof *after) == 0,
+                  "%s, %d rows: the state depends on slot or company", p->what, n);
+    free(again);
+    free(after);
+}
+
+START_TEST(few_rows_of_published_widths_agree) {
+    const small_shape *shape = &published[_i];
+    pair p = {0};
+    int32_t tokens[FEW_STEPS][8];
+    small_model_create(&p.model, shape, SSM_DTYPE_BF16, (uint64_t)_i + 1);
+    rig_open(&p.reference, "reference", &p.model.weights, SSM_DTYPE_BF16, SSM_DTYPE_F32);
+    for (int i = 0; i < FEW_STEPS * 8; i++)
+        tokens[i / 8][i % 8] = below(shape->vocab_size);
+    few_rows(&p.reference, 8, 0, tokens);
+    for (int f = 1; f <= 3; f += 2) { // bf16 weights, f32 and f16 states
+        p.tolerance = formats[f].tolerance;
+        snprintf(p.what, sizeof p.what, "%s, %s state", shape->name,
+                 ssm_dtype_name(formats[f].state));
+        rig_open(&p.cuda, "cuda", &p.model.weights, SSM_DTYPE_BF16, formats[f].state);
+        for (int32_t n = 1; n <= 8; n = n == 4 ? 8 : n + 1) {
+            few_rows(&p.cuda, n, 3, tokens);
+            for (int32_t i = 0; i < n; i++) {
+                compare(&p, rig_logits(&p.cuda, i), rig_logits(&p.reference, i),
+                        (size_t)p.cuda.vocab, "logits");
+                compare(&p, rig_state(&p.cuda, 3 + i), rig_state(&p.reference, i),
+                        p.cuda.state_floats, "a state");
+            }
+            float *logits = rig_logits(&p.cuda, 0), *state = rig_state(&p.cuda, 3);
+            same_elsewhere(&p, n, tokens, logits, state);
+            free(logits);
+            free(state);
+        }
+        rig_close(&p.cuda);
+        printf("%-40s worst %.1e\n", p.what, p.worst);
+    }
+    rig_close(&p.reference);
+    small_model_free(&p.model);
+}
+END_TEST
+
 // A freed slot full of NaN must not be read by the next user, and a failed neighbour stays alone.
 START_TEST(poison_stays_where_it_is) {
     small_model m;
@@ -1030,6 +1108,17 @@ int main(int argc, char **argv) {
     TCase *states = tcase_create("states"); // CK_RUN_CASE=states: these alone
     tcase_set_timeout(states, 0);
     tcase_set_timeout(prompts, 0);
+    if (argc > 1 && strcmp(argv[1], "few") == 0) { // what few.cu can break, no more
+        const int one = argc > 2 ? atoi(argv[2]) : -1;
+        tcase_add_loop_test(tc, few_rows_of_published_widths_agree, one < 0 ? 0 : one,
+                            one < 0 ? N_PUBLISHED : one + 1);
+        if (one >= 0)
+            goto run;
+        tcase_add_loop_test(tc, a_row_does_not_see_its_neighbours, 0, N_SHAPES);
+        tcase_add_loop_test(tc, poison_stays_where_it_is, 0, N_SHAPES);
+        tcase_add_loop_test(tc, running_ahead_draws_the_same, 0, N_SHAPES);
+        goto run;
+    }
     if (argc > 1 && strcmp(argv[1], "race") == 0) { // racecheck: hundreds of times slower
         tcase_add_loop_test(tc, poison_stays_where_it_is, 0, 1);
         tcase_add_loop_test(tc, poison_stays_where_it_is, 5, 6);
@@ -1049,6 +1138,7 @@ int main(int argc, char **argv) {
     tcase_add_loop_test(tc, many_rows_twice_are_the_same_bits, 0, N_WIDE);
     tcase_add_loop_test(tc, whole_chunked_and_token_by_token_agree, 0, N_SHAPES);
     tcase_add_loop_test(tc, a_row_does_not_see_its_neighbours, 0, N_SHAPES);
+    tcase_add_loop_test(tc, few_rows_of_published_widths_agree, 0, N_PUBLISHED);
     tcase_add_loop_test(states, poison_stays_where_it_is, 0, N_SHAPES);
     tcase_add_loop_test(states, forks_and_snapshots_go_on_as_their_source, 0, N_SHAPES);
     tcase_add_loop_test(states, any_schedule_of_writes_gives_the_same_state, 0, 4);

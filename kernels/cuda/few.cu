@@ -1,0 +1,404 @@
+// SPDX-License-Identifier: Apache-2.0
+// A decode step of up to eight rows on Hopper and later, where a step is the time to read the
+// weights once: three launches a layer, chained by programmatic dependent launch, each of which has
+// as much of its weights in shared memory as fits before its predecessor ends.
+//
+//   in_proj     convolution and SiLU after it; Mamba-1: the block's share of x_proj, added up over
+//               the blocks in fixed point (integers do not mind the order: the same bits every run)
+//   advance     advance_row.cu; Mamba-2: mamba2.cu
+//   out_proj    onto the fp32 residual r; leaves r w (w: the next norm's weight) in bf16 and a sum
+//               of squares a block, so that the next product scales its sums and nobody norms
+//   lm_head     like in_proj, nothing after it
+//
+// A block takes an even share of the rows (Mamba-1: of channels, with their rows of x and of z).
+// One warp asks for the weights by bulk copies, eight rows by 2.5 KB or so a slot; eight warps
+// multiply, each its columns of every slot; three warps do what comes after (few_end.cuh) while the
+// next rows are multiplied. Shared memory and registers are dealt so that in_proj, advance and
+// out_proj fit on an SM together, a block of each: that is what lets a kernel fetch two kernels
+// ahead. Kernels that ask for different splits of shared memory against cache do not run side by
+// side, whatever they use: all of them ask for the same (7% of a step).
+//
+// A row's sums depend on the bucket (where token rows lie, see STREAM) but on no other row.
+//
+// Ladder, one H200, bf16 weights, f32 state, ms a step       130m b1  b8     2.8b b1  b8
+//   skinny.cu: four launches, weights through registers      0.301   0.368   2.26    2.99
+//   three launches, a ring a warp, copies of 320 bytes       0.266   0.358   1.95    3.10
+//   a ring a block, a warp that asks, sums of squares
+//     fetched in one trip                                    0.238   0.359   1.84    3.39
+//   warps for what comes after, at most 48 KB asked for
+//     ahead of time, out_proj's rows streamed at b8          0.228   0.398   1.77    2.57
+//   rolled loops (few_end.cuh)                               0.213           1.77
+//   in_proj asks L2 for the out_proj before it (ask_l2)                      1.70
+//
+// Read off by %globaltimer, 2.8b b1, a layer of 25.7 us whose bytes take 18.8: in_proj 14.2,
+// advance 2.9 (its one trip to L2 takes 1.4 beside the prefetches), out_proj 6.2, three boundaries
+// 2.1. What is lost: memory idles for 3 us around the advance, when all rings are full. 130m, 8.1
+// us a layer: in_proj 3.2, advance 1.5, out_proj 1.9, boundaries 1.4: latency alone.
+//
+// Tried and dropped: rings of 64 and 150 to 200 KB (one less or no block beside; 130m +10% and
+// +21%); token rows in registers (128 of them: nothing fits beside); one copy of x_proj's sums
+// instead of four (2.8b +5%, 130m b8 +20%); streaming out_proj's token rows at one and two rows
+// (+25%, its registers keep the advance off the SM); asking L2 for all of out_proj at once after
+// in_proj (+4%: the advance's loads queue behind it); slots of 1 KB rows (2.8b b8 3.0).
+#include "few_end.cuh"
+
+namespace ssm {
+
+// ---- the kernel
+
+// STREAM: token rows cross from L2 to registers part by part, each once, and all of the block's
+// rows (at most 8 * STREAM) are summed side by side; otherwise they lie in shared memory.
+template <int NB, few_kind KIND, int STREAM>
+__global__ void __launch_bounds__(STREAM ? 768 : 512, STREAM ? 1 : 2) few_kernel(few_args a) {
+#if SSM_BULK
+    typedef slot_shape<NB> shape;
+    extern __shared__ __align__(128) char shared[];
+    __shared__ uint64_t full[MAX_SLOTS], empty[MAX_SLOTS];
+    __shared__ float scale[FEW_ROWS];
+    dependents_start();
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, q = lane & 3;
+    const int units = (a.n_rows + a.unit - 1) / a.unit;
+    const int first = (int)((int64_t)blockIdx.x * units / gridDim.x) * a.unit;
+    const int end = (int)((int64_t)(blockIdx.x + 1) * units / gridDim.x) * a.unit;
+    const int n = min(end, a.n_rows) - first;
+    row_runs runs;
+    runs.first[0] = first, runs.first[1] = a.second + first;
+    runs.count[0] = n, runs.count[1] = KIND == FEW_IN_X ? n : 0;
+
+    block_ring<NB, STREAM != 0> ring;
+    ring.slots = shared, ring.full = full, ring.empty = empty;
+    ring.n_slots = a.n_slots, ring.at = ring.phase = 0;
+    if (threadIdx.x == RING_THREADS - 32)
+        ring.init();
+    __syncthreads();
+    if (warp == RING_WARPS + END_WARPS) {
+        ask_for_last(a);
+        ring.produce(runs, a.weight, a.flight);
+        return;
+    }
+    constexpr int K = NB * 32 * RING_WARPS, X_PITCH = (NB | 1) * 64;
+    char *rows_at = shared + (size_t)a.n_slots * shape::BYTES;
+    const few_shared s = carve(a, rows_at + (STREAM ? 0 : RING_WARPS * a.batch * X_PITCH));
+    if (warp >= RING_WARPS) {
+        end_warps<KIND>(a, s, scale, runs, K);
+        return;
+    }
+
+    dependency_wait();
+    // Lanes of tokens that are not there do as token 0's: nobody reads their sums.
+    const int token = g < a.batch ? g : 0;
+    float *mine = s.sums + (warp * a.batch + g) * CHUNK + 2 * q;
+    if constexpr (STREAM) {
+        const bf16 *from = a.x + (size_t)token * K + warp * shape::CB * 32 + q * 8;
+        uint4 x[2][shape::CB];
+        float c[STREAM][4] = {};
+#pragma unroll
+        for (int k = 0; k < shape::CB; k++)
+            x[0][k] = __ldcg((const uint4 *)(from + k * 32));
+#pragma unroll
+        for (int part = 0; part < shape::PARTS; part++) {
+            if (part + 1 < shape::PARTS) {
+#pragma unroll
+                for (int k = 0; k < shape::CB; k++)
+                    x[(part + 1) & 1][k] =
+                        __ldcg((const uint4 *)(from + (part + 1) * shape::COLS + k * 32));
+            }
+#pragma unroll
+            for (int r = 0; r < STREAM; r++) {
+                if (r * 8 < n)
+                    ring.multiply(c[r], c[r], [&](int k) { return x[part & 1][k]; });
+            }
+        }
+#pragma unroll
+        for (int r = 0; r < STREAM; r++) {
+            if (r * 8 < n && g < a.batch)
+                *(float2 *)(mine + r * 8) = make_float2(c[r][0], c[r][1]);
+        }
+        named_arrive(FULL_BARRIER, RING_CONSUMERS + END_THREADS);
+        return;
+    }
+
+    char *mine_x = rows_at + warp * a.batch * X_PITCH;
+#pragma unroll 1
+    for (int t = 0; t < a.batch; t++) {
+#pragma unroll
+        for (int i = 0; i < (NB * 4 + 31) / 32; i++) {
+            const int at = i * 32 + lane, k = at >> 2; // a sixteen-byte part of the k-th 32 columns
+            const int column = k / shape::CB * shape::COLS +
+                               (warp * shape::CB + k % shape::CB) * 32 + (at & 3) * 8;
+            if (at < NB * 4)
+                asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(
+                                 shared_address(mine_x + t * X_PITCH + at * 16)),
+                             "l"(a.x + (size_t)t * K + column)
+                             : "memory");
+        }
+    }
+    asm volatile("cp.async.wait_all;" ::: "memory");
+    __syncwarp();
+    const char *x = mine_x + token * X_PITCH + q * 16;
+    int chunk = 0;
+#pragma unroll 1
+    for (int run = 0; run < (KIND == FEW_IN_X ? 2 : 1); run++) {
+#pragma unroll 1
+        for (int done = 0; done < n; done += CHUNK, chunk++) {
+            const int rows = min((int)CHUNK, n - done), buffer = chunk & 1;
+            if (chunk >= 2)
+                named_sync(FREE_BARRIER + buffer, RING_CONSUMERS + END_THREADS);
+            float *to = mine + buffer * RING_WARPS * a.batch * CHUNK;
+#pragma unroll 1
+            for (int r = 0; r < rows; r += 8) {
+                const float2 c =
+                    ring.group_sums([&](int k) { return *(const uint4 *)(x + k * 64); });
+                if (g < a.batch)
+                    *(float2 *)(to + r) = c;
+            }
+            named_arrive(FULL_BARRIER + buffer, RING_CONSUMERS + END_THREADS);
+        }
+    }
+#endif
+}
+
+// The step's first kernel: residual = embedding, with what the first in_proj needs of it.
+__global__ void __launch_bounds__(256)
+    few_embed_kernel(const int32_t *tokens, const int32_t *drawn, const bf16 *table,
+                     const float *norm, float *residual, bf16 *u, float *squares, int pitch,
+                     int d) {
+    __shared__ float scratch[32];
+    dependents_start();
+    dependency_wait();
+    int32_t token = tokens[blockIdx.x];
+    if (token < 0)
+        token = max(drawn[-1 - token], 0);
+    const bf16 *from = table + (size_t)token * d;
+    float sum = 0;
+    for (int i = threadIdx.x; i < d; i += blockDim.x) {
+        const float r = to_float(from[i]);
+        residual[(size_t)blockIdx.x * d + i] = r;
+        u[(size_t)blockIdx.x * d + i] = from_float<bf16>(r * norm[i]);
+        sum += r * r;
+    }
+    sum = block_sum(sum, scratch);
+    if (threadIdx.x == 0)
+        squares[blockIdx.x * pitch] = sum;
+}
+
+// ---- host side
+
+static bool streams(int batch) {
+    return batch > 4;
+}
+
+// f(kernel, bytes of a slot, bytes of the token rows beside the ring)
+template <int NB, few_kind KIND, class F> static bool with_rows(int batch, F f) {
+    if constexpr (KIND == FEW_OUT) {
+        if (streams(batch))
+            return f(few_kernel<NB, KIND, STREAM_GROUPS>, (int)slot_shape<NB>::BYTES, 0);
+    }
+    return f(few_kernel<NB, KIND, 0>, (int)slot_shape<NB>::BYTES,
+             RING_WARPS * batch * (NB | 1) * 64);
+}
+
+template <few_kind KIND, class F> static bool with_blocks(int nb, int batch, F f) {
+    if constexpr (KIND == FEW_OUT) {
+        if (nb == 12)
+            return with_rows<12, KIND>(batch, f);
+        if (nb == 20)
+            return with_rows<20, KIND>(batch, f);
+    } else {
+        if (nb == 1)
+            return with_rows<1, KIND>(batch, f);
+        if (nb == 3)
+            return with_rows<3, KIND>(batch, f);
+        if (nb == 10)
+            return with_rows<10, KIND>(batch, f);
+    }
+    switch (nb) {
+    case 2:
+        return with_rows<2, KIND>(batch, f);
+    case 4:
+        return with_rows<4, KIND>(batch, f);
+    case 6:
+        return with_rows<6, KIND>(batch, f);
+    case 8:
+        return with_rows<8, KIND>(batch, f);
+    case 16:
+        return with_rows<16, KIND>(batch, f);
+    default:
+        return false;
+    }
+}
+
+static int blocks_of(const device *d, const few_args &a) {
+    const int units = ceil_div(a.n_rows, a.unit);
+    return units < d->n_sms ? units : d->n_sms;
+}
+
+static size_t beside_ring(const few_args &a) {
+    const int buffers = a.next_norm && streams(a.batch) ? 1 : 2;
+    return buffers * RING_WARPS * a.batch * CHUNK * sizeof(float) +
+           ((size_t)a.batch + 1) * a.most_rows * sizeof(float) + 16 + 8 * (size_t)a.x_pitch +
+           (size_t)a.n_x_fetched * a.w_pitch;
+}
+
+// Shared memory of a product's block: with its successor's beside it, and the advance's.
+static size_t shared_budget(const device *d, bool out, int batch) {
+    const int all = (int)(d->shared_sm / 1024) - 3 - 8, outs = batch > 4 ? 92 : all / 2;
+    return (size_t)(out ? outs : all - outs) * 1024;
+}
+
+static int slots_for(const device *d, const few_args &a, int bytes, int rows) {
+    const size_t beside = beside_ring(a) + (size_t)rows,
+                 all = shared_budget(d, a.next_norm != NULL, a.batch);
+    if (beside >= all)
+        return 0;
+    const size_t n = (all - beside) / (size_t)bytes;
+    return (int)(n < MAX_SLOTS ? n : MAX_SLOTS);
+}
+
+template <few_kind KIND> static cudaError_t run(const device *d, const few_args &args) {
+    cudaError_t rc = cudaErrorInvalidValue;
+    with_blocks<KIND>(
+        args.n_cols / (32 * RING_WARPS), args.batch, [&](auto kernel, int bytes, int rows) {
+            few_args a = args;
+            a.n_slots = slots_for(d, a, bytes, rows);
+            a.buffers = a.next_norm && streams(a.batch) ? 1 : 2;
+            a.flight = FLIGHT_BYTES / bytes > 1 ? FLIGHT_BYTES / bytes : 1;
+            const size_t shared = (size_t)a.n_slots * bytes + (size_t)rows + beside_ring(a);
+            rc = few_prepare(kernel, shared);
+            if (rc == cudaSuccess)
+                rc = launch(d, kernel, dim3((unsigned)blocks_of(d, a)), RING_THREADS, shared, true,
+                            a);
+            return true;
+        });
+    return rc;
+}
+
+template <few_kind KIND> static bool fits(const device *d, const few_args &a) {
+    return a.n_cols % (32 * RING_WARPS) == 0 &&
+           with_blocks<KIND>(a.n_cols / (32 * RING_WARPS), a.batch, [&](auto, int bytes, int rows) {
+               return slots_for(d, a, bytes, rows) >= 2;
+           });
+}
+
+static few_args arguments(const device *d, const void *weight, int rows, int cols, int unit,
+                          int batch) {
+    few_args a = {};
+    a.weight = (const bf16 *)weight, a.n_rows = rows, a.n_cols = cols, a.batch = batch;
+    a.unit = unit, a.width_out = rows;
+    const int units = ceil_div(rows, unit);
+    a.most_rows = ceil_div(units, blocks_of(d, a)) * unit;
+    return a;
+}
+
+static few_args in_arguments(const device *d, int layer, int batch) {
+    const ssm_geometry &g = d->g;
+    const layer_weights &w = d->layers[layer];
+    const bool mamba = g.kind == SSM_BLOCK_MAMBA;
+    few_args a =
+        arguments(d, w.in_proj, mamba ? g.d_inner : d->n_in, g.d_model, mamba ? 4 : 1, batch);
+    a.second = mamba ? g.d_inner : 0;
+    a.width_out = d->n_in;
+    a.x = (const bf16 *)d->u, a.bias = w.in_bias, a.eps = g.norm_eps;
+    a.squares = d->out_squares, a.squares_pitch = d->n_sms;
+    a.n_squares = layer == 0 ? 1 : few_out_blocks(d);
+    a.xz = (bf16 *)d->xz, a.xc = (bf16 *)d->xc;
+    a.ring = (bf16 *)d->ring + (size_t)layer * d->n_slots * (g.d_conv - 1) * g.conv_dim;
+    a.conv_weight = w.conv_weight, a.conv_bias = w.conv_bias;
+    a.conv_first = mamba ? 0 : g.d_inner, a.channels = g.conv_dim, a.width = g.d_conv;
+    if (mamba) {
+        a.x_proj = (const bf16 *)w.x_proj, a.n_x = a.n_x_fetched = d->n_x;
+        a.x_pitch = ceil_div(a.most_rows, 16) * 32 + 16;
+        a.w_pitch = (ceil_div(a.most_rows, 8) | 1) * 16;
+        a.x_sums = d->x_sums, a.x_broken = d->x_broken;
+    }
+    return a;
+}
+
+static few_args out_arguments(const device *d, int layer, int batch, bool fold_norm) {
+    const ssm_geometry &g = d->g;
+    const layer_weights &w = d->layers[layer];
+    few_args a = arguments(d, w.out_proj, g.d_model, g.d_inner, 1, batch);
+    a.x = (const bf16 *)d->y, a.bias = w.out_bias;
+    a.residual = d->residual, a.u = (bf16 *)d->u;
+    a.next_norm = layer + 1 < g.n_layers ? d->layers[layer + 1].norm : d->norm_f;
+    a.squares_out = d->out_squares, a.squares_pitch_out = d->n_sms;
+    if (fold_norm) {
+        a.squares = d->squares, a.n_squares = a.squares_pitch = g.n_heads;
+        a.eps = g.gate_eps;
+    }
+    if (g.kind == SSM_BLOCK_MAMBA)
+        a.x_sums = d->x_sums, a.x_broken = d->x_broken, a.n_x = d->n_x;
+    return a;
+}
+
+static few_args head_arguments(const device *d, int batch) {
+    few_args a = arguments(d, d->lm_head, d->g.vocab_size, d->g.d_model, 1, batch);
+    a.most_rows = 0;
+    a.x = (const bf16 *)d->u, a.eps = d->g.norm_eps, a.residual = d->logits;
+    a.squares = d->out_squares, a.squares_pitch = d->n_sms, a.n_squares = few_out_blocks(d);
+    return a;
+}
+
+int few_out_blocks(const device *d) {
+    return d->g.d_model < d->n_sms ? d->g.d_model : d->n_sms;
+}
+
+bool few_fits(const device *d, int32_t n) {
+    const ssm_geometry &g = d->g;
+    if (d->weight_type != SSM_DTYPE_BF16 || d->arch < 90 || n > FEW_ROWS || g.d_conv > 4)
+        return false;
+    const bool mamba = g.kind == SSM_BLOCK_MAMBA;
+    if (mamba && (g.d_state != 16 || g.dt_rank % 8 != 0 || g.dt_rank > 256 || g.d_inner % 8 != 0))
+        return false;
+    const few_args in = in_arguments(d, 0, n);
+    return (mamba ? fits<FEW_IN_X>(d, in) : fits<FEW_IN>(d, in)) &&
+           (!streams(n) || ceil_div(g.d_model, few_out_blocks(d)) <= 8 * STREAM_GROUPS) &&
+           fits<FEW_OUT>(d, out_arguments(d, 0, n, false)) &&
+           fits<FEW_HEAD>(d, head_arguments(d, n));
+}
+
+cudaError_t few_embed(device *d, const batch &b) {
+    const cudaError_t rc = few_prepare(few_embed_kernel, 0);
+    return rc ? rc
+              : launch(d, few_embed_kernel, dim3((unsigned)b.n), 256, 0, false, b.tokens, d->drawn,
+                       (const bf16 *)d->embedding, d->layers[0].norm, d->residual, (bf16 *)d->u,
+                       d->out_squares, d->n_sms, d->g.d_model);
+}
+
+// The rest of a layer's out_proj, which its own ring has no room for.
+static void ask_last(const device *d, int layer, int batch, few_args *a) {
+    few_args out = out_arguments(d, layer, batch, false);
+    if (batch > 1) // two rows: 1.92 ms without, 2.00 with
+        return;
+    with_blocks<FEW_OUT>(out.n_cols / (32 * RING_WARPS), batch, [&](auto, int bytes, int rows) {
+        const int a_group = 8 * out.n_cols * 2;
+        const int parts = out.n_cols * 2 * 8 / (bytes - 8 * 64);
+        const int groups = slots_for(d, out, bytes, rows) / parts;
+        if (groups * 8 < ceil_div(out.n_rows, blocks_of(d, out))) {
+            a->last_weight = (const char *)out.weight, a->last_rows = out.n_rows;
+            a->last_row_bytes = out.n_cols * 2, a->last_skip = groups * a_group;
+        }
+        return true;
+    });
+}
+
+cudaError_t few_in(device *d, int layer, const batch &b) {
+    few_args a = in_arguments(d, layer, b.n);
+    a.rows = b.rows;
+    if (layer > 0)
+        ask_last(d, layer - 1, b.n, &a);
+    return d->g.kind == SSM_BLOCK_MAMBA ? run<FEW_IN_X>(d, a) : run<FEW_IN>(d, a);
+}
+
+cudaError_t few_out(device *d, int layer, const batch &b, bool fold_norm) {
+    few_args a = out_arguments(d, layer, b.n, fold_norm);
+    return run<FEW_OUT>(d, a);
+}
+
+cudaError_t few_head(device *d, const batch &b) {
+    few_args a = head_arguments(d, b.n);
+    ask_last(d, d->g.n_layers - 1, b.n, &a);
+    return run<FEW_HEAD>(d, a);
+}
+
+} // namespace ssm
