@@ -61,6 +61,7 @@ struct batch {
     int32_t n_pieces;
     const piece *pieces;         // scan
     bool fold;                   // some span's slot holds entries
+    bool at_once;                // few rows: states are written in this step (replay.cu)
     bool split;                  // some span has several pieces: two launches
     int32_t n_logits;            // rounded up
     const int32_t *logit_tokens; // [n_logits] token row of each logits row; NULL: the same

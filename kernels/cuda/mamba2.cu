@@ -173,7 +173,7 @@ static mamba2_args arguments(const device *d, int layer, bool fold_norm) {
 }
 
 cudaError_t mamba2_advance(device *d, int layer, const batch &b, bool fold_norm) {
-    if (d->replays)
+    if (d->replays && !b.at_once)
         return replay_advance(d, layer, b, fold_norm);
     const ssm_geometry &g = d->g;
     const mamba2_args a = arguments(d, layer, fold_norm);

@@ -127,6 +127,22 @@ static int32_t take_entry(device *d, const ssm_segment *s) {
     return held + (fold ? 256 : 0);
 }
 
+// Few rows of a model whose weights are what a step reads (replay.cu, When).
+static bool writes_at_once(const device *d, int32_t bucket) {
+    return d->replays && d->g.d_model >= 512 && bucket <= FEW_ROWS && few_fits(d, bucket);
+}
+
+// In such a step: the entries that the slot's base is without until it begins.
+static int32_t take_whole(device *d, const ssm_segment *s) {
+    replay_slot *slot = &d->held[s->slot];
+    if (s->fresh)
+        *slot = {};
+    const int32_t held = slot->held;
+    slot->held = 0;
+    slot->phase = (slot->phase + 1) % REPLAY_EVERY;
+    return held;
+}
+
 struct decode_lists {
     int32_t *tokens, *held, *starts;
     row *rows;
@@ -137,6 +153,7 @@ static decode_lists decode_arrays(const device *d, block *b, int32_t bucket, bat
     *out = {};
     out->n = out->n_rows = out->n_logits = bucket;
     out->decode = true;
+    out->at_once = writes_at_once(d, bucket);
     lists.tokens = reserve(b, (size_t)bucket, &out->tokens);
     lists.rows = reserve(b, (size_t)bucket, &out->rows);
     lists.held = reserve(b, (size_t)bucket, &out->held);
@@ -164,21 +181,31 @@ static int decode_step(device *d, const ssm_plan *plan, const graph *g, ssm_erro
     block b;
     int stage;
     SSM_TRY(take_block(d, &b, &stage, err));
-    batch unused;
-    const decode_lists lists = decode_arrays(d, &b, g->bucket, &unused);
+    batch like_captured, fold = {};
+    const decode_lists lists = decode_arrays(d, &b, g->bucket, &like_captured);
+    span *spans = reserve(&b, (size_t)g->bucket, &fold.spans);
     for (int32_t i = 0; i < plan->n_segments; i++) {
         const ssm_segment *s = &plan->segments[i];
         lists.tokens[i] = token_code(plan->tokens[s->first], s->slot);
         lists.rows[i] = row_of(d, s);
         lists.rows[i].at = i;
-        lists.held[i] = take_entry(d, s);
+        if (!like_captured.at_once) {
+            lists.held[i] = take_entry(d, s);
+        } else if (const int32_t held = take_whole(d, s)) {
+            spans[fold.n_spans] = {};
+            spans[fold.n_spans].slot = s->slot;
+            spans[fold.n_spans++].held = held;
+        }
     }
     for (int32_t i = plan->n_segments; i < g->bucket; i++) {
         lists.tokens[i] = 0;
         lists.rows[i] = {i, -1, 0, 1};
     }
-    replay_plan(d, lists.held, plan->n_segments, lists.starts);
+    if (!like_captured.at_once)
+        replay_plan(d, lists.held, plan->n_segments, lists.starts);
     SSM_TRY(send_block(d, &b, stage, err));
+    for (int i = 0; fold.n_spans > 0 && i < d->g.n_layers; i++)
+        SSM_CUDA(d, replay_fold(d, i, fold), err);
     SSM_CUDA(d, cudaGraphLaunch(g->exec, d->stream), err);
     return 0;
 }

@@ -510,6 +510,44 @@ START_TEST(few_rows_of_published_widths_agree) {
 }
 END_TEST
 
+// Steps of 12 rows, which hold entries back, and of 3, which write states at once, in turns: rows 0
+// to 2 are in all of them. Against the reference after every turn.
+START_TEST(many_rows_and_few_take_turns) {
+    static const int lengths[] = {5, 4, 13, 1, 2, 17, 3};
+    const small_shape *shape = &published[_i / 2];
+    pair p = {.tolerance = 2.5e-2};
+    const ssm_dtype state = _i % 2 ? SSM_DTYPE_F16 : SSM_DTYPE_F32;
+    small_model_create(&p.model, shape, SSM_DTYPE_BF16, 5);
+    snprintf(p.what, sizeof p.what, "%s, %s state, turns", shape->name, ssm_dtype_name(state));
+    rig_open(&p.reference, "reference", &p.model.weights, SSM_DTYPE_BF16, SSM_DTYPE_F32);
+    rig_open(&p.cuda, "cuda", &p.model.weights, SSM_DTYPE_BF16, state);
+    int step = 0;
+    for (size_t turn = 0; turn < sizeof lengths / sizeof lengths[0]; turn++) {
+        const int32_t n = turn % 2 ? 3 : 12;
+        for (int i = 0; i < lengths[turn]; i++, step++) {
+            int32_t tokens[12];
+            ssm_segment segments[12];
+            for (int32_t k = 0; k < n; k++) {
+                tokens[k] = below(shape->vocab_size);
+                segments[k] = (ssm_segment){k, k, 1, step == 0, SSM_WANT_LAST};
+            }
+            rig_step(&p.cuda, tokens, segments, n);
+            rig_step(&p.reference, tokens, segments, n);
+        }
+        for (int32_t k = 0; k < n; k++) {
+            compare(&p, rig_logits(&p.cuda, k), rig_logits(&p.reference, k), (size_t)p.cuda.vocab,
+                    "logits");
+            compare(&p, rig_state(&p.cuda, k), rig_state(&p.reference, k), p.cuda.state_floats,
+                    "a state");
+        }
+    }
+    printf("%-40s worst %.1e\n", p.what, p.worst);
+    rig_close(&p.cuda);
+    rig_close(&p.reference);
+    small_model_free(&p.model);
+}
+END_TEST
+
 // A freed slot full of NaN must not be read by the next user, and a failed neighbour stays alone.
 START_TEST(poison_stays_where_it_is) {
     small_model m;
@@ -1143,6 +1181,7 @@ int main(int argc, char **argv) {
     tcase_add_loop_test(states, forks_and_snapshots_go_on_as_their_source, 0, N_SHAPES);
     tcase_add_loop_test(states, any_schedule_of_writes_gives_the_same_state, 0, 4);
     tcase_add_loop_test(states, forks_at_any_phase_go_on_as_their_source, 0, N_SHAPES);
+    tcase_add_loop_test(states, many_rows_and_few_take_turns, 2 * 6, 2 * 8); // Mamba-2's
     tcase_add_loop_test(states, long_runs_agree_with_the_reference, 0, 6);
     tcase_add_loop_test(states, traffic_changes_no_answer, 0, 2);
     tcase_add_loop_test(tc, draws_are_the_reference_samplers, 0, 4);
