@@ -3,9 +3,10 @@
 """Tokens a second over HTTP beside llama.cpp's server, same geometry, threads and load, in turns.
 
 Needs the packages of peer_llama.py and llama-cpp-python[server], a model folder made by
-make_random_model.py, and ssmd and ssmd-load. The peer's server answers one request at a time, so
-its figure for several clients is that of its queue; in_process is the same library given all
-sequences in one batch without a server, the best that a server around it could do.
+make_random_model.py, and ssmd and ssmd-load. That package's server answers one request at a time,
+so its figure for several clients is that of its queue; --llama-server names llama.cpp's own, which
+batches (its sources are in the package, vendor/llama.cpp). in_process is the same library given
+all sequences in one batch without a server, the best that a server around it could do.
 
     peer_http.py --model DIR --build build --rounds 3 --csv results/peer-http.csv
 """
@@ -62,6 +63,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", required=True)
     parser.add_argument("--build", default="build")
+    parser.add_argument("--llama-server", help="llama.cpp's program instead of the Python server")
+    parser.add_argument("--activations", default="f32,bf16")
     parser.add_argument("--geometry", default="mamba-130m")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--clients", default="1,8")
@@ -83,22 +86,28 @@ def main():
     peer = [sys.executable, "-m", "llama_cpp.server", "--model", path, "--n_threads", threads,
             "--n_threads_batch", threads, "--port", str(args.port), "--n_ctx", "4096",
             "--interrupt_requests", "False"]
+    if args.llama_server:
+        peer = [args.llama_server, "--model", path, "--threads", threads, "--threads-batch",
+                threads, "--port", str(args.port), "--parallel", str(max(clients)), "--ctx-size",
+                str(512 * max(clients)), "--cache-ram", "0"]
     ours = [f"{args.build}/ssmd", "serve", "--model", args.model, "--threads", threads, "--port",
             str(args.port), "--log-level", "warn"]
     batch = [sys.executable, peer_llama.__file__, "--peer-file", path, "--threads", threads,
              "--batches", args.clients, "--prompts", "64"]
-    speeds = {"peer_http": [], "peer_in_process": [], "f32": [], "bf16": []}
+    forms = args.activations.split(",")
+    speeds = {name: [] for name in ["peer_http", "peer_in_process", *forms]}
     for i in range(args.rounds):
         print(f"round {i + 1} of {args.rounds}", file=sys.stderr)
-        speeds["peer_http"].append(serve(args, peer, "/v1/models", clients, True))
-        for form in "f32", "bf16":
+        ready = "/health" if args.llama_server else "/v1/models"
+        speeds["peer_http"].append(serve(args, peer, ready, clients, True))
+        for form in forms:
             command = ours + ["--activation-dtype", form]
             speeds[form].append(serve(args, command, "/health", clients, False))
         out = subprocess.run(batch, check=True, capture_output=True, text=True).stdout
         alone = {tuple(k): v for k, v in json.loads(out.splitlines()[-1])}
         speeds["peer_in_process"].append([alone["decode", n] for n in clients])
     rows = []
-    for form in "f32", "bf16":
+    for form in forms:
         for i, n in enumerate(clients):
             row = {"geometry": args.geometry, "weights": "bf16", "activations": form, "clients": n,
                    "ssmd_tokens_per_s": statistics.median(r[i] for r in speeds[form])}

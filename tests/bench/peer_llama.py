@@ -210,13 +210,14 @@ def compare(args, kind):
         write_gguf(path + ".part", args.geometry, kind)
         os.rename(path + ".part", path)
     rounds = []
+    ours = [o for o in OURS[kind] if o[1] in args.activations.split(",")]
     for i in range(args.rounds):
         theirs = run_peer(args, path)
-        for weights, activations in OURS[kind]:
+        for weights, activations in ours:
             print(f"{kind}: round {i + 1} of {args.rounds}", file=sys.stderr)
             rounds.append((weights, activations, theirs, *run_ours(args, weights, activations)))
     rows = []
-    for weights, activations in OURS[kind]:
+    for weights, activations in ours:
         mine = [r for r in rounds if r[:2] == (weights, activations)]
         for key in mine[0][3]:
             ratios = [r[3][key] / r[2][key] for r in mine]
@@ -240,6 +241,7 @@ def main():
     parser.add_argument("--ssmd", default="build/ssmd")
     parser.add_argument("--geometry", default="mamba-130m", choices=sorted(GEOMETRIES))
     parser.add_argument("--types", default="bf16,f32,q8_0")
+    parser.add_argument("--activations", default="auto,bf16", help="of ours; auto is f32")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--batches", default="1,8")
     parser.add_argument("--prompts", default="512,2048")
