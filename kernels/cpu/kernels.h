@@ -76,8 +76,10 @@ typedef struct cpu_conv {
     bool fresh; // begins from zeros, tail is not read
 } cpu_conv;
 
-// One segment of one block of 16 channels through the recurrence. With `per_state` the decay is
-// exp2(delta * a[n]) (Mamba-1), else exp2(delta * a[0]) for all states (Mamba-2).
+// One segment of a block of 16 channels, or of two in a row, through the recurrence; the second's
+// numbers follow the first's: of a and d, of h by n * 16, of delta, x, z and y by `stride`. With
+// `per_state` the decay is exp2(delta * a[n]) (Mamba-1), else exp2(delta * a[0]) for all states
+// (Mamba-2).
 typedef struct cpu_scan {
     const float *a;     // -exp(A_log) log2 e: [n][16] or [1][16]
     const float *d;     // [16]
@@ -92,6 +94,7 @@ typedef struct cpu_scan {
     float *h;          // [n][16] in the slot
     float *y;          // [count][16]
     int32_t n, count;
+    int32_t blocks; // 1; 2 only where neither per_state nor mixed, and `first` is the same
     bool per_state, fresh;
 } cpu_scan;
 

@@ -9,6 +9,8 @@
 #define SIMD_TILE_TOKENS    6 // 16 registers: 12 accumulators
 #define SIMD_TILE_BLOCKS(t) ((t) == 1 ? 3 : (t) <= 3 ? 2 : 1)
 #define SIMD_SCAN_STATES    4
+#define SIMD_SCAN2_STATES   4
+#define SIMD_SCAN2_BLOCKS   1
 #define SIMD_ROW_TOKENS     4 // tokens that norms and conversions take together
 #define SIMD_EXPANDS_BF16   1
 

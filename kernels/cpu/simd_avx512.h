@@ -11,7 +11,9 @@
 #define SIMD_TILE_TOKENS    8 // widest tile: 3 blocks of rows x 8 tokens = 24 accumulators of 32
 #define SIMD_TILE_BLOCKS(t) 3
 #define SIMD_SCAN_STATES    16 // states in registers across time
-#define SIMD_ROW_TOKENS     8  // tokens that norms and conversions take together
+#define SIMD_SCAN2_STATES   8  // the same of Mamba-2, of two blocks together
+#define SIMD_SCAN2_BLOCKS   2
+#define SIMD_ROW_TOKENS     8 // tokens that norms and conversions take together
 #ifdef SSM_AVX512_BF16
 #define SIMD_EXPANDS_BF16 0
 #else

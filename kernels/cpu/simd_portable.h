@@ -18,6 +18,8 @@
 #define SIMD_TILE_BLOCKS(t) 1
 #endif
 #define SIMD_SCAN_STATES  4
+#define SIMD_SCAN2_STATES 4
+#define SIMD_SCAN2_BLOCKS 1
 #define SIMD_ROW_TOKENS   2 // tokens that norms and conversions take together
 #define SIMD_EXPANDS_BF16 0
 

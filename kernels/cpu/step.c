@@ -187,6 +187,14 @@ static bool is_mixed(const int32_t first[CPU_LANES]) {
     return false;
 }
 
+// Blocks from the i-th on that the recurrence takes together: two of one group.
+static int32_t blocks_together(const worker *k, int32_t i) {
+    const int32_t(*group)[CPU_LANES] = k->m->lane_group;
+    if (k->m->g.kind == SSM_BLOCK_MAMBA || i + 1 >= k->t->inner.end || is_mixed(group[i]))
+        return 1;
+    return memcmp(group[i], group[i + 1], sizeof group[i]) == 0 ? 2 : 1;
+}
+
 static void recur(worker *k, int32_t layer) {
     enum { AHEAD_LINES = 20 }; // what memory gives in the time of one block's token
     const cpu_model *m = k->m;
@@ -196,7 +204,7 @@ static void recur(worker *k, int32_t layer) {
     look_ahead(k, &part->out_proj);
     for (int32_t j = 0; j < k->step->n_segments; j++) {
         const ssm_segment *segment = &k->step->cut[j];
-        for (int32_t i = k->t->inner.first; i < k->t->inner.end; i++) {
+        for (int32_t i = k->t->inner.first, blocks; i < k->t->inner.end; i += blocks) {
             const size_t own = (size_t)(i - k->t->inner.first);
             cpu_scan args = {.a = part->a + own * rates * CPU_LANES,
                              .d = part->d + own * CPU_LANES,
@@ -205,6 +213,7 @@ static void recur(worker *k, int32_t layer) {
                              .n = m->g.d_state,
                              .per_state = per_state};
             memcpy(args.first, m->lane_group[i], sizeof args.first);
+            args.blocks = blocks = blocks_together(k, i);
             args.delta = block_of(k, k->w->delta, i, segment->first);
             args.x = args.y = block_of(k, k->w->x, i, segment->first);
             args.z = block_of(k, k->w->z, i, segment->first);
@@ -215,7 +224,7 @@ static void recur(worker *k, int32_t layer) {
             args.count = segment->count;
             args.fresh = segment->fresh;
             m->kernels->scan(&args);
-            cpu_ahead_fetch(&k->ahead, AHEAD_LINES);
+            cpu_ahead_fetch(&k->ahead, AHEAD_LINES * blocks);
         }
     }
 }

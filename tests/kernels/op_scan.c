@@ -105,7 +105,9 @@ static int32_t n_groups(const op_shape *s) {
 static void scan_run(op_case *c, const cpu_kernels *k) {
     const op_shape *s = &c->shape;
     const size_t states = (size_t)s->k, step = (size_t)s->tokens * CPU_LANES;
-    for (size_t b = 0; b < (size_t)s->n / CPU_LANES; b++) {
+    const bool is_paired = !s->per_state && n_groups(s) == 1;
+    for (size_t b = 0, blocks; b < (size_t)s->n / CPU_LANES; b += blocks) {
+        blocks = is_paired && b + 1 < (size_t)s->n / CPU_LANES ? 2 : 1;
         const size_t a = b * (s->per_state ? states : 1) * CPU_LANES;
         cpu_scan args = {.a = (float *)c->arrays[SCAN_A] + a,
                          .d = (float *)c->arrays[SCAN_D] + b * CPU_LANES,
@@ -120,6 +122,7 @@ static void scan_run(op_case *c, const cpu_kernels *k) {
                          .y = (float *)c->arrays[SCAN_Y] + b * step,
                          .n = s->k,
                          .count = s->tokens,
+                         .blocks = (int32_t)blocks,
                          .per_state = s->per_state,
                          .fresh = s->fresh};
         for (int32_t lane = 0; lane < CPU_LANES; lane++)
