@@ -172,7 +172,10 @@ static int allocate(ssm_engine *engine, ssm_error *err) {
                              "a step of %d tokens cannot hold a row for each of %d sessions",
                              d->max_tokens, engine->n_sessions);
     engine->state_floats = ssm_state_conv_floats(g) + ssm_state_ssm_floats(g);
-    state_pool_init(&engine->states, engine->state_floats * sizeof(float));
+    int rc = state_pool_init(&engine->states, engine->state_floats * sizeof(float), engine->backend,
+                             engine->device);
+    if (rc != 0)
+        return ssm_error_set(err, rc, NULL, "no memory for states on the host");
     const size_t n = (size_t)engine->n_sessions;
     engine->active = calloc(n, sizeof(choice *));
     engine->prompts = calloc(n, sizeof(choice *));
@@ -188,7 +191,7 @@ static int allocate(ssm_engine *engine, ssm_error *err) {
                        .poison = engine->options.poison_slots,
                        .let_go = durable_let_go,
                        .ctx = engine};
-    int rc = open_disk(engine, &c, err);
+    rc = open_disk(engine, &c, err);
     if (rc != 0)
         return rc;
     rc = slots_init(&engine->slots, engine->n_sessions);

@@ -84,7 +84,7 @@ int session_image(ssm_engine *engine, const session *s, snapshot_image *image, s
         return ssm_error_set(err, SSM_ENOMEM, NULL, "no memory for a session's state");
     if (has_logits)
         memcpy(image->logits, s->state->logits, vocab * sizeof(float));
-    return cache_read(&engine->cache, s->state, image->state, err);
+    return cache_read(&engine->cache, s->state, image->state, &image->ticket, err);
 }
 
 static int write_session(ssm_engine *engine, session_call *call, bool *waits) {

@@ -18,3 +18,21 @@ const ssm_backend *ssm_backend_find(const char *name) {
     }
     return NULL;
 }
+
+int ssm_slot_export(const ssm_backend *b, ssm_device *device, int32_t slot, float *out,
+                    uint64_t *ticket, ssm_error *err) {
+    *ticket = 0;
+    return b->slot_export ? b->slot_export(device, slot, out, ticket, err)
+                          : b->slot_read(device, slot, out, err);
+}
+
+int ssm_slot_import(const ssm_backend *b, ssm_device *device, int32_t slot, const float *state,
+                    uint64_t after, uint64_t *ticket, ssm_error *err) {
+    *ticket = 0;
+    return b->slot_import ? b->slot_import(device, slot, state, after, ticket, err)
+                          : b->slot_write(device, slot, state, err);
+}
+
+int ssm_ticket_wait(const ssm_backend *b, ssm_device *device, uint64_t ticket, ssm_error *err) {
+    return ticket == 0 ? 0 : b->ticket_wait(device, ticket, err);
+}

@@ -151,7 +151,31 @@ struct ssm_backend {
 
     // For benchmarks; NULL: this backend measures none. May allocate, takes about a second.
     int (*ceilings)(ssm_device *device, ssm_ceilings *out, ssm_error *err);
+
+    // Of a backend whose slots are not in the host's memory; all five or none. States then cross
+    // beside the steps, between the slots and memory of host_alloc (page-locked; with any other the
+    // calls wait). host_alloc gives NULL if there is none; it takes milliseconds.
+    void *(*host_alloc)(ssm_device *device, size_t bytes); // any thread
+    void (*host_free)(ssm_device *device, void *memory);   // any thread
+
+    // slot_read and slot_write that return at once. The slot is as it will be for all later calls;
+    // `out` is not to be read, nor `out` or `state` written or given back, before the ticket is
+    // due. `after`: 0, or the ticket of the export that fills `state`.
+    int (*slot_export)(ssm_device *device, int32_t slot, float *out, uint64_t *ticket,
+                       ssm_error *err);
+    int (*slot_import)(ssm_device *device, int32_t slot, const float *state, uint64_t after,
+                       uint64_t *ticket, ssm_error *err);
+    int (*ticket_wait)(ssm_device *device, uint64_t ticket, ssm_error *err); // any thread; 0 is due
 };
+
+// The same for every backend: where states are in the host's memory anyway they wait, and tickets
+// are 0.
+int ssm_slot_export(const ssm_backend *b, ssm_device *device, int32_t slot, float *out,
+                    uint64_t *ticket, ssm_error *err);
+int ssm_slot_import(const ssm_backend *b, ssm_device *device, int32_t slot, const float *state,
+                    uint64_t after, uint64_t *ticket, ssm_error *err);
+int ssm_ticket_wait(const ssm_backend *b, ssm_device *device, uint64_t ticket,
+                    ssm_error *err); // any thread
 
 extern const ssm_backend ssm_backend_reference; // plain C, one thread, the oracle
 extern const ssm_backend ssm_backend_cpu;       // vectorised, threads

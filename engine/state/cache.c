@@ -185,13 +185,16 @@ int cache_keep(cache *c, uint64_t position, int32_t slot, int32_t row, snapshot 
     float *state = tiers_take_host(c), *logits = NULL; // no row: straight to the host
     if (!state)
         return 0;
-    rc = c->o.backend->slot_read(c->o.device, slot, state, err);
+    uint64_t ticket = 0;
+    rc = ssm_slot_export(c->o.backend, c->o.device, slot, state, &ticket, err);
     if (rc == 0)
         rc = read_logits(c, row, &logits, err);
-    if (rc != 0 || !(*out = cache_adopt(c, position, state, logits))) {
-        tiers_give_host(c, state);
-        free(logits);
+    if (rc == 0 && (*out = cache_adopt(c, position, state, logits))) {
+        (*out)->ticket = ticket;
+        return 0;
     }
+    state_pool_give(c->o.states, state, ticket);
+    free(logits);
     return rc;
 }
 
@@ -248,8 +251,7 @@ static int promote(cache *c, snapshot *s, int32_t slot, ssm_error *err) {
         return rc;
     }
     tiers_remove(c, s);
-    tiers_give_host(c, s->host);
-    s->host = NULL;
+    tiers_give_host(c, s);
     s->slot = row;
     tiers_add(c, s);
     return 0;
@@ -259,9 +261,10 @@ int cache_restore(cache *c, snapshot *s, int32_t slot, ssm_error *err) {
     const ssm_tier tier = cache_tier(s);
     const uint64_t began_ns = tiers_now_ns();
     assert(!cache_is_away(s));
-    int rc = tier == SSM_TIER_DEVICE
-                 ? c->o.backend->slots_copy(c->o.device, &s->slot, &slot, 1, err)
-                 : c->o.backend->slot_write(c->o.device, slot, s->host, err);
+    int rc =
+        tier == SSM_TIER_DEVICE
+            ? c->o.backend->slots_copy(c->o.device, &s->slot, &slot, 1, err)
+            : ssm_slot_import(c->o.backend, c->o.device, slot, s->host, s->ticket, &s->ticket, err);
     if (rc != 0)
         return rc;
     tiers_restored(c, tier, began_ns);
@@ -271,9 +274,12 @@ int cache_restore(cache *c, snapshot *s, int32_t slot, ssm_error *err) {
     return 0;
 }
 
-int cache_read(cache *c, const snapshot *s, float *out, ssm_error *err) {
+int cache_read(cache *c, const snapshot *s, float *out, uint64_t *ticket, ssm_error *err) {
+    *ticket = 0;
     if (s->slot >= 0)
-        return c->o.backend->slot_read(c->o.device, s->slot, out, err);
-    memcpy(out, s->host, tiers_state_bytes(c));
-    return 0;
+        return ssm_slot_export(c->o.backend, c->o.device, s->slot, out, ticket, err);
+    const int rc = ssm_ticket_wait(c->o.backend, c->o.device, s->ticket, err);
+    if (rc == 0)
+        memcpy(out, s->host, tiers_state_bytes(c));
+    return rc;
 }

@@ -8,7 +8,8 @@
 //     device   rows of the device's own state array behind the scheduler's slots, in its native
 //              layout: saving, restoring and forking are backend->slots_copy, on a GPU a kernel in
 //              the order of its stream, without a wait
-//     host     canonical fp32 (kernels/weights.h), written and read through slot_read, slot_write
+//     host     canonical fp32 (kernels/weights.h) in buffers of the pool, to and from which a GPU
+//              copies beside its steps: whoever looks at one waits for its ticket
 //     disk     the same in a file (spill.h), without --cache-dir none
 //
 // A snapshot is in one of them. Each place has a list by last use. When a row is needed the oldest
@@ -47,6 +48,7 @@ typedef struct snapshot {
     bool is_moving;                 // to the disk, from the host; or back
     bool has_logits;                // wherever it is
     float *host;                    // [state_floats] canonical, if it is on the host
+    uint64_t ticket;                // of the last copy from or to there (kernels/backend.h)
     float *logits;                  // [vocab] of the next token, or NULL
     uint64_t sum[2];                // on the disk: its checksum
     int32_t pins;                   // restores that are planned
@@ -137,8 +139,8 @@ void cache_unpin(cache *c, snapshot *s);
 // The snapshot's state into a slot; it may move to the device on the way.
 int cache_restore(cache *c, snapshot *s, int32_t slot, ssm_error *err);
 
-// The snapshot's state in canonical form.
-int cache_read(cache *c, const snapshot *s, float *out, ssm_error *err);
+// The snapshot's state in canonical form, there when the ticket is due.
+int cache_read(cache *c, const snapshot *s, float *out, uint64_t *ticket, ssm_error *err);
 
 uint64_t cache_host_bytes(const cache *c);
 uint64_t cache_disk_bytes(const cache *c);

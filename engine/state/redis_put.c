@@ -139,7 +139,7 @@ void put_start(op *o) {
             op_over(o, rc);
             return;
         }
-        state_pool_give(r->image.pool, r->image.state); // in the bytes; its text is still wanted
+        state_pool_give(r->image.pool, r->image.state, 0); // in the bytes; its text is still wanted
         free(r->image.logits);
         r->image.state = r->image.logits = NULL;
     }

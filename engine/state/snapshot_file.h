@@ -35,10 +35,13 @@
 typedef struct snapshot_image {
     state_pool *pool; // of the state; NULL: malloc
     float *state;     // canonical
+    uint64_t ticket;  // of the copy that fills it; 0: it is filled
     float *logits;    // [vocab], if text.n_pending is 0
     session_text text;
 } snapshot_image;
 
+// Until the state is there; the functions that write files do it themselves.
+int snapshot_image_wait(const snapshot_image *image, ssm_error *err);
 void snapshot_image_dispose(snapshot_image *image); // its pool stays
 
 typedef struct snapshot_label {

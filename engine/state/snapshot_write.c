@@ -13,8 +13,13 @@
 #include "files.h"
 #include "snapshot_parts.h"
 
+int snapshot_image_wait(const snapshot_image *image, ssm_error *err) {
+    const state_pool *p = image->pool;
+    return p ? ssm_ticket_wait(p->backend, p->device, image->ticket, err) : 0;
+}
+
 void snapshot_image_dispose(snapshot_image *image) {
-    state_pool_give(image->pool, image->state);
+    state_pool_give(image->pool, image->state, image->ticket);
     free(image->logits);
     session_text_dispose(&image->text);
     *image = (snapshot_image){.pool = image->pool};
@@ -112,6 +117,9 @@ static int cut_pieces(const ssm_model *model, const snapshot_image *image,
     snapshot_part parts[N_PARTS];
     const uint64_t length = HEADER_BYTES;
     const bool has_logits = image->text.n_pending == 0;
+    const int rc = snapshot_image_wait(image, err);
+    if (rc != 0)
+        return rc;
     snapshot_parts(&ssm_model_weights(model)->geometry, image->text.n_pending, parts);
     memcpy(p->head, &length, sizeof length);
     p->at[HEAD] = (struct iovec){p->head, sizeof p->head};

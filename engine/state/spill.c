@@ -61,7 +61,9 @@ static void sum_of(const spill *s, const spill_move *m, uint64_t out[2]) {
 static int run(const spill *s, spill_move *m) {
     const uint64_t at = (uint64_t)m->row * spill_row_bytes(s);
     uint64_t sum[2];
-    int rc = transfer(s, m->is_read, (char *)m->state, s->state_bytes, at);
+    int rc = m->ticket ? ssm_ticket_wait(m->pool->backend, m->pool->device, m->ticket, NULL) : 0;
+    if (rc == 0)
+        rc = transfer(s, m->is_read, (char *)m->state, s->state_bytes, at);
     if (rc == 0 && m->logits)
         rc = transfer(s, m->is_read, (char *)m->logits, s->logits_bytes, at + s->state_bytes);
     if (rc != 0)

@@ -21,10 +21,14 @@
 
 #include <ssm/error.h>
 
+#include "state_pool.h"
+
 typedef struct spill_move {
     struct spill_move *next; // the spill's
     bool is_read;
     int32_t row;
+    const state_pool *pool;    // to be written: of the state, whose last copy
+    uint64_t ticket;           // is waited for here
     float *state;              // [state_floats]; the caller's, as is
     float *logits;             // [vocab], or NULL: the row has none
     uint64_t sum[2];           // written: filled; to be read: what it must be

@@ -110,7 +110,7 @@ void tiers_discard(cache *c, snapshot *s) {
         give_disk_row(c, s->disk_row);
     if (s->node)
         prefix_drop(&c->tree, s->node);
-    tiers_give_host(c, s->host);
+    tiers_give_host(c, s);
     free(s->logits);
     free(s);
 }
@@ -156,7 +156,9 @@ static bool start_leaving(cache *c, snapshot *s) {
         return false;
     }
     c->n_leaving++;
-    *m = (spill_move){.row = row, .state = s->host, .logits = s->logits};
+    *m = (spill_move){.row = row, .pool = c->o.states, .ticket = s->ticket};
+    m->state = s->host;
+    m->logits = s->logits;
     submit(c, s, m);
     return true;
 }
@@ -166,7 +168,7 @@ bool cache_is_away(const snapshot *s) {
 }
 
 static void free_buffers(const cache *c, const spill_move *m) {
-    tiers_give_host(c, m->state);
+    state_pool_give(c->o.states, m->state, 0);
     free(m->logits);
 }
 
@@ -201,9 +203,9 @@ static void on_written(cache *c, snapshot *s, const spill_move *m) {
         return;
     }
     tiers_remove(c, s);
-    tiers_give_host(c, s->host);
+    tiers_give_host(c, s);
     free(s->logits);
-    s->host = s->logits = NULL;
+    s->logits = NULL;
     s->disk_row = m->row;
     s->sum[0] = m->sum[0];
     s->sum[1] = m->sum[1];
@@ -285,15 +287,17 @@ static int demote(cache *c, snapshot *s, ssm_error *err) {
     float *host = tiers_take_host(c);
     if (!host)
         return 0;
-    const int rc = c->o.backend->slot_read(c->o.device, s->slot, host, err);
+    uint64_t ticket;
+    const int rc = ssm_slot_export(c->o.backend, c->o.device, s->slot, host, &ticket, err);
     if (rc != 0) {
-        tiers_give_host(c, host);
+        state_pool_give(c->o.states, host, ticket);
         return rc;
     }
     tiers_remove(c, s);
     tiers_give_row(c, s->slot);
     s->slot = -1;
     s->host = host;
+    s->ticket = ticket;
     tiers_add(c, s);
     c->counts.tier[SSM_TIER_HOST].moves++;
     return 0;

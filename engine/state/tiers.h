@@ -26,8 +26,10 @@ static inline float *tiers_take_host(const cache *c) { // NULL: no memory
     return state_pool_take(c->o.states, tiers_state_bytes(c));
 }
 
-static inline void tiers_give_host(const cache *c, float *state) {
-    state_pool_give(c->o.states, state);
+static inline void tiers_give_host(const cache *c, snapshot *s) {
+    state_pool_give(c->o.states, s->host, s->ticket);
+    s->host = NULL;
+    s->ticket = 0;
 }
 
 // A row for a new snapshot, -1 if none can be had. eager: an older one may go for it. rc is the

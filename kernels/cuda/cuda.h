@@ -156,12 +156,13 @@ struct device {
                       // [piece][H][SSD_CARRY]
     float *lti_u;     // S4D, S4 [token row][d_model] normed; H3: k after the shift SSM
     float *logits;    // [max_rows][vocab]
-    float *canonical; // one slot's state in canonical form
+    float *canonical; // transfer.cu: where the next slots_convert reads or writes
 
     struct lt_plan *lt;
-    struct step_state *steps;   // step.cu
-    struct sampler_state *draw; // sample.cu
-    void *blocks[64];           // every cudaMalloc, freed in close
+    struct transfer_state *transfers; // transfer.cu
+    struct step_state *steps;         // step.cu
+    struct sampler_state *draw;       // sample.cu
+    void *blocks[64];                 // every cudaMalloc, freed in close
     int n_blocks;
     size_t allocated;
 };
@@ -212,8 +213,22 @@ int weights_upload(device *d, const ssm_weights *w, ssm_error *err);
 
 int slots_alloc(device *d, ssm_error *err);
 int slots_copy(ssm_device *dev, const int32_t *src, const int32_t *dst, int32_t n, ssm_error *err);
+// Between a slot and d->canonical, on the stream.
+cudaError_t slots_convert(device *d, int32_t slot, bool write);
+
+// ---- transfer.cu
+
+int transfers_create(device *d, ssm_error *err);
+void transfers_free(device *d);
+size_t transfers_bytes(const device *d);
 int slot_read(ssm_device *dev, int32_t slot, float *out, ssm_error *err);
 int slot_write(ssm_device *dev, int32_t slot, const float *state, ssm_error *err);
+int slot_export(ssm_device *dev, int32_t slot, float *out, uint64_t *ticket, ssm_error *err);
+int slot_import(ssm_device *dev, int32_t slot, const float *state, uint64_t after, uint64_t *ticket,
+                ssm_error *err);
+int ticket_wait(ssm_device *dev, uint64_t ticket, ssm_error *err);
+void *host_alloc(ssm_device *dev, size_t bytes);
+void host_free(ssm_device *dev, void *memory);
 
 // ---- step.cu
 

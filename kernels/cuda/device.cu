@@ -4,7 +4,8 @@
 // One device struct holds one model on one GPU: weights as stored (bf16, f16 or fp32; vectors in
 // fp32), the slots' states, one step's activations, the logits of the last step. Everything is
 // allocated in open. All work goes to one stream, so step, sample and copies follow each other
-// without waiting; the host waits in collect, slot_read and logits_read alone.
+// without waiting; states cross the bus beside it (transfer.cu). The host waits in collect,
+// slot_read, slot_write, ticket_wait, logits_read and logits_write alone.
 //
 // Numbers: activations have the projections' type, sums, norms, scans and the residual are fp32,
 // the state is fp32 or fp16 (saturating; bf16 at the same size is refused because it is worse).
@@ -195,7 +196,8 @@ static size_t activation_bytes(device *d) {
     size_t sum = 0;
     for (int i = list_activations(d, list); i-- > 0;)
         sum += list[i].bytes + 256;
-    return sum + 2 * step_staging_bytes(d->max_tokens, d->n_slots, d->max_rows);
+    return sum + transfers_bytes(d) +
+           2 * step_staging_bytes(d->max_tokens, d->n_slots, d->max_rows);
 }
 
 // Bytes of everything but the weights, for so many slots.
@@ -258,6 +260,7 @@ static void close_device(ssm_device *dev) {
     if (d->stream)
         cudaStreamSynchronize(d->stream);
     steps_free(d);
+    transfers_free(d);
     sampler_free(d);
     products_free(d);
     for (int i = 0; i < d->n_blocks; i++)
@@ -281,6 +284,7 @@ static int open_all(device *d, const ssm_weights *w, ssm_error *err) {
     SSM_TRY(allocate(d, err));
     SSM_TRY(products_create(d, err));
     SSM_TRY(sampler_create(d, err));
+    SSM_TRY(transfers_create(d, err));
     SSM_TRY(steps_create(d, err));
     SSM_CUDA(d, cudaStreamSynchronize(d->stream), err);
     return 0;
@@ -350,8 +354,9 @@ static int logits_write(ssm_device *dev, int32_t row, const float *logits, ssm_e
 }
 
 extern "C" const ssm_backend ssm_backend_cuda_library = {
-    "cuda",  open_device, close_device, get_info,   step,        sample,
-    collect, slots_copy,  slot_read,    slot_write, logits_read, logits_write,
+    "cuda",  open_device, close_device, get_info,    step,        sample,
+    collect, slots_copy,  slot_read,    slot_write,  logits_read, logits_write,
+    nullptr, host_alloc,  host_free,    slot_export, slot_import, ticket_wait,
 };
 
 } // namespace ssm

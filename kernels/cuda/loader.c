@@ -110,6 +110,28 @@ static int logits_write(ssm_device *device, int32_t row, const float *logits, ss
     return library->logits_write(device, row, logits, err);
 }
 
+static void *host_alloc(ssm_device *device, size_t bytes) {
+    return library->host_alloc(device, bytes);
+}
+
+static void host_free(ssm_device *device, void *memory) {
+    library->host_free(device, memory);
+}
+
+static int slot_export(ssm_device *device, int32_t slot, float *out, uint64_t *ticket,
+                       ssm_error *err) {
+    return library->slot_export(device, slot, out, ticket, err);
+}
+
+static int slot_import(ssm_device *device, int32_t slot, const float *state, uint64_t after,
+                       uint64_t *ticket, ssm_error *err) {
+    return library->slot_import(device, slot, state, after, ticket, err);
+}
+
+static int ticket_wait(ssm_device *device, uint64_t ticket, ssm_error *err) {
+    return library->ticket_wait(device, ticket, err);
+}
+
 const ssm_backend ssm_backend_cuda = {
     .name = "cuda",
     .open = open_device,
@@ -123,4 +145,9 @@ const ssm_backend ssm_backend_cuda = {
     .slot_write = slot_write,
     .logits_read = logits_read,
     .logits_write = logits_write,
+    .host_alloc = host_alloc,
+    .host_free = host_free,
+    .slot_export = slot_export,
+    .slot_import = slot_import,
+    .ticket_wait = ticket_wait,
 };

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Sessions' states as rows of two arrays: copies between slots, and a slot in canonical form.
+// Sessions' states as rows of two arrays: copies between slots, and a slot in canonical form, which
+// transfer.cu takes to the host and back.
 //
 // Layout [layer][slot][...]: a layer's step reads neighbours. All copies of a call are one launch
 // over (bytes, layer, pair); sources and destinations are disjoint, so their order is free. The
@@ -144,34 +145,12 @@ template <bool WRITE> static cudaError_t convert_slot(device *d, int32_t slot) {
     });
 }
 
-static size_t canonical_bytes(const device *d) {
-    return (ssm_state_conv_floats(&d->g) + ssm_state_ssm_floats(&d->g)) * sizeof(float);
-}
-
-int slot_read(ssm_device *dev, int32_t slot, float *out, ssm_error *err) {
-    device *d = (device *)dev;
-    SSM_TRY(device_refuse(d, err));
-    SSM_CUDA(d, convert_slot<false>(d, slot), err);
-    SSM_CUDA(
-        d,
-        cudaMemcpyAsync(out, d->canonical, canonical_bytes(d), cudaMemcpyDeviceToHost, d->stream),
-        err);
-    SSM_CUDA(d, cudaStreamSynchronize(d->stream), err);
-    return 0;
-}
-
-int slot_write(ssm_device *dev, int32_t slot, const float *state, ssm_error *err) {
-    device *d = (device *)dev;
-    SSM_TRY(device_refuse(d, err));
+cudaError_t slots_convert(device *d, int32_t slot, bool write) {
+    if (!write)
+        return convert_slot<false>(d, slot);
     d->ring_at[slot] = 0;
     d->held[slot] = {};
-    SSM_CUDA(
-        d,
-        cudaMemcpyAsync(d->canonical, state, canonical_bytes(d), cudaMemcpyHostToDevice, d->stream),
-        err);
-    SSM_CUDA(d, convert_slot<true>(d, slot), err);
-    SSM_CUDA(d, cudaStreamSynchronize(d->stream), err); // `state` is the caller's again
-    return 0;
+    return convert_slot<true>(d, slot);
 }
 
 int slots_alloc(device *d, ssm_error *err) {
@@ -186,7 +165,6 @@ int slots_alloc(device *d, ssm_error *err) {
         SSM_TRY(device_alloc(d, &d->replay_dt, all * each.dt, err));
     }
     SSM_TRY(device_alloc(d, (void **)&d->drawn, (size_t)d->n_slots * sizeof(int32_t), err));
-    SSM_TRY(device_alloc(d, (void **)&d->canonical, canonical_bytes(d), err));
     SSM_CUDA(d, cudaMemsetAsync(d->ring, 0, rings ? rings : 16, d->stream), err);
     SSM_CUDA(d, cudaMemsetAsync(d->state, 0, states, d->stream), err);
     SSM_CUDA(d, cudaMemsetAsync(d->drawn, 0, (size_t)d->n_slots * sizeof(int32_t), d->stream), err);

@@ -143,14 +143,17 @@ static void measure_choices(size_t prompt, double one) {
     const uint64_t ran = prompt_tokens() - before;
     ssm_device_info info;
     con.engine->backend->info(con.engine->device, &info);
-    row("32 choices of it", together, one);
+    row("32 choices of it, saved on the way", together, one);
     printf("%-46s %9llu tokens\n", "prompt tokens run for them", (unsigned long long)ran);
     printf("%-46s %9.1f MiB\n", "their states", (double)info.slot_bytes * N / (1 << 20));
+    const double alone = run(NULL, prompt, N, 4, false);
+    row("32 choices of it, none saved", alone, one);
     if (getenv("SSM_BENCH_APART")) // takes as long as they are many
-        row("32 requests of it (ratio: to 32 choices)", run_apart(prompt, N, 4), together);
+        row("32 requests of it (ratio: to those)", run_apart(prompt, N, 4), alone);
 }
 
 int main(int argc, char **argv) {
+    setvbuf(stdout, NULL, _IOLBF, 0);
     const char *folder = argc > 1 ? argv[1] : SSM_DEMO_MODEL;
     const size_t past = argc > 2 ? strtoull(argv[2], NULL, 10) : 100000;
     const size_t prompt = argc > 3 ? strtoull(argv[3], NULL, 10) : 10000;
@@ -167,7 +170,7 @@ int main(int argc, char **argv) {
         tokens[i] = 1 + (int32_t)(i * 2654435761u % 1000);
     open_engine();
     const double first = run("long", past, 1, 1, false);
-    state_copies(con.engine, "long", 100);
+    state_copies(con.engine, "long");
     printf("%-46s %12s %8s\n", "turns and choices", "time", "ratio");
     const double fresh = best(next_turn, NULL, 10);
     char what[64];

@@ -138,9 +138,75 @@ static void session_read(void) {
     ssm_session_import(at.engine, owner, "copy", FILED, NULL, NULL);
 }
 
+// ---- steps, and copies beside them
+
+enum { STEP_ROWS = 8, STEPS = 40 };
+
+static void no_copy(void) {
+}
+
+static void export_beside(void) {
+    uint64_t ticket;
+    at.engine->backend->slot_export(at.engine->device, STEP_ROWS, at.host, &ticket, NULL);
+}
+
+static void import_beside(void) {
+    uint64_t ticket;
+    at.engine->backend->slot_import(at.engine->device, STEP_ROWS, at.other, 0, &ticket, NULL);
+}
+
+static void read_between(void) {
+    at.engine->backend->slot_read(at.engine->device, STEP_ROWS, at.pageable, NULL);
+}
+
+// Milliseconds a step, with a copy after each.
+static double step_ms(void (*copy)(void)) {
+    int32_t tokens[STEP_ROWS];
+    ssm_segment segments[STEP_ROWS];
+    float *logits = malloc((size_t)at.engine->info.vocab_size * sizeof *logits);
+    for (int32_t i = 0; i < STEP_ROWS; i++) {
+        tokens[i] = 5;
+        segments[i] = (ssm_segment){i, i, 1, false, SSM_WANT_LAST};
+    }
+    const ssm_plan plan = {tokens, STEP_ROWS, segments, STEP_ROWS};
+    double began = 0;
+    for (int i = -4; i < STEPS; i++) {
+        if (i == 0) {
+            at.engine->backend->logits_read(at.engine->device, 0, logits, NULL);
+            began = now();
+        }
+        at.engine->backend->step(at.engine->device, &plan, NULL);
+        copy();
+    }
+    at.engine->backend->logits_read(at.engine->device, 0, logits, NULL); // waits
+    const double took = now() - began;
+    free(logits);
+    return took * 1e3 / STEPS;
+}
+
+static void step_row(const char *what, void (*copy)(void), double *alone) {
+    double least = step_ms(copy);
+    for (int i = 0; i < 4; i++) {
+        const double ms = step_ms(copy);
+        least = ms < least ? ms : least;
+    }
+    *alone = *alone > 0 ? *alone : least;
+    printf("%-46s %9.3f %17s %7.2f\n", what, least, "", least / *alone);
+}
+
+static void steps_beside_copies(void) {
+    double alone = 0;
+    printf("%-46s %9s\n", "steps of 8 rows, and after each", "least ms");
+    step_row("  nothing", no_copy, &alone);
+    step_row("  a state to the host, beside the next", export_beside, &alone);
+    step_row("  a state from the host, the same", import_beside, &alone);
+    step_row("  a state to memory that is not pinned", read_between, &alone);
+}
+
 // ---- the table
 
-enum { MOST_ROUNDS = 400 };
+enum { MOST_ROUNDS = 100, LEAST_ROUNDS = 8 };
+static const size_t ROUNDS_BYTES = 400 << 20; // of states, in all rounds
 
 typedef struct copy_row {
     const char *what;
@@ -202,13 +268,17 @@ static void prepare(void) {
     find_cuda();
 }
 
-void state_copies(ssm_engine *engine, const char *name, int rounds) {
+void state_copies(ssm_engine *engine, const char *name) {
     static double times[N_ROWS][MOST_ROUNDS];
     at.engine = engine;
     at.name = name;
     prepare();
-    printf("state %zu bytes, file %zu\n", at.bytes, at.file_bytes);
-    for (int r = 0; r < rounds && r < MOST_ROUNDS; r++) {
+    const size_t most = ROUNDS_BYTES / at.bytes;
+    const int rounds = most > MOST_ROUNDS    ? MOST_ROUNDS
+                       : most < LEAST_ROUNDS ? LEAST_ROUNDS
+                                             : (int)most;
+    printf("state %zu bytes, file %zu, %d rounds\n", at.bytes, at.file_bytes, rounds);
+    for (int r = 0; r < rounds; r++) {
         for (int i = 0; i < N_ROWS; i++) {
             if (rows[i].removed)
                 unlink(rows[i].removed);
@@ -218,13 +288,15 @@ void state_copies(ssm_engine *engine, const char *name, int rounds) {
         }
     }
     print(times, rounds);
+    if (engine->backend->slot_export)
+        steps_beside_copies();
     ssm_session_delete(engine, owner, "copy", NULL);
     unlink(PLAIN);
     unlink(FILED);
     if (at.device)
         cuda.free(at.device);
-    state_pool_give(&engine->states, at.host);
-    state_pool_give(&engine->states, at.other);
+    state_pool_give(&engine->states, at.host, 0);
+    state_pool_give(&engine->states, at.other, 0);
     snapshot_image_dispose(&at.image);
     free(at.pageable);
     free(at.plain);

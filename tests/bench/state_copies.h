@@ -7,6 +7,6 @@
 
 // Of a session of owner {0, 0}; the engine must be idle. Writes and removes files in the working
 // folder. Rows are measured in turns, so that a busy machine is as busy for all of them.
-void state_copies(ssm_engine *engine, const char *name, int rounds);
+void state_copies(ssm_engine *engine, const char *name);
 
 #endif

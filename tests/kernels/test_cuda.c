@@ -647,6 +647,59 @@ START_TEST(forks_and_snapshots_go_on_as_their_source) {
 }
 END_TEST
 
+// States go out while their slots are used again at once, and come back before anybody has waited:
+// more of them than there are staging buffers, so that each is waited for on the device.
+START_TEST(copies_beside_steps_keep_their_order) {
+    enum { N = 24, SPOILT = N };
+    small_model m;
+    rig r;
+    ssm_error err = {0};
+    int32_t ids[64];
+    uint64_t out[N], in[N];
+    float *want[N];
+    small_model_create(&m, &shapes[_i], SSM_DTYPE_BF16, 6);
+    rig_open(&r, "cuda", &m.weights, SSM_DTYPE_BF16, SSM_DTYPE_F32);
+    const size_t bytes = r.state_floats * sizeof(float);
+    char *host = r.b->host_alloc(r.d, N * bytes);
+    ck_assert_ptr_nonnull(host);
+    for (int i = 0; i < 64; i++)
+        ids[i] = below(r.vocab);
+    for (int32_t i = 0; i <= SPOILT; i++)
+        free(feed(&r, i, ids + i, 5 + i, 5 + i));
+    for (int32_t i = 0; i < N; i++)
+        want[i] = rig_state(&r, i);
+    for (int round = 0; round < 4; round++) {
+        for (int32_t i = 0; i < N; i++) {
+            float *to = (float *)(void *)(host + (size_t)i * bytes);
+            const int32_t spoilt = SPOILT;
+            must(r.b->slot_export(r.d, i, to, &out[i], &err), &err);
+            must(r.b->slots_copy(r.d, &spoilt, &i, 1, &err), &err);
+        }
+        for (int32_t i = 0; i < N; i++) {
+            const float *from = (const float *)(const void *)(host + (size_t)i * bytes);
+            must(r.b->slot_import(r.d, i, from, out[i], &in[i], &err), &err);
+        }
+        for (int32_t i = 0; i < N; i++) {
+            must(r.b->ticket_wait(r.d, in[i], &err), &err);
+            must(r.b->ticket_wait(r.d, out[i], &err), &err);
+            ck_assert_msg(memcmp(host + (size_t)i * bytes, want[i], bytes) == 0, "%s: out %d",
+                          shapes[_i].name, i);
+        }
+        memset(host, 0xff, N * bytes); // it has been read
+        for (int32_t i = 0; i < N; i++) {
+            float *state = rig_state(&r, i);
+            ck_assert_msg(memcmp(state, want[i], bytes) == 0, "%s: in %d", shapes[_i].name, i);
+            free(state);
+        }
+    }
+    for (int32_t i = 0; i < N; i++)
+        free(want[i]);
+    r.b->host_free(r.d, host);
+    rig_close(&r);
+    small_model_free(&m);
+}
+END_TEST
+
 // ---- states that are written every 16 tokens (replay.cu)
 //
 // One layer: its inputs do not depend on its state, so states can be compared to fp32's rounding
@@ -1179,6 +1232,7 @@ int main(int argc, char **argv) {
     tcase_add_loop_test(tc, few_rows_of_published_widths_agree, 0, N_PUBLISHED);
     tcase_add_loop_test(states, poison_stays_where_it_is, 0, N_SHAPES);
     tcase_add_loop_test(states, forks_and_snapshots_go_on_as_their_source, 0, N_SHAPES);
+    tcase_add_loop_test(states, copies_beside_steps_keep_their_order, 0, N_SHAPES);
     tcase_add_loop_test(states, any_schedule_of_writes_gives_the_same_state, 0, 4);
     tcase_add_loop_test(states, forks_at_any_phase_go_on_as_their_source, 0, N_SHAPES);
     tcase_add_loop_test(states, many_rows_and_few_take_turns, 2 * 6, 2 * 8); // Mamba-2's

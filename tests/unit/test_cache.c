@@ -15,21 +15,13 @@
 
 #include "engine/engine.h"
 #include "support/consumer.h"
+#include "support/late_backend.h"
 
-// ---- backends: the two of a CPU, and one that returns early as a GPU's does
-
-static void late_info(const ssm_device *device, ssm_device_info *out) {
-    ssm_backend_cpu.info(device, out);
-    out->run_ahead = true;
-}
-
-static ssm_backend late;
+// ---- backends: the two of a CPU, and one that is as late as a GPU
 
 enum { N_BACKENDS = 3 };
 static const ssm_backend *backend_at(int i) {
-    late = ssm_backend_cpu;
-    late.info = late_info;
-    return i == 0 ? &ssm_backend_cpu : i == 1 ? &late : &ssm_backend_reference;
+    return i == 0 ? &ssm_backend_cpu : i == 1 ? late_backend() : &ssm_backend_reference;
 }
 
 static ssm_model *model;

@@ -13,19 +13,11 @@
 
 #include "engine/engine.h"
 #include "support/consumer.h"
-
-static void late_info(const ssm_device *device, ssm_device_info *out) {
-    ssm_backend_cpu.info(device, out);
-    out->run_ahead = true; // as a GPU's
-}
-
-static ssm_backend late;
+#include "support/late_backend.h"
 
 enum { N_BACKENDS = 3, NAMES = 8, LONGEST = 600, TURN = 40 };
 static const ssm_backend *backend_at(int i) {
-    late = ssm_backend_cpu;
-    late.info = late_info;
-    return i == 0 ? &ssm_backend_cpu : i == 1 ? &late : &ssm_backend_reference;
+    return i == 0 ? &ssm_backend_cpu : i == 1 ? late_backend() : &ssm_backend_reference;
 }
 
 static ssm_model *model;
