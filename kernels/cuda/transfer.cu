@@ -17,7 +17,9 @@
 //
 // A ticket is a number of a lane, in order: 2 n + direction. Its event is used again LANE_EVENTS
 // tickets later, which come later in the same stream, so that waiting for it is never too short.
+#include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include "cuda.h"
 
@@ -25,7 +27,7 @@ namespace ssm {
 
 enum { OUT, IN, LANES };
 enum { LANE_EVENTS = 64, STAGING_MOST = 8, STAGING_LEAST = 2 };
-static const size_t STAGING_BYTES = (size_t)128 << 20;
+static const size_t STAGING_BYTES = (size_t)128 << 20, HUGE_PAGE = (size_t)2 << 20;
 
 struct lane {
     cudaStream_t stream;
@@ -198,18 +200,24 @@ int ticket_wait(ssm_device *dev, uint64_t ticket, ssm_error *err) {
                          cudaGetErrorString(rc));
 }
 
+// Large pages where the kernel has them: a file is read into and a checksum taken over this memory.
 void *host_alloc(ssm_device *dev, size_t bytes) {
     void *memory = NULL;
     cudaSetDevice(((const device *)dev)->index);
-    if (cudaHostAlloc(&memory, bytes, cudaHostAllocPortable) == cudaSuccess)
+    if (posix_memalign(&memory, HUGE_PAGE, bytes) != 0)
+        return NULL;
+    madvise(memory, bytes, MADV_HUGEPAGE);
+    if (cudaHostRegister(memory, bytes, cudaHostRegisterPortable) == cudaSuccess)
         return memory;
     cudaGetLastError(); // no error of a kernel's
+    free(memory);
     return NULL;
 }
 
 void host_free(ssm_device *dev, void *memory) {
     cudaSetDevice(((const device *)dev)->index);
-    cudaFreeHost(memory);
+    cudaHostUnregister(memory);
+    free(memory);
 }
 
 } // namespace ssm
