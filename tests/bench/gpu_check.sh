@@ -24,16 +24,26 @@ program() { # its path, installed or built
     exit 2
 }
 
-check() { # check NAME COMMAND...: a log, its last line, a verdict
-    local name=$1
-    shift
-    if "$@" >"$out/$name.txt" 2>&1; then
-        printf 'passed  %-12s %s\n' "$name" "$(grep -v '^$' "$out/$name.txt" | tail -1)"
-    else
-        printf 'FAILED  %-12s see %s\n' "$name" "$out/$name.txt"
-        tail -5 "$out/$name.txt"
-        failed=1
-    fi
+# Tests run side by side: they ask what comes out, not how fast.
+declare -a names=() jobs=()
+check() { # check NAME COMMAND...: its output goes into a log; verdicts come from finish
+    names+=("$1")
+    timeout 600 "${@:2}" >"$out/$1.txt" 2>&1 &
+    jobs+=($!)
+}
+
+finish() { # waits for all, a line for each with its log's last
+    local i
+    for i in "${!jobs[@]}"; do
+        if wait "${jobs[i]}"; then
+            printf 'passed  %-16s %s\n' "${names[i]}" "$(grep -v '^$' "$out/${names[i]}.txt" | tail -1)"
+        else
+            printf 'FAILED  %-16s see %s\n' "${names[i]}" "$out/${names[i]}.txt"
+            grep -E ':[FE]:' "$out/${names[i]}.txt" | head -5
+            tail -3 "$out/${names[i]}.txt"
+            failed=1
+        fi
+    done
 }
 
 test_cuda=$(program test_cuda)
@@ -42,26 +52,25 @@ cuda_step=$(program cuda_step)
     date -u +%F
     nvidia-smi --query-gpu=name,driver_version --format=csv,noheader
 } | tee "$out/device.txt"
-check test_cuda timeout 600 "$test_cuda"
+for case in device states prompts; do
+    check "test_cuda-$case" env CK_RUN_CASE="$case" "$test_cuda"
+done
 # Where they are built: these read the source tree.
-test_cuda_lti=$(program test_cuda_lti 2>/dev/null) &&
-    check test_cuda_lti timeout 600 "$test_cuda_lti"
+test_cuda_lti=$(program test_cuda_lti 2>/dev/null) && check test_cuda_lti "$test_cuda_lti"
 for name in test_golden test_golden_chunks; do
-    golden=$(program "$name" 2>/dev/null) &&
-        SSM_GOLDEN_BACKEND=cuda check "$name" timeout 600 "$golden"
+    golden=$(program "$name" 2>/dev/null) && check "$name" env SSM_GOLDEN_BACKEND=cuda "$golden"
 done
 traffic=$(program test_device_traffic 2>/dev/null) && # through the engine: 12,500 requests
-    SSM_TEST_DEVICE=cuda SSM_TEST_TRAFFIC=2500 check test_device_traffic timeout 600 "$traffic"
+    check test_device_traffic env SSM_TEST_DEVICE=cuda SSM_TEST_TRAFFIC=2500 "$traffic"
 if command -v compute-sanitizer >/dev/null; then
-    check memcheck timeout 600 compute-sanitizer --tool memcheck --error-exitcode 1 \
-        "$test_cuda" quick
-    [[ -n $test_cuda_lti ]] && check memcheck_lti timeout 600 compute-sanitizer --tool memcheck --error-exitcode 1 \
-        "$test_cuda_lti" quick
-    check racecheck timeout 600 compute-sanitizer --tool racecheck --error-exitcode 1 \
-        "$test_cuda" race # two tests: it slows kernels hundreds of times
+    sanitize=(compute-sanitizer --error-exitcode 1 --tool)
+    check memcheck "${sanitize[@]}" memcheck "$test_cuda" quick
+    [[ -n $test_cuda_lti ]] && check memcheck_lti "${sanitize[@]}" memcheck "$test_cuda_lti" quick
+    check racecheck "${sanitize[@]}" racecheck "$test_cuda" race # two tests: hundreds of times slower
 else
     echo 'not run: compute-sanitizer is not installed'
 fi
+finish
 [[ -n $quick ]] && exit "$failed"
 
 bench() { # bench NAME ARGUMENTS...
