@@ -28,7 +28,7 @@
 //     at b512)
 //   + rings of bulk copies, three        0.213    1.70
 //     launches a layer (few.cu)
-//   + Mamba-2 states written every 16                                           17.6
+//   + Mamba-2 states written every 16                                           17.9
 //     tokens (replay.cu; predicted 17)
 //
 // Prompts of 2,048, one / eight, ms:        130m          2.8b         mamba2-130m   2.7b

@@ -15,7 +15,7 @@ namespace ssm {
 
 enum {
     DENSE_THREADS = 256,
-    FEW_ROWS = 32,      // up to so many rows 4 a block, then 16
+    STEP_ROWS = 32,     // up to so many rows 4 a block, then 16
     MANY_NUMBERS = 192, // widest state of 16 rows: shared memory
     QUAD = 4,
     KEPT = 16,
@@ -137,8 +137,8 @@ cudaError_t lti_dense_rows(device *d, int layer, const batch &b) {
                           (size_t)rows * (a.n + across) * sizeof(float), b.decode, a, b.rows,
                           b.n_rows);
         };
-        return b.n_rows <= FEW_ROWS || a.n > MANY_NUMBERS ? run(dense_rows_kernel<T, 4>, 4)
-                                                          : run(dense_rows_kernel<T, 16>, 16);
+        return b.n_rows <= STEP_ROWS || a.n > MANY_NUMBERS ? run(dense_rows_kernel<T, 4>, 4)
+                                                           : run(dense_rows_kernel<T, 16>, 16);
     });
 }
 

@@ -18,7 +18,7 @@ namespace ssm {
 enum {
     FEW_THREADS = 256,
     FEW_WARPS = FEW_THREADS / 32,
-    FEW_ROWS = 8, // of a block; more rows are more blocks
+    BLOCK_ROWS = 8, // of a block; more rows are more blocks
     AHEAD = 2,
     FEW_NUMBERS = 64 * 384, // of all token rows: past it cuBLASLt and a gate are faster
 };
@@ -160,14 +160,14 @@ __global__ void __launch_bounds__(FEW_THREADS) few_kernel(few_args a) {
 // Weights are read again for every eight rows: small ones, which stay in L2.
 bool lti_few_fits(const device *d, int32_t n) {
     const size_t each = (size_t)d->g.d_model * sizeof(float);
-    if (n <= FEW_ROWS)
+    if (n <= BLOCK_ROWS)
         return (n & (n - 1)) == 0 && n * each <= FEW_SHARED;
-    return n % FEW_ROWS == 0 && n * d->g.d_model <= FEW_NUMBERS && d->g.vocab_size <= 16384;
+    return n % BLOCK_ROWS == 0 && n * d->g.d_model <= FEW_NUMBERS && d->g.vocab_size <= 16384;
 }
 
 template <bool NORM, few_end END>
 static cudaError_t run_few(device *d, int32_t n, const few_args &a) {
-    const int rows = n < FEW_ROWS ? n : FEW_ROWS, per = n <= FEW_ROWS ? 1 : 2;
+    const int rows = n < BLOCK_ROWS ? n : BLOCK_ROWS, per = n <= BLOCK_ROWS ? 1 : 2;
     const dim3 grid((unsigned)ceil_div(a.outputs, FEW_WARPS * per), (unsigned)(n / rows));
     const size_t shared = (size_t)rows * a.cols * sizeof(float);
     return with_type(d->weight_type, [&](auto t) {

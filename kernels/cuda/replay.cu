@@ -52,9 +52,11 @@
 //   the same copies with no arithmetic at all             158 / 24
 //
 // fp32 base, 256 / 64 rows: plain 360 / 92, this 188 (191) / 50 (49). One row: 4.0, plain 4.0; 8
-// rows 6.1 and 9.6. Whole model, fp16 states, ms a step, 1 / 64 / 512 rows at all phases: 2.7b -
-// / 6.24 / 31.6, now 3.38 / 4.41 / 17.6 (predicted - / 3.1 to 3.9 / 17); 130m - / 0.86 / 3.69, now
-// 0.33 / 0.76 / 2.16.
+// rows 6.1 and 9.6. Whole model, fp16 states, ms a step, 64 / 512 rows at all phases: 2.7b plain
+// 6.24 / 31.6, 6 warps of 2 stages above 128 rows and 12 of one below 4.41 / 17.6, 12 of one at 512
+// rows (cost 2.15) 17.9 (predicted 3.1 to 3.9 / 17); 130m 0.86 / 3.69, then 0.76 / 2.16. All before
+// products of 9 to 64 rows had kernels of their own; this file's one form for all sizes, with the
+// cost 3.5, was timed by layer only.
 //
 // Read out of it: how entries lie decided most. As [16 rows][entry] an append was four writes of
 // 32 bytes a head, 164,000 lone sectors between the reads of a layer: 12 us. What is left of the
