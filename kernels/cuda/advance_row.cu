@@ -14,7 +14,7 @@
 
 namespace ssm {
 
-struct row_args {
+struct few_row_args {
     mamba_args m;
     const unsigned long long *x_sums; // [X_COPIES][FEW_ROWS][n_x]
     const unsigned *x_broken;
@@ -24,7 +24,7 @@ struct row_args {
 
 // dt [ROWS][pitch bytes] bf16, bc [ROWS][32]
 template <int ROWS>
-__device__ __forceinline__ void stage_sums(const row_args &a, char *dt, int pitch, float *bc) {
+__device__ __forceinline__ void stage_sums(const few_row_args &a, char *dt, int pitch, float *bc) {
     constexpr int AT_ONCE = 1; // pairs
     const int n_x = a.m.n_x, n = ROWS * n_x / 2;
 #pragma unroll 1
@@ -63,7 +63,7 @@ __device__ __forceinline__ void stage_sums(const row_args &a, char *dt, int pitc
 
 // The same with each part scaled to a mean square of one; `all` holds ROWS * n_x numbers.
 template <int ROWS>
-__device__ __forceinline__ void stage_normed(const row_args &a, char *dt, int pitch, float *bc,
+__device__ __forceinline__ void stage_normed(const few_row_args &a, char *dt, int pitch, float *bc,
                                              float *all) {
     const int n_x = a.m.n_x, lane = threadIdx.x & 31, warps = blockDim.x >> 5;
 #pragma unroll 1
@@ -98,7 +98,7 @@ __device__ __forceinline__ void stage_normed(const row_args &a, char *dt, int pi
 template <class S, int ROWS, int RK>
 __global__ void __launch_bounds__(256, ROWS > 2  ? 2
                                        : RK <= 5 ? 4
-                                                 : 3) advance_row_kernel(row_args a) {
+                                                 : 3) advance_row_kernel(few_row_args a) {
     extern __shared__ __align__(16) char shared[];
     __shared__ __align__(16) float bc[ROWS][32];
     __shared__ unsigned broken[ROWS];
@@ -205,7 +205,7 @@ template <class S> static auto kernel_for(int rows, int rank) {
 
 cudaError_t few_advance(device *d, int layer, const batch &b) {
     const ssm_geometry &g = d->g;
-    row_args a = {};
+    few_row_args a = {};
     a.m = mamba_arguments(d, layer, 1);
     a.x_sums = d->x_sums, a.x_broken = d->x_broken, a.rows = b.rows;
     a.norm_eps = g.bc_dt_norm ? g.bc_dt_eps : -1.f;

@@ -25,7 +25,7 @@ enum {
 enum few_end { FEW_STORE, FEW_ADD, FEW_GATE };
 static const size_t FEW_SHARED = 48 << 10;
 
-struct few_args {
+struct lti_few_args {
     const void *weight; // T [outputs, or twice that][cols]
     const float *bias;  // or NULL
     const void *x;      // T, with a norm fp32 [rows][cols]
@@ -37,7 +37,7 @@ struct few_args {
 
 // Token rows to shared memory; with a norm, a warp a row.
 template <class T, int ROWS, bool NORM>
-__device__ __forceinline__ void stage(const few_args &a, int row, float *x) {
+__device__ __forceinline__ void stage(const lti_few_args &a, int row, float *x) {
     if (!NORM) {
         for (int i = threadIdx.x; i < ROWS * a.cols; i += FEW_THREADS)
             x[i] = to_float(((const T *)a.x)[(size_t)row * a.cols + i]);
@@ -56,7 +56,7 @@ __device__ __forceinline__ void stage(const few_args &a, int row, float *x) {
 
 // PER outputs a warp.
 template <class T, int ROWS, int PER, bool NORM, few_end END>
-__global__ void __launch_bounds__(FEW_THREADS) few_kernel(few_args a) {
+__global__ void __launch_bounds__(FEW_THREADS) few_kernel(lti_few_args a) {
     constexpr int V = 16 / sizeof(T), HALVES = END == FEW_GATE ? 2 : 1, W = PER * HALVES;
     extern __shared__ float x[]; // [ROWS][cols]
     dependents_start();
@@ -166,7 +166,7 @@ bool lti_few_fits(const device *d, int32_t n) {
 }
 
 template <bool NORM, few_end END>
-static cudaError_t run_few(device *d, int32_t n, const few_args &a) {
+static cudaError_t run_few(device *d, int32_t n, const lti_few_args &a) {
     const int rows = n < BLOCK_ROWS ? n : BLOCK_ROWS, per = n <= BLOCK_ROWS ? 1 : 2;
     const dim3 grid((unsigned)ceil_div(a.outputs, FEW_WARPS * per), (unsigned)(n / rows));
     const size_t shared = (size_t)rows * a.cols * sizeof(float);
@@ -185,22 +185,22 @@ static cudaError_t run_few(device *d, int32_t n, const few_args &a) {
 
 cudaError_t lti_few_in(device *d, int layer, const batch &b) {
     const layer_weights &w = d->layers[layer];
-    const few_args a = {w.in_proj,     w.in_bias,      d->residual,  w.norm,
-                        d->g.norm_eps, (float *)d->xz, d->g.d_model, d->n_in};
+    const lti_few_args a = {w.in_proj,     w.in_bias,      d->residual,  w.norm,
+                            d->g.norm_eps, (float *)d->xz, d->g.d_model, d->n_in};
     return run_few<true, FEW_STORE>(d, b.n, a);
 }
 
 cudaError_t lti_few_out(device *d, int layer, const batch &b) {
     const layer_weights &w = d->layers[layer];
-    const few_args a = {w.out_proj, w.out_bias,  d->y,         NULL,
-                        0,          d->residual, d->g.d_model, d->g.d_model};
+    const lti_few_args a = {w.out_proj, w.out_bias,  d->y,         NULL,
+                            0,          d->residual, d->g.d_model, d->g.d_model};
     return d->g.kind == SSM_BLOCK_H3 ? run_few<false, FEW_ADD>(d, b.n, a)
                                      : run_few<false, FEW_GATE>(d, b.n, a);
 }
 
 cudaError_t lti_few_head(device *d, const batch &b) {
-    const few_args a = {d->lm_head,    NULL,      d->residual,  d->norm_f,
-                        d->g.norm_eps, d->logits, d->g.d_model, d->g.vocab_size};
+    const lti_few_args a = {d->lm_head,    NULL,      d->residual,  d->norm_f,
+                            d->g.norm_eps, d->logits, d->g.d_model, d->g.vocab_size};
     return run_few<true, FEW_STORE>(d, b.n, a);
 }
 
