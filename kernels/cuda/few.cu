@@ -18,7 +18,10 @@
 // ahead. Kernels that ask for different splits of shared memory against cache do not run side by
 // side, whatever they use: all of them ask for the same (7% of a step).
 //
-// A row's sums depend on the bucket (where token rows lie, see STREAM) but on no other row.
+// A row's sums depend on the bucket (where token rows lie, see STREAM) but on no other row. Mamba-1
+// with 5 to 8 rows is left to skinny.cu: at 2,560 channels and 8 rows two places in a step gave
+// different bits (few_rows_of_published_widths_agree), cause not found; 4 rows and fewer, and
+// Mamba-2 with 8, did not. It took 0.315 and 2.53 ms at b8, skinny.cu 0.368 and 2.95.
 //
 // Ladder, one H200, bf16 weights, f32 state, ms a step       130m b1  b8     2.8b b1  b8
 //   skinny.cu: four launches, weights through registers      0.301   0.368   2.26    2.99
@@ -345,9 +348,10 @@ int few_out_blocks(const device *d) {
 
 bool few_fits(const device *d, int32_t n) {
     const ssm_geometry &g = d->g;
-    if (d->weight_type != SSM_DTYPE_BF16 || d->arch < 90 || n > FEW_ROWS || g.d_conv > 4)
-        return false;
     const bool mamba = g.kind == SSM_BLOCK_MAMBA;
+    if (d->weight_type != SSM_DTYPE_BF16 || d->arch < 90 || n > (mamba ? 4 : FEW_ROWS) ||
+        g.d_conv > 4)
+        return false;
     if (mamba && (g.d_state != 16 || g.dt_rank % 8 != 0 || g.dt_rank > 256 || g.d_inner % 8 != 0))
         return false;
     const few_args in = in_arguments(d, 0, n);
