@@ -309,7 +309,7 @@ def test_limits_count_for_all(start_shared):
 
 
 def test_old_ones_go(start_shared, redis):
-    a, b = (start_shared("--session-ttl", "2").client for _ in range(2))
+    a, b = (start_shared("--session-ttl", "2", "--durability", "sync").client for _ in range(2))
     turn(a, PROMPT)
     wait_until(lambda: names(b) == [], 20, "it goes")
     a.get("/v1/sessions/s").error(404)
