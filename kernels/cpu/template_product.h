@@ -49,6 +49,11 @@
 //   next activations fetched too             95     94       85     85       89     91
 //   bf16 panels expanded                                     91     87
 //
+// By profile of a prefill of 512 there, one thread, mamba-130m / mamba2-130m with f32 activations:
+// tiles 79 / 73%, panels expanded 6 / 6%, the recurrence 10 / 15%, convolution 2 / 3%, softplus 1 /
+// 0%, norms 1 / 3%; int8: tiles 73 / 63%, the recurrence 16 / 24%, conversions 3 / 2%, the rest 8 /
+// 11%.
+//
 // Tried and dropped: windows of 64, 96 and 128 tokens (3, 2 and 1% slower); prefetching 6 to 16 KB
 // ahead, and into the second level first (no change that the noise would let one see).
 #include <assert.h>
