@@ -63,12 +63,12 @@ struct completer {
     time_t created;
     uint64_t started; // uv_hrtime of the request
     uint64_t first_token;
-    bool began;      // the stream's headers are on their way
-    bool pressed;    // the client reads slowly: engine requests are paused
-    bool finished;   // a stream: its usage and [DONE] have been written
-    ssm_error error; // code 0: none
+    bool began;            // the stream's headers are on their way
+    bool pressed;          // the client reads slowly: engine requests are paused
+    bool finished;         // a stream: its usage and [DONE] have been written
+    ssm_error error;       // code 0: none
     buf chunk, chunk_head; // chunk_head: what every chunk begins with
-    size_t charged; // of the budget
+    size_t charged;        // of the budget
 };
 
 // Parses the exchange's body as one or the other, and answers it, now or later.

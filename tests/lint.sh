@@ -74,6 +74,13 @@ check_whitespace() {
     done
 }
 
+# Two .cu files' structs of one name are one type to the linker: launch<> of either copies the
+# arguments of whichever it kept.
+check_cuda_types() {
+    git grep -nhoE '^(template <[^>]*> )?struct [a-z_0-9]+ \{' -- kernels/cuda | sed -E 's/.*struct ([a-z_0-9]+) .*/\1/' |
+        sort | uniq -d | sed 's|^|kernels/cuda: more than one struct |'
+}
+
 check_scripts() {
     shellcheck -f gcc "${scripts[@]}"
 }
@@ -105,6 +112,7 @@ report includes < <(check_includes)
 report licence < <(check_spdx)
 report paths < <(check_paths)
 report whitespace < <(check_whitespace)
+report cuda < <(check_cuda_types)
 report shellcheck < <(check_scripts)
 report cppcheck < <(check_static)
 long_functions

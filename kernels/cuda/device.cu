@@ -26,19 +26,20 @@
 //   + states under way through every     0.30     2.27     3.8       9.4        31.4
 //     phase (advance.cu; predicted 8.5
 //     at b512)
-//   + rings of bulk copies, three        0.213    1.70
+//   + rings of bulk copies, three        0.209    1.68
 //     launches a layer (few.cu)
-//   + Mamba-2 states written every 16                                           17.9
+//   + products of 9 to 64 rows                              3.45      9.4
+//     (medium.cu; predicted 2.4 at b64)
+//   + Mamba-2 states written every 16                                           17.4
 //     tokens (replay.cu; predicted 17)
 //
 // Prompts of 2,048, one / eight, ms:        130m          2.8b         mamba2-130m   2.7b
 //   official code                           13.3 / 19.6   36.8 / 234      - / 27.2      - / 207
 //   scans in tiles (scan.cu, ssd.cu)         3.3 / 19.5   33 / 220
 //   + two channels a lane                    3.1 / 17.9   30 / 184       7.2 / 16.8   34.4 / 184
-//   + lanes of C channels, Mamba-2 by        2.75 / 12.9                 2.20 / 10.8
+//   + lanes of C channels, Mamba-2 by        2.73 / 12.9   30.1 / 186    2.20 / 10.8   22.2 / 173
 //     wgmma and in pieces, norms a warp a
 //     row, convolution and tails in one
-// 9 to 64 rows: medium.cu.
 //
 // A traced layer of the step before the last, us: 2.8b 8 x 2,048: in_proj 1,038 (827 TFLOP/s), scan
 // 996, out_proj 555 (774), convolution 134, norm 73, x_proj 53; one prompt: 132, 206 in three
