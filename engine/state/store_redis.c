@@ -455,7 +455,9 @@ static void on_down(void *ctx) {
     redis_store *s = ctx;
     if (s->down_ms == 0)
         s->down_ms = uv_now(&s->loop);
-    say_status(s, false, s->link.reason);
+    // A Redis that is started beside this process has as long to come up as a request would wait.
+    if (s->is_open || uv_now(&s->loop) - s->down_ms >= PATIENCE_MS)
+        say_status(s, false, s->link.reason);
     give_up(s);
 }
 

@@ -331,6 +331,27 @@ def test_what_an_operator_sees(start_shared, redis):
         assert server.client.get(path).json() == {"status": "ok", "session_store": "ok"}
 
 
+def test_a_redis_that_is_started_beside(start_shared, redis):
+    """It answers half a second after the server has looked for it first."""
+    redis.kill()
+    over = threading.Event()
+
+    def late():
+        time.sleep(0.5)
+        redis.start()
+        over.wait()  # a child dies with the thread that began it
+
+    thread = threading.Thread(target=late)
+    thread.start()
+    try:
+        client = start_shared().client
+        turn(client)
+        assert names(client) == ["s"]
+    finally:
+        over.set()
+        thread.join()
+
+
 @pytest.mark.parametrize("url, says", [
     ("redis://:hunter2@127.0.0.1:1", "Connection refused"),
     ("rediss://:hunter2@127.0.0.1", "TLS is not supported"),
