@@ -92,7 +92,7 @@ static int prompts(const ssm_weights *w, const ssm_backend *backend, const char 
     outcome first = {0};
     printf("| %s, %d tokens | s | tokens/s | logits | state |\n|---|---|---|---|---|\n", name, n);
     for (int i = 0; i < 7; i++) {
-        outcome o;
+        outcome o = {0};
         if (run(w, backend, forms[i], tokens, n, pieces[i], threads, &o) != 0)
             return 1;
         if (i == 0)
