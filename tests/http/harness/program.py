@@ -88,6 +88,10 @@ class Program:
             raise AssertionError(f"the program ended while starting:\n{self.tail()}")
         return self.client.get("/readyz").status == 200
 
+    def log(self):
+        """All that it has printed so far."""
+        return "".join(self.output)
+
     def tail(self, lines=40):
         return "".join(self.output[-lines:])
 
