@@ -89,5 +89,6 @@ lti_prompt=$(program lti_prompt 2>/dev/null) && # where it is built, beside the 
     done
 bench mamba2-f16 --state f16 mamba2-130m:decode=1,64,512:prefill=8x2048 \
     mamba2-2.7b:decode=1,64,512:prefill=1x2048,8x2048
-"$here/gpu_http.sh" "$(program ssmd)" "$(program ssmd-load)" "$out" || failed=1
+"$here/gpu_http.sh" "$(program ssmd)" "$(program ssmd-load)" "$(program engine_load)" \
+    "$out" || failed=1
 exit "$failed"

@@ -4,14 +4,16 @@
 # Completions over HTTP on a host with a GPU: ssmd serve --device cuda against ssmd-load on the same
 # host, random weights of published geometries, no prefix cache. Streams of 128 tokens after prompts
 # of 32 random ids, temperature 1, closed loop. Prints a line a run; whole reports go to a folder.
+# Before them the engine's own speed under the same load without a server, in which HTTP's share can
+# be read.
 #
-#   gpu_http.sh SSMD SSMD-LOAD OUTPUT-FOLDER
+#   gpu_http.sh SSMD SSMD-LOAD ENGINE-LOAD OUTPUT-FOLDER
 #
 # Needs Python with numpy for the models (make_random_model.py beside this script) and 6 GB of disk.
 set -uo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)
-ssmd=$1 load=$2 out=$3
+ssmd=$1 load=$2 engine=$3 out=$4
 models=$(mktemp -d)
 server=
 trap '[[ -n $server ]] && kill "$server" 2>/dev/null; rm -rf "$models"' EXIT
@@ -54,6 +56,14 @@ measure() { # measure MODEL CLIENTS "OPTIONS of serve" "OPTIONS of ssmd-load"
               name, rate, lost, first, last, between, worst }' "$out/one.txt"
 }
 
+own() { # own MODEL STATE-TYPE STREAMS...: the engine's own
+    local model=$1 state=$2
+    shift 2
+    "$engine" --device cuda --state "$state" "$models/$model" "$@" >"$out/one.txt" 2>&1 || failed=1
+    { echo "== $model $state, the engine's own" && cat "$out/one.txt"; } >>"$out/http.txt"
+    sed -n "s/^ *\([0-9]* streams.*\)/the engine's own: $model $state \1/p" "$out/one.txt"
+}
+
 run() { # run MODEL "OPTIONS of serve" CLIENTS...
     local model=$1 options=$2 clients
     shift 2
@@ -69,9 +79,12 @@ for geometry in mamba-130m mamba-2.8b; do
     python3 "$here/make_random_model.py" "$geometry" "$models/$geometry" || exit 1
 done
 : >"$out/http.txt"
+own mamba-130m f32 64 512
 run mamba-130m "" 1 64 512
 run mamba-130m "--loops 4" 64 512
+own mamba-2.8b f32 64 512
 run mamba-2.8b "" 1 64 512
+own mamba-2.8b f16 64 512
 run mamba-2.8b "--state-dtype f16" 64 512
 run mamba-2.8b "--loops 4" 512
 exit "$failed"
