@@ -71,11 +71,15 @@ struct completer {
     size_t charged;        // of the budget
 };
 
+// ---- api_completions.c
+
 // Parses the exchange's body as one or the other, and answers it, now or later.
 void completer_open(exchange *ex, bool is_chat);
 completion_limits completer_limits(const struct loop *l);
 completion_memory completer_memory(struct loop *l); // counts against the budget
 void completer_reply_unknown_model(exchange *ex, const char *name);
+
+// ---- completer.c, completer_answer.c
 
 // Engine events of a completer's runs (event->user is the run), then a look at what has changed.
 void completer_on_event(const ssm_event *event);
