@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What is known of sessions without their states: one, all of an owner, a fork's.
+// What needs no session's state: its fields, those of all of an owner, a fork, its deletion.
 //
 // A list is the owner's index, then the fields of each session, some at a time so that nobody else
 // at the server waits for a long one. A field that is none leaves a session out: it is for those
@@ -175,5 +175,22 @@ void fork_start(op *o) {
     const char *args[] = {keys[0],   keys[1], keys[2], keys[3], keys[4], stamp,
                           r->target, now,     ttl,     own,     all,     id};
     op_eval(o, script_fork, 5, sizeof args / sizeof *args, args);
+}
+
+// ---- a deletion
+
+static void on_deleted(op *o, const redisReply *reply) {
+    store_count(o, reply, 1);
+    op_over(o, strcmp(text_at(reply, 0), "ok") == 0 ? 0 : SSM_ENOTFOUND);
+}
+
+void delete_start(op *o) {
+    char keys[3][KEY_BYTES], id[33];
+    key_of(o, 's', o->id, keys[0]);
+    key_own(o, keys[1]);
+    key_all(o->store, keys[2]);
+    id_digits(o->id, id);
+    o->step = on_deleted;
+    op_eval(o, script_delete, 3, 4, (const char *[]){keys[0], keys[1], keys[2], id});
 }
 #endif

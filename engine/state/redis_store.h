@@ -18,6 +18,7 @@ enum {
     LEASE_MS = 6000,
     CLAIM_WAIT_MS = 1000,
     WINDOW = 4, // parts on their way
+    PATIENCE_MS = 2000,
 };
 
 extern size_t redis_part_bytes; // of a state, in a field each; tests make it small
@@ -84,18 +85,30 @@ typedef struct op {
     bool asks_info; // of sessions, which may be something else
 } op;
 
-// ---- store_redis.c
+// ---- redis_op.c
+void op_begin(redis_store *s, store_request *r);
+void op_start_waiting(redis_store *s); // those that can
+void op_give_up(redis_store *s);       // those whose time is up while there is no connection
+void op_on_sleep(uv_timer_t *timer);
 void op_send(op *o, int n, const char **words, const size_t *lengths);
 void op_eval(op *o, const char *script, int n_keys, size_t n, const char *const *args);
 void op_over(op *o, int rc);
 void op_sleep(op *o, uint64_t ms);           // then it begins again
 bool op_may_transfer(op *o);                 // false: it begins again when there is room
 void op_take_limit(op *o, const char *word); // "full", "own full"
+
+// ---- redis_lease.c
 void store_lease(op *o, bool is_held);
+void store_renew(redis_store *s); // all that are held
+void release_start(op *o);
+
+// ---- store_redis.c
+void store_say_status(redis_store *s, bool is_up, const char *reason);
 void store_count(op *o, const redisReply *reply, size_t at); // how many sessions there are
 
-// Keys: of a session (s), its claim (l), a wish for it (w), what is set aside (b); an owner's
-// index; that of all.
+// ---- redis_key.c
+// Of a session (s), its claim (l), a wish for it (w), what is set aside (b); an owner's index; that
+// of all.
 void key_of(const op *o, char kind, const uint64_t id[2], char out[KEY_BYTES]);
 void key_own(const op *o, char out[KEY_BYTES]);
 void key_all(const redis_store *s, char out[KEY_BYTES]);
@@ -119,5 +132,6 @@ bool redis_number(const char *text, uint64_t most, uint64_t *out);
 void list_start(op *o);
 void look_start(op *o);
 void fork_start(op *o);
+void delete_start(op *o);
 
 #endif

@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: Apache-2.0
+// Claims at sessions.
+//
+// A turn holds `l:ID` from its beginning until its state is in place; the script that puts it there
+// gives the claim up, so that whoever has been told that the turn is durable may go to any server.
+// A claim is a lease, renewed by every heartbeat; a server that was killed holds its sessions up
+// for LEASE_MS at most. One that stalls for longer finds its session claimed, or another stamp
+// there: its turn fails (SSM_ECONFLICT) and changes nothing. Who waits for a claim asks again, at
+// growing intervals to a third of a second; Redis could have called (keyspace events, BLPOP) over
+// one more connection and with more to go wrong. It also leaves a wish, which a server with turns
+// enough of its own sees when it puts one in place (shared.c).
+#ifdef SSM_HIREDIS
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "redis_scripts.h"
+#include "redis_store.h"
+
+enum { RENEW_KEYS = 128 };
+
+void store_lease(op *o, bool is_held) {
+    lease **at = &o->store->leases;
+    while (*at && memcmp((*at)->id, o->id, sizeof o->id) != 0)
+        at = &(*at)->next;
+    lease *l = *at;
+    if (is_held && !l && (l = malloc(sizeof *l))) { // without it the claim lapses
+        *l = (lease){.id = {o->id[0], o->id[1]}};
+        *at = l;
+    } else if (!is_held && l) {
+        *at = l->next;
+        free(l);
+    }
+}
+
+// The first one's answer shows that scripts may run here.
+static void on_renewed(void *ctx, const redisReply *reply) {
+    redis_store *s = ctx;
+    op o = {.store = s}; // for its store
+    if (!reply)
+        return;
+    store_count(&o, reply, 1);
+    if (!s->is_open)
+        store_say_status(s, reply->type != REDIS_REPLY_ERROR, reply->str);
+}
+
+void store_renew(redis_store *s) {
+    char keys[2 * RENEW_KEYS + 1][KEY_BYTES], n_keys[12], lease_ms[12];
+    const char *words[2 * RENEW_KEYS + 6] = {"EVAL", script_renew, n_keys};
+    const op o = {.store = s};
+    const lease *l = s->leases;
+    snprintf(lease_ms, sizeof lease_ms, "%d", LEASE_MS);
+    do {
+        int n = 0;
+        key_all(s, keys[n++]);
+        for (; l && n < 2 * RENEW_KEYS; l = l->next) {
+            key_of(&o, 's', l->id, keys[n++]);
+            key_of(&o, 'l', l->id, keys[n++]);
+        }
+        snprintf(n_keys, sizeof n_keys, "%d", n);
+        for (int i = 0; i < n; i++)
+            words[3 + i] = keys[i];
+        words[3 + n] = s->me;
+        words[4 + n] = lease_ms;
+        if (s->link.state == LINK_UP)
+            link_send(&s->link, on_renewed, s, n + 5, words, NULL);
+    } while (l);
+}
+
+static void on_released(op *o, const redisReply *reply) {
+    op_over(o, 0);
+}
+
+void release_start(op *o) {
+    char keys[2][KEY_BYTES];
+    key_of(o, 's', o->id, keys[0]);
+    key_of(o, 'l', o->id, keys[1]);
+    o->step = on_released;
+    op_eval(o, script_release, 2, 3, (const char *[]){keys[0], keys[1], o->store->me});
+}
+#endif
