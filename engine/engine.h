@@ -21,6 +21,7 @@
 #include <ssm/engine.h>
 
 #include "clients.h"
+#include "clock.h"
 #include "flight.h"
 #include "histogram.h"
 #include "job.h"
@@ -131,7 +132,6 @@ struct ssm_engine {
 };
 
 // ---- engine.c
-uint64_t engine_now_ns(void);
 // ssm_engine_create on a given backend (tests: one that fails on purpose); NULL: as the options
 // say.
 int engine_create_on(const ssm_backend *backend, const ssm_model *model,

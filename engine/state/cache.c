@@ -6,6 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "engine/clock.h"
+
 enum { TENANT = 4 }; // tokens of a key before the text's own
 
 // ---- life
@@ -259,7 +261,7 @@ static int promote(cache *c, snapshot *s, int32_t slot, ssm_error *err) {
 
 int cache_restore(cache *c, snapshot *s, int32_t slot, ssm_error *err) {
     const ssm_tier tier = cache_tier(s);
-    const uint64_t began_ns = tiers_now_ns();
+    const uint64_t began_ns = engine_now_ns();
     assert(!cache_is_away(s));
     int rc =
         tier == SSM_TIER_DEVICE

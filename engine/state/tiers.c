@@ -11,8 +11,8 @@
 
 #include <assert.h>
 #include <stdlib.h>
-#include <time.h>
 
+#include "engine/clock.h"
 #include "engine/histogram.h"
 
 enum {
@@ -63,15 +63,9 @@ void tiers_touch(cache *c, snapshot *s) {
 
 // ---- what it takes
 
-uint64_t tiers_now_ns(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
-
 void tiers_restored(cache *c, ssm_tier tier, uint64_t began_ns) {
     histogram_add(&c->counts.tier[tier].restore_seconds, ssm_restore_seconds_bounds,
-                  (double)(tiers_now_ns() - began_ns) * 1e-9);
+                  (double)(engine_now_ns() - began_ns) * 1e-9);
 }
 
 // ---- rows and bytes
@@ -136,7 +130,7 @@ static int32_t take_disk_row(cache *c) {
 
 static void submit(cache *c, snapshot *s, spill_move *m) {
     m->snapshot = s;
-    m->began_ns = tiers_now_ns();
+    m->began_ns = engine_now_ns();
     s->is_moving = true;
     spill_submit(c->disk, m);
 }

@@ -10,7 +10,6 @@ void tiers_remove(cache *c, snapshot *s);  // before it changes its place
 void tiers_touch(cache *c, snapshot *s);   // it was used
 void tiers_discard(cache *c, snapshot *s); // the end of one that nobody needs
 
-uint64_t tiers_now_ns(void);
 // It took so long to have a state back from a tier.
 void tiers_restored(cache *c, ssm_tier tier, uint64_t began_ns);
 
