@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
+// An engine comes to be and goes. What it is made of is in engine.h.
 #include "engine.h"
 
 #include <assert.h>
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -41,93 +41,6 @@ static int check_options(const ssm_engine_options *o, ssm_error *err) {
                                  ranges[i].name, ranges[i].min, ranges[i].value);
     }
     return 0;
-}
-
-// "cpu", "reference", "cuda", "cuda:1".
-static int parse_device(const char *name, const ssm_backend **backend, int32_t *index,
-                        ssm_error *err) {
-    char base[16];
-    const char *colon = strchr(name, ':');
-    const size_t len = colon ? (size_t)(colon - name) : strlen(name);
-    *index = 0;
-    char *end = NULL;
-    const long i = colon ? strtol(colon + 1, &end, 10) : 0;
-    const bool is_bad =
-        len >= sizeof base || (colon && (end == colon + 1 || *end != '\0' || i < 0 || i > 1023));
-    if (!is_bad) {
-        memcpy(base, name, len);
-        base[len] = '\0';
-        *index = (int32_t)i;
-        if ((*backend = ssm_backend_find(base)))
-            return 0;
-    }
-    return ssm_error_set(err, SSM_EINVAL, "device", "device \"%.40s\" is not one of auto, %s", name,
-                         ssm_engine_backends());
-}
-
-// The device's rows are the scheduler's slots first, then the cache's. A GPU that was not told how
-// many sessions to hold is asked for what fits and shared out afterwards.
-enum { CPU_SESSIONS = 64, LEAST_CACHE_ROWS = 4, MOST_CACHE_ROWS = 1 << 20 };
-
-// In a container of 256 MiB the usual 256 MiB of states would be its end.
-static int64_t cpu_cache_bytes(const ssm_engine *engine) {
-    const uint64_t host = engine->options.host_bytes;
-    return host > 0 && host / 4 < 256 << 20 ? (int64_t)(host / 4) : 256 << 20;
-}
-
-static int32_t cache_rows(const ssm_engine *engine, bool is_gpu, int32_t sessions) {
-    const int64_t bytes = engine->options.cache_bytes;
-    const int64_t row = (int64_t)engine->info.state_bytes;
-    int64_t rows = bytes / row;
-    if (bytes < 0) {
-        rows = is_gpu ? sessions / 4 : cpu_cache_bytes(engine) / row;
-        rows = rows > LEAST_CACHE_ROWS ? rows : LEAST_CACHE_ROWS;
-    }
-    return rows < MOST_CACHE_ROWS ? (int32_t)rows : MOST_CACHE_ROWS;
-}
-
-static int open_backend(ssm_engine *engine, ssm_device_options *d, ssm_error *err) {
-    const ssm_engine_options *o = &engine->options;
-    const bool is_gpu = strcmp(engine->backend->name, "cuda") == 0;
-    int32_t sessions = o->max_sessions > 0 ? o->max_sessions : is_gpu ? 0 : CPU_SESSIONS;
-    int32_t rows = cache_rows(engine, is_gpu, sessions);
-    d->n_slots = sessions > 0 ? sessions + rows : 0;
-    d->max_rows = sessions > 0 ? sessions + 128 : 0;
-    const int rc = engine->backend->open(ssm_model_weights(engine->model), d, &engine->device, err);
-    if (rc != 0)
-        return rc;
-    engine->backend->info(engine->device, &engine->device_info);
-    const int32_t n = engine->device_info.n_slots;
-    if (sessions == 0) {
-        rows = cache_rows(engine, is_gpu, n);
-        sessions = rows < n / 2 ? n - rows : n - n / 2;
-    }
-    assert(sessions > 0 && sessions <= n);
-    engine->n_sessions = sessions;
-    return 0;
-}
-
-static int open_device(ssm_engine *engine, ssm_error *err) {
-    const ssm_engine_options *o = &engine->options;
-    ssm_device_options d = {.threads = o->threads,
-                            .pin_threads = o->pin_threads,
-                            .vocab_limit = o->vocab_limit,
-                            .weight_dtype = o->weight_dtype,
-                            .state_dtype = o->state_dtype,
-                            .activation_dtype = o->activation_dtype};
-    if (o->step_tokens > 0 && o->max_sessions > 0)
-        d.max_tokens = o->step_tokens + o->max_sessions;
-    if (engine->backend) // a test's own
-        return open_backend(engine, &d, err);
-    if (o->device && strcmp(o->device, "auto") != 0) {
-        const int rc = parse_device(o->device, &engine->backend, &d.index, err);
-        return rc != 0 ? rc : open_backend(engine, &d, err);
-    }
-    engine->backend = ssm_backend_find("cuda"); // a GPU if there is one
-    if (engine->backend && open_backend(engine, &d, NULL) == 0)
-        return 0;
-    engine->backend = ssm_backend_find("cpu");
-    return open_backend(engine, &d, err);
 }
 
 static void describe(ssm_engine *engine) {
@@ -242,7 +155,7 @@ int engine_create_on(const ssm_backend *backend, const ssm_model *model,
     engine->next_id = 1;
     pthread_mutex_init(&engine->lock, NULL);
     pthread_cond_init(&engine->wake, NULL);
-    if ((rc = open_device(engine, err)) != 0)
+    if ((rc = device_open(engine, err)) != 0)
         goto fail;
     if ((rc = allocate(engine, err)) != 0)
         goto fail;
@@ -298,106 +211,6 @@ void engine_notice_close(ssm_engine *engine) {
     engine->has_closed_ports = true;
     pthread_cond_signal(&engine->wake);
     pthread_mutex_unlock(&engine->lock);
-}
-
-// ---- commands
-
-// Queues a command if it can; the engine's lock is held.
-static void push_command(ssm_engine *engine, command *c) {
-    *engine->inbox_last = c;
-    engine->inbox_last = &c->next;
-    pthread_cond_signal(&engine->wake);
-}
-
-static int refuse(const ssm_engine *engine, ssm_error *err) {
-    if (engine->is_failed)
-        return ssm_error_set(err, SSM_EDEVICE, NULL, "the device has failed");
-    if (engine->is_draining)
-        return ssm_error_set(err, SSM_EDRAINING, NULL, "the engine is shutting down");
-    // Slots that are free take requests out of the queue within a turn.
-    if (engine->n_inbox_jobs + engine->n_waiting >=
-        engine->options.max_queue + engine->n_free_slots)
-        return ssm_error_set(err, SSM_EBUSY, NULL, "%d requests are waiting already, no more fit",
-                             engine->n_inbox_jobs + engine->n_waiting);
-    return 0;
-}
-
-int ssm_engine_submit(ssm_engine *engine, const ssm_request *request, uint64_t *id,
-                      ssm_error *err) {
-    int rc = request_check(request, &engine->info, err);
-    if (rc != 0)
-        return rc;
-    job *j = job_create(request, engine->info.eos_ids, engine->info.n_eos);
-    command *c = calloc(1, sizeof *c);
-    if (!j || !c) {
-        free(c);
-        job_free(j);
-        return ssm_error_set(err, SSM_ENOMEM, NULL, "no memory for the request");
-    }
-    *c = (command){.kind = COMMAND_SUBMIT, .job = j};
-    durable_owner(engine, request->session_owner, j->owner);
-    pthread_mutex_lock(&engine->lock);
-    if ((rc = refuse(engine, err)) == 0) {
-        j->id = engine->next_id++;
-        j->submitted_ns = engine_now_ns();
-        if (id)
-            *id = j->id;
-        port_ref(j->port);
-        if (!engine->has_work && !engine->inbox_first)
-            engine->last_step_ns = j->submitted_ns;
-        engine->n_inbox_jobs++;
-        push_command(engine, c);
-    }
-    pthread_mutex_unlock(&engine->lock);
-    if (rc != 0) {
-        free(c);
-        job_free(j);
-    }
-    return rc;
-}
-
-bool engine_send(ssm_engine *engine, const command *template) {
-    command *c = malloc(sizeof *c);
-    if (!c)
-        return false; // a request then runs to its own end
-    *c = *template;
-    pthread_mutex_lock(&engine->lock);
-    push_command(engine, c);
-    pthread_mutex_unlock(&engine->lock);
-    return true;
-}
-
-void ssm_engine_cancel(ssm_engine *engine, uint64_t id, int32_t index) {
-    engine_send(engine, &(command){.kind = COMMAND_CANCEL, .id = id, .choice = index});
-}
-
-void ssm_engine_finish(ssm_engine *engine, uint64_t id, int32_t index, int64_t n_tokens) {
-    engine_send(
-        engine,
-        &(command){.kind = COMMAND_FINISH, .id = id, .choice = index, .n_tokens = n_tokens});
-}
-
-int ssm_engine_keep(ssm_engine *engine, uint64_t id, int64_t n_tokens, const void *memo,
-                    size_t n_memo) {
-    uint8_t *copy = n_memo > 0 && n_memo <= SSM_SESSION_MEMO ? malloc(n_memo) : NULL;
-    if (n_memo > SSM_SESSION_MEMO)
-        return SSM_EINVAL;
-    if (copy)
-        memcpy(copy, memo, n_memo);
-    const command c = {.kind = COMMAND_KEEP,
-                       .id = id,
-                       .n_tokens = n_tokens,
-                       .memo = copy,
-                       .n_memo = copy ? n_memo : 0};
-    if ((n_memo > 0 && !copy) || !engine_send(engine, &c)) {
-        free(copy);
-        return SSM_ENOMEM;
-    }
-    return 0;
-}
-
-void ssm_engine_pause(ssm_engine *engine, uint64_t id, bool paused) {
-    engine_send(engine, &(command){.kind = COMMAND_PAUSE, .id = id, .paused = paused});
 }
 
 const char *ssm_engine_describe(const ssm_engine *engine) {

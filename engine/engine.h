@@ -32,7 +32,8 @@
 
 enum {
     MAX_PORTS = 256,
-    GRANULE = 64, // tokens: prompts are cut at multiples of it from their beginnings
+    MOST_CACHE_ROWS = 1 << 20, // of the device, of the disk
+    GRANULE = 64,              // tokens: prompts are cut at multiples of it from their beginnings
 };
 
 typedef struct job_list {
@@ -139,6 +140,11 @@ int engine_create_on(const ssm_backend *backend, const ssm_model *model,
 bool engine_add_port(ssm_engine *engine, ssm_port *port); // any thread
 void engine_notice_close(ssm_engine *engine);             // any thread; a port's lock is held
 
+// ---- device.c
+// On the engine's backend if it has one, else as the options say.
+int device_open(ssm_engine *engine, ssm_error *err);
+
+// ---- inbox.c
 // Queues a copy of a command; false: no memory.
 bool engine_send(ssm_engine *engine, const command *template); // any thread
 
