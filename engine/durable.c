@@ -118,9 +118,10 @@ store_request *durable_request(ssm_engine *engine, const session *s, int kind) {
     return r;
 }
 
-static void submit(ssm_engine *engine, session *s, store_request *r) {
+void durable_send(ssm_engine *engine, session *s, store_request *r) {
     r->session = s;
-    s->refs++;
+    if (s)
+        s->refs++;
     engine->n_stores++;
     engine->store->ops->submit(engine->store, r);
 }
@@ -136,7 +137,7 @@ static int start_write(ssm_engine *engine, session *s) {
         shared_prepare(engine, s, r);
     s->is_writing = true;
     engine->n_writes++;
-    submit(engine, s, r);
+    durable_send(engine, s, r);
     return 0;
 }
 
@@ -220,7 +221,7 @@ int durable_delete(ssm_engine *engine, session *s, session_call *call, bool *wai
             return SSM_ENOMEM;
         *waits = call && engine->options.durability == SSM_DURABILITY_SYNC;
         r->call = *waits ? call : NULL;
-        submit(engine, s, r);
+        durable_send(engine, s, r);
     }
     remove_dirty(engine, s);
     durable_answer(engine, s, s->version, 0, NULL);
@@ -230,18 +231,22 @@ int durable_delete(ssm_engine *engine, session *s, session_call *call, bool *wai
 
 // ---- reading
 
-// Those who wait for the session's state look again, or are told why not.
-static void wake(ssm_engine *engine, session *s, int rc) {
-    static const char message[] = "the session could not be read";
+void durable_wake(ssm_engine *engine, session *s, int rc, const char *message) {
     job *next;
     for (job *j = engine->waiting.first; j; j = next) {
         next = j->next;
         if (j->session != s || !j->is_fetching || j->awaited_state)
             continue;
         j->is_fetching = false;
-        if (rc != 0)
+        if (rc != 0 && (rc != SSM_ESESSIONBUSY || j->waits_not))
             job_end(engine, j, SSM_FINISH_ERROR, rc, message);
     }
+}
+
+// Those who wait for the session's state look again, or are told why not.
+static void wake(ssm_engine *engine, session *s, int rc) {
+    static const char message[] = "the session could not be read";
+    durable_wake(engine, s, rc, message);
     while (s->calls) {
         session_call *call = session_next_call(s);
         if (rc != 0)
@@ -261,7 +266,7 @@ void durable_load(ssm_engine *engine, session *s) {
         return;
     }
     s->is_loading = true;
-    submit(engine, s, r);
+    durable_send(engine, s, r);
 }
 
 bool durable_fetch(ssm_engine *engine, job *j) {
@@ -274,12 +279,24 @@ bool durable_fetch(ssm_engine *engine, job *j) {
     return true;
 }
 
-static int take_in(ssm_engine *engine, session *s, snapshot_image *image) {
+snapshot *durable_adopt(ssm_engine *engine, snapshot_image *image) {
     const uint64_t position = image->text.n_tokens - image->text.n_pending;
     snapshot *state = cache_adopt(&engine->cache, position, image->state, image->logits);
+    if (state)
+        image->state = image->logits = NULL;
+    return state;
+}
+
+void durable_count_load(ssm_engine *engine, const store_request *r) {
+    engine->session_counts.loads++;
+    histogram_add(&engine->session_counts.load_seconds, ssm_step_seconds_bounds,
+                  (double)(engine_now_ns() - r->began_ns) * 1e-9);
+}
+
+static int take_in(ssm_engine *engine, session *s, snapshot_image *image) {
+    snapshot *state = durable_adopt(engine, image);
     if (!state)
         return SSM_ENOMEM;
-    image->state = image->logits = NULL;
     session_load(s, state, &image->text);
     return 0;
 }
@@ -288,11 +305,8 @@ static void on_get(ssm_engine *engine, session *s, store_request *r) {
     s->is_loading = false;
     if (r->rc == 0 && !s->state && s->stored == r->version)
         r->rc = take_in(engine, s, &r->image);
-    if (r->rc == 0) {
-        engine->session_counts.loads++;
-        histogram_add(&engine->session_counts.load_seconds, ssm_step_seconds_bounds,
-                      (double)(engine_now_ns() - r->began_ns) * 1e-9);
-    }
+    if (r->rc == 0)
+        durable_count_load(engine, r);
     const bool is_gone = r->rc == SSM_EINVAL || r->rc == SSM_ENOTFOUND;
     if (is_gone && s->is_listed && !s->state) {
         engine->session_counts.set_aside += r->rc == SSM_EINVAL;

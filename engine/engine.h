@@ -226,10 +226,18 @@ bool durable_flush(ssm_engine *engine); // writes what is not stored; false: not
 void durable_close(ssm_engine *engine);
 // For shared.c.
 struct store_request *durable_request(ssm_engine *engine, const session *s,
-                                      int kind);   // NULL: no memory
+                                      int kind); // NULL: no memory
+// To the store; s may be NULL.
+void durable_send(ssm_engine *engine, session *s, struct store_request *request);
 void durable_push(ssm_engine *engine, session *s); // to be written
 void durable_write_some(ssm_engine *engine);
 void durable_answer(ssm_engine *engine, session *s, uint64_t version, int rc, const char *message);
+// rc 0: jobs that wait for the session look again. Else they are told; SSM_ESESSIONBUSY only those
+// that do not wait.
+void durable_wake(ssm_engine *engine, session *s, int rc, const char *message);
+// Takes the state over; NULL: no memory.
+snapshot *durable_adopt(ssm_engine *engine, snapshot_image *image);
+void durable_count_load(ssm_engine *engine, const struct store_request *request);
 
 // ---- shared.c: with a store that other processes have too
 int shared_open(ssm_engine *engine, ssm_error *err,

@@ -66,14 +66,6 @@ static int describe_failure(const store_request *r, ssm_error *err) {
     }
 }
 
-static void send(ssm_engine *engine, session *s, store_request *r) {
-    r->session = s;
-    if (s)
-        s->refs++;
-    engine->n_stores++;
-    engine->store->ops->submit(engine->store, r);
-}
-
 static uint64_t new_stamp(ssm_engine *engine) { // splitmix64 of what getrandom began
     uint64_t z = engine->stamp_seed += 0x9e3779b97f4a7c15u;
     z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
@@ -91,21 +83,16 @@ static void forget_copy(ssm_engine *engine, session *s) {
 }
 
 static int take_copy(ssm_engine *engine, session *s, store_request *r) {
-    snapshot_image *image = &r->image;
-    const uint64_t position = image->text.n_tokens - image->text.n_pending;
-    snapshot *state = cache_adopt(&engine->cache, position, image->state, image->logits);
+    snapshot *state = durable_adopt(engine, &r->image);
     if (!state)
         return SSM_ENOMEM;
-    image->state = image->logits = NULL;
     engine->sessions.n_alive += !session_is_alive(s) && s->is_listed;
-    session_set(s, &engine->cache, state, &image->text);
+    session_set(s, &engine->cache, state, &r->image.text);
     s->created = r->label.created;
     s->last_used = r->label.last_used;
     s->stored = s->version;
     s->stamp = r->stamp;
-    engine->session_counts.loads++;
-    histogram_add(&engine->session_counts.load_seconds, ssm_step_seconds_bounds,
-                  (double)(engine_now_ns() - r->began_ns) * 1e-9);
+    durable_count_load(engine, r);
     return 0;
 }
 
@@ -121,7 +108,7 @@ static void release(ssm_engine *engine, session *s) {
     store_request *r = durable_request(engine, s, STORE_RELEASE);
     s->is_claimed = false;
     if (r) // else it lapses
-        send(engine, s, r);
+        durable_send(engine, s, r);
 }
 
 static bool is_wanted(const session *s) {
@@ -146,7 +133,7 @@ bool shared_fetch(ssm_engine *engine, job *j) {
     r->delay_ms = s->has_yielded ? YIELD_MS : 0;
     s->has_yielded = false;
     s->is_claiming = true;
-    send(engine, s, r);
+    durable_send(engine, s, r);
     return true;
 }
 
@@ -161,20 +148,6 @@ static void say_alive(ssm_engine *engine) {
     pthread_mutex_lock(&engine->lock);
     engine->last_step_ns = engine_now_ns();
     pthread_mutex_unlock(&engine->lock);
-}
-
-// rc 0: those who wait for the session look again. Else they are told; SSM_ESESSIONBUSY only those
-// that do not wait.
-static void wake(ssm_engine *engine, session *s, int rc, const char *message) {
-    job *next;
-    for (job *j = engine->waiting.first; j; j = next) {
-        next = j->next;
-        if (j->session != s || !j->is_fetching || j->awaited_state)
-            continue;
-        j->is_fetching = false;
-        if (rc != 0 && (rc != SSM_ESESSIONBUSY || j->waits_not))
-            job_end(engine, j, SSM_FINISH_ERROR, rc, message);
-    }
 }
 
 static void answer_calls(ssm_engine *engine, session *s, int rc, const char *message) {
@@ -205,7 +178,7 @@ static void on_claim(ssm_engine *engine, session *s, store_request *r) {
     engine->session_counts.refusals += r->rc == SSM_EQUOTA;
     const int rc = r->rc == 0 ? 0 : describe_failure(r, &err);
     s->refs++; // the last job may take it away
-    wake(engine, s, rc, err.message);
+    durable_wake(engine, s, rc, err.message);
     const bool may_be_held = s->is_claimed || rc == SSM_ENOMEM || rc == SSM_EUNAVAILABLE;
     if (may_be_held && (rc != 0 || !is_wanted(s)))
         release(engine, s);
@@ -230,7 +203,7 @@ static void pause_writes(ssm_engine *engine) {
         return;
     r->kind = STORE_PAUSE;
     engine->is_pausing = true;
-    send(engine, NULL, r);
+    durable_send(engine, NULL, r);
 }
 
 // A write that may be tried again, as nobody has been told that it failed.
@@ -263,7 +236,7 @@ static void on_put(ssm_engine *engine, session *s, store_request *r) {
     if (s->has_yielded)
         release(engine, s);
     durable_answer(engine, s, r->version, rc, err.message);
-    wake(engine, s, is_again ? rc : 0, err.message);
+    durable_wake(engine, s, is_again ? rc : 0, err.message);
     answer_calls(engine, s, is_again ? rc : 0, err.message);
     if (s->is_claimed && ((r->rc != 0 && !is_again) || !is_wanted(s)))
         release(engine, s);
@@ -315,7 +288,7 @@ int shared_call(ssm_engine *engine, session_call *call, bool *waits) {
             memcpy(info->memo, r->image.text.memo, info->n_memo);
         }
     }
-    send(engine, NULL, r);
+    durable_send(engine, NULL, r);
     return 0;
 }
 
