@@ -247,8 +247,14 @@ bool shared_fetch(ssm_engine *engine, job *j);
 void shared_leave(ssm_engine *engine, session *s); // a job has
 void shared_prepare(ssm_engine *engine, session *s, struct store_request *put);
 void shared_let_go(ssm_engine *engine, session *s); // of its state
-int shared_call(ssm_engine *engine, session_call *call, bool *waits);
 void shared_done(ssm_engine *engine, struct store_request *request);
+uint64_t shared_stamp(ssm_engine *engine); // a new one
+// Says why a request failed; returns its code, as others see it.
+int shared_describe(const struct store_request *request, ssm_error *err);
+
+// ---- shared_call.c
+int shared_call(ssm_engine *engine, session_call *call, bool *waits);
+void shared_called(ssm_engine *engine, struct store_request *request); // it has come back
 
 // ---- quota.c
 size_t quota_limit(const ssm_engine *engine, uint64_t sessions, uint64_t bytes); // 0: none given

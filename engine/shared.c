@@ -3,8 +3,8 @@
 // (store.h).
 //
 // The table knows only the sessions that this process has jobs of, or states; what others do shows
-// in the store alone. So calls are asked of the store, each in one request, and a turn begins with
-// a claim:
+// in the store alone. So calls are asked of the store, each in one request (shared_call.c), and a
+// turn begins with a claim:
 //
 //     no job -> claiming -> claimed: turns run, one after the other -> written (and given up)
 //
@@ -31,11 +31,8 @@
 #include "engine.h"
 
 #include <assert.h>
-#include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 #include <sys/random.h>
-#include <time.h>
 
 #include "session_call.h"
 #include "state/store.h"
@@ -44,7 +41,7 @@ enum { TURN_NS = 1000000000, YIELD_MS = 400 };
 
 static const char unreachable[] = "the store of sessions cannot be reached, try again";
 
-static int describe_failure(const store_request *r, ssm_error *err) {
+int shared_describe(const store_request *r, ssm_error *err) {
     switch (r->rc) {
     case SSM_EQUOTA:
         return r->is_own ? ssm_error_set(err, r->rc, "session",
@@ -66,7 +63,7 @@ static int describe_failure(const store_request *r, ssm_error *err) {
     }
 }
 
-static uint64_t new_stamp(ssm_engine *engine) { // splitmix64 of what getrandom began
+uint64_t shared_stamp(ssm_engine *engine) { // splitmix64 of what getrandom began
     uint64_t z = engine->stamp_seed += 0x9e3779b97f4a7c15u;
     z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
     z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
@@ -176,7 +173,7 @@ static void on_claim(ssm_engine *engine, session *s, store_request *r) {
         say_alive(engine);
     engine->session_counts.set_aside += r->rc == SSM_EINVAL;
     engine->session_counts.refusals += r->rc == SSM_EQUOTA;
-    const int rc = r->rc == 0 ? 0 : describe_failure(r, &err);
+    const int rc = r->rc == 0 ? 0 : shared_describe(r, &err);
     s->refs++; // the last job may take it away
     durable_wake(engine, s, rc, err.message);
     const bool may_be_held = s->is_claimed || rc == SSM_ENOMEM || rc == SSM_EUNAVAILABLE;
@@ -190,7 +187,7 @@ static void on_claim(ssm_engine *engine, session *s, store_request *r) {
 // What is sent again may be there already, its answer lost: it has the stamp that it had.
 void shared_prepare(ssm_engine *engine, session *s, store_request *r) {
     if (s->tried != s->version)
-        s->tried_stamp = new_stamp(engine);
+        s->tried_stamp = shared_stamp(engine);
     s->tried = s->version;
     r->base = s->stamp;
     r->stamp = s->tried_stamp;
@@ -215,7 +212,7 @@ static bool is_kept(const ssm_engine *engine, const store_request *r) {
 static void on_put(ssm_engine *engine, session *s, store_request *r) {
     ssm_error err = {0};
     const bool is_gone = r->rc == SSM_ENOTFOUND, is_again = is_kept(engine, r);
-    const int rc = r->rc == 0 || is_gone ? 0 : describe_failure(r, &err);
+    const int rc = r->rc == 0 || is_gone ? 0 : shared_describe(r, &err);
     s->is_writing = false;
     engine->n_writes--;
     engine->session_counts.writes += r->rc == 0;
@@ -243,117 +240,6 @@ static void on_put(ssm_engine *engine, session *s, store_request *r) {
     sessions_unref(&engine->sessions, &engine->cache, s);
 }
 
-// ---- calls
-
-static const store_kind kind_of[] = {
-    [SESSION_LIST] = STORE_LIST, [SESSION_GET] = STORE_LOOK, [SESSION_DELETE] = STORE_DELETE,
-    [SESSION_FORK] = STORE_FORK, [SESSION_READ] = STORE_GET, [SESSION_WRITE] = STORE_PUT,
-};
-
-int shared_call(ssm_engine *engine, session_call *call, bool *waits) {
-    session *s = call->name ? sessions_find(&engine->sessions, call->owner, call->name) : NULL;
-    *waits = true;
-    if (s && (s->is_dirty || s->is_writing)) {
-        call->next = s->calls;
-        s->calls = call;
-        return 0;
-    }
-    store_request *r = calloc(1, sizeof *r);
-    if (!r) {
-        *waits = false;
-        return ssm_error_set(&call->error, SSM_ENOMEM, NULL, "no memory for a session");
-    }
-    const int64_t now = (int64_t)time(NULL);
-    *r = (store_request){
-        .kind = kind_of[call->op],
-        .label = {.owner = {call->owner[0], call->owner[1]}, .created = now, .last_used = now},
-        .stamp = new_stamp(engine),
-        .target = call->target,
-        .call = call,
-        .began_ns = engine_now_ns()};
-    if (call->name)
-        memcpy(r->label.name, call->name, strlen(call->name) + 1);
-    if (call->op == SESSION_WRITE) {
-        r->is_import = true;
-        r->image = call->image;
-        call->image.state = call->image.logits = NULL;
-        call->image.text = (session_text){0};
-        ssm_session_info *info = r->infos = calloc(1, sizeof *info);
-        if (info) { // as it will be
-            strcpy(info->name, call->name);
-            info->tokens = r->image.text.n_tokens;
-            info->created = info->last_used = now;
-            info->at = session_point(&r->image.text);
-            info->n_memo = r->image.text.n_memo;
-            memcpy(info->memo, r->image.text.memo, info->n_memo);
-        }
-    }
-    durable_send(engine, NULL, r);
-    return 0;
-}
-
-static int by_name(const void *a, const void *b) {
-    return strcmp(((const ssm_session_info *)a)->name, ((const ssm_session_info *)b)->name);
-}
-
-// What is on its way to the store counts as there.
-static void add_unwritten(ssm_engine *engine, session_call *call) {
-    for (size_t i = 0; i < SESSION_BUCKETS; i++) {
-        for (const session *s = engine->sessions.buckets[i]; s; s = s->next) {
-            if ((!s->is_dirty && !s->is_writing) ||
-                memcmp(s->owner, call->owner, sizeof s->owner) != 0)
-                continue;
-            size_t at = 0;
-            while (at < call->n_infos && strcmp(call->infos[at].name, s->name) != 0)
-                at++;
-            ssm_session_info *more = at < call->n_infos
-                                         ? call->infos
-                                         : realloc(call->infos, (call->n_infos + 1) * sizeof *more);
-            if (!more)
-                return;
-            call->infos = more;
-            call->n_infos += at == call->n_infos;
-            session_describe(engine, s, &call->infos[at]);
-        }
-    }
-}
-
-static void on_list(ssm_engine *engine, session_call *call, store_request *r) {
-    const uint64_t bytes = engine->state_floats * sizeof(float);
-    call->infos = r->infos;
-    call->n_infos = r->n_infos;
-    r->infos = NULL;
-    for (size_t i = 0; i < call->n_infos; i++)
-        call->infos[i].bytes = bytes;
-    add_unwritten(engine, call);
-    qsort(call->infos, call->n_infos, sizeof *call->infos, by_name);
-}
-
-static void on_called(ssm_engine *engine, store_request *r) {
-    session_call *call = r->call;
-    if (r->rc == 0 && call->op == SESSION_LIST) {
-        on_list(engine, call, r);
-    } else if (r->rc == 0) {
-        if (r->infos && call->infos) {
-            *call->infos = *r->infos;
-            call->infos->bytes = engine->state_floats * sizeof(float);
-        }
-        if (call->op == SESSION_READ) {
-            call->image = r->image;
-            r->image = (snapshot_image){.pool = NULL};
-        }
-    } else if (r->rc == SSM_ENOTFOUND) {
-        ssm_error_set(&call->error, r->rc, NULL, "there is no session %s", call->name);
-    } else if (r->rc == SSM_EINVAL && call->op == SESSION_FORK) {
-        ssm_error_set(&call->error, r->rc, "id", "session %s exists already", call->target);
-    } else {
-        engine->session_counts.set_aside += r->rc == SSM_EINVAL;
-        engine->session_counts.refusals += r->rc == SSM_EQUOTA;
-        r->rc = describe_failure(r, &call->error);
-    }
-    session_finish(engine, call, r->rc);
-}
-
 // ---- all that comes back
 
 void shared_done(ssm_engine *engine, store_request *r) {
@@ -365,7 +251,7 @@ void shared_done(ssm_engine *engine, store_request *r) {
                       (double)(engine_now_ns() - r->began_ns) * 1e-9);
     }
     if (r->call)
-        on_called(engine, r);
+        shared_called(engine, r);
     else if (r->kind == STORE_CLAIM)
         on_claim(engine, s, r);
     else if (r->kind == STORE_PUT)
