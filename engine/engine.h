@@ -215,13 +215,9 @@ void durable_failed(job *j, int rc);
 // A call has changed a session, or is to take it away; *waits: session_finish will come.
 int durable_call(ssm_engine *engine, session *s, session_call *call, bool *waits);
 int durable_delete(ssm_engine *engine, session *s, session_call *call, bool *waits);
-// True: the job's session is being read, and wakes it.
-bool durable_fetch(ssm_engine *engine, job *j);
 bool durable_is_behind(const ssm_engine *engine); // no turn begins for now
-// Reads a session that is away, for the calls that wait for it.
-void durable_load(ssm_engine *engine, session *s);
+bool durable_is_full(const ssm_engine *engine);   // more waits to be written than memory may hold
 void durable_done(ssm_engine *engine, struct store_request *request); // it has come back
-bool durable_let_go(void *engine, snapshot *state);                   // for the cache
 bool durable_flush(ssm_engine *engine); // writes what is not stored; false: nothing is under way
 void durable_close(ssm_engine *engine);
 // For shared.c.
@@ -232,6 +228,15 @@ void durable_send(ssm_engine *engine, session *s, struct store_request *request)
 void durable_push(ssm_engine *engine, session *s); // to be written
 void durable_write_some(ssm_engine *engine);
 void durable_answer(ssm_engine *engine, session *s, uint64_t version, int rc, const char *message);
+
+// ---- durable_load.c
+// True: the job's session is being read, and wakes it.
+bool durable_fetch(ssm_engine *engine, job *j);
+// Reads a session that is away, for the calls that wait for it.
+void durable_load(ssm_engine *engine, session *s);
+bool durable_let_go(void *engine, snapshot *state);                              // for the cache
+void durable_got(ssm_engine *engine, session *s, struct store_request *request); // it is read
+// For shared.c.
 // rc 0: jobs that wait for the session look again. Else they are told; SSM_ESESSIONBUSY only those
 // that do not wait.
 void durable_wake(ssm_engine *engine, session *s, int rc, const char *message);
