@@ -4,11 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "completion.h"
-
-static int no_memory(ssm_error *err) {
-    return ssm_error_set(err, SSM_ENOMEM, NULL, "out of memory");
-}
+#include "parse.h"
 
 static int check_ids(const char *key, const int32_t *ids, size_t n, const served_model *model,
                      ssm_error *err) {

@@ -29,10 +29,6 @@ bool parse_chat_knows(const char *key) {
     return false;
 }
 
-static int no_memory(ssm_error *err) {
-    return ssm_error_set(err, SSM_ENOMEM, NULL, "out of memory");
-}
-
 // A text of malloc's becomes the arena's.
 static int adopt(completion *c, char *text, size_t bytes, ssm_error *err) {
     const size_t before = c->arena.bytes;
