@@ -1,0 +1,149 @@
+// SPDX-License-Identifier: Apache-2.0
+// Sessions in a folder: files that are torn or foreign are set aside, the folder has one holder,
+// and what lies in it does not tell whose it is.
+#include <glob.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "engine/state/secret.h"
+#include "fixtures/store.h"
+
+// The header of the one session that there is.
+static void slurp_session(char *out, size_t size) {
+    char pattern[200];
+    glob_t found;
+    snprintf(pattern, sizeof pattern, "%s/*/*.session", folder);
+    ck_assert_int_eq(glob(pattern, 0, NULL, &found), 0);
+    ck_assert_uint_eq(found.gl_pathc, 1);
+    FILE *f = fopen(found.gl_pathv[0], "r");
+    ck_assert_int_eq(fseek(f, 8, SEEK_SET), 0);
+    out[fread(out, 1, 4096, f)] = '\0';
+    fclose(f);
+    globfree(&found);
+}
+
+START_TEST(damaged_files_are_set_aside) {
+    waiter w;
+    ssm_stats stats;
+    begin();
+    open_engine(SSM_DURABILITY_SYNC, true);
+    run_turn("one", 0, &w);
+    waiter_dispose(&w);
+    close_engine();
+    ck_assert_int_eq(count_files(".session", "cut"), 1);
+    open_engine(SSM_DURABILITY_SYNC, true);
+    ssm_engine_get_stats(con.engine, &stats);
+    ck_assert_uint_eq(stats.sessions_set_aside, 1);
+    ck_assert_uint_eq(tokens_of("one"), 0);
+    ck_assert_int_eq(count_files(".bad", NULL), 1);
+    run_turn("one", 0, &w); // its name is free
+    waiter_dispose(&w);
+    close_engine();
+    open_engine(SSM_DURABILITY_SYNC, true);
+    ck_assert_uint_eq(tokens_of("one"), PER_TURN);
+    close_engine();
+    finish();
+}
+END_TEST
+
+START_TEST(a_file_damaged_later_is_found_when_used) {
+    waiter w;
+    ssm_stats stats;
+    ssm_error err;
+    begin();
+    open_engine(SSM_DURABILITY_SYNC, true);
+    run_turn("one", 0, &w);
+    waiter_dispose(&w);
+    close_engine();
+    ck_assert_int_eq(count_files(".session", "flip"), 1);
+    open_engine(SSM_DURABILITY_SYNC, true); // its header is in order
+    ck_assert_uint_eq(tokens_of("one"), PER_TURN);
+    uint8_t *bytes;
+    size_t size;
+    ck_assert_int_eq(ssm_session_export_bytes(con.engine, owner, "one", &bytes, &size, &err),
+                     SSM_EIO);
+    ck_assert_uint_eq(tokens_of("one"), 0);
+    ssm_engine_get_stats(con.engine, &stats);
+    ck_assert_uint_eq(stats.sessions_set_aside, 1);
+    ck_assert_int_eq(count_files(".bad", NULL), 1);
+    run_turn("one", 0, &w); // its name is free
+    waiter_dispose(&w);
+    close_engine();
+    finish();
+}
+END_TEST
+
+START_TEST(a_folder_has_one_holder) {
+    ssm_engine *second;
+    ssm_engine_options o;
+    ssm_error err;
+    char number[24];
+    begin();
+    open_engine(SSM_DURABILITY_ASYNC, true);
+    ssm_engine_options_init(&o);
+    o.device = "cpu";
+    o.max_sessions = 1;
+    o.state_dir = folder;
+    ck_assert_int_eq(ssm_engine_create(model, &o, &second, &err), SSM_EIO);
+    snprintf(number, sizeof number, "process %ld", (long)getpid());
+    ck_assert_msg(strstr(err.message, number), "%s", err.message);
+    close_engine();
+    ck_assert_int_eq(ssm_engine_create(model, &o, &second, &err), 0);
+    ssm_engine_free(second);
+    finish();
+}
+END_TEST
+
+// From the reference code of the hash's authors: the input is 0, 1, 2 .., the key as long.
+START_TEST(owners_on_the_disk_are_keyed) {
+    static const uint8_t none[16] = {0xa3, 0x81, 0x7f, 0x04, 0xba, 0x25, 0xa8, 0xe6,
+                                     0x6d, 0xf6, 0x72, 0x14, 0xc7, 0x55, 0x02, 0x93};
+    static const uint8_t first[16] = {0xda, 0x87, 0xc1, 0xd8, 0x6b, 0x99, 0xaf, 0x44,
+                                      0x34, 0x76, 0x59, 0x11, 0x9b, 0x22, 0xfc, 0x45};
+    uint8_t key[16], out[16], secret[16], other[16];
+    char path[1200], digits[40], text[5000];
+    struct stat info;
+    waiter w;
+    for (uint8_t i = 0; i < 16; i++)
+        key[i] = i;
+    siphash128(key, key, 0, out);
+    ck_assert_int_eq(memcmp(out, none, 16), 0);
+    siphash128(key, key, 1, out);
+    ck_assert_int_eq(memcmp(out, first, 16), 0);
+    begin();
+    open_engine(SSM_DURABILITY_SYNC, true);
+    run_turn("one", 0, &w);
+    waiter_dispose(&w);
+    close_engine();
+    snprintf(path, sizeof path, "%s/.secret", folder);
+    ck_assert_int_eq(stat(path, &info), 0);
+    ck_assert_int_eq(info.st_mode & 0777, 0600);
+    ck_assert_int_eq(secret_open(folder, secret, NULL), 0);
+    ck_assert_int_eq(secret_make(other, NULL), 0);
+    ck_assert_int_ne(memcmp(secret, other, 16), 0);
+    uint64_t hashed[2];
+    secret_owner(secret, owner, hashed);
+    slurp_session(text, sizeof text);
+    snprintf(digits, sizeof digits, "%016" PRIx64 "%016" PRIx64, hashed[0], hashed[1]);
+    ck_assert_ptr_nonnull(strstr(text, digits));
+    snprintf(digits, sizeof digits, "%016" PRIx64, owner[0]);
+    ck_assert_ptr_null(strstr(text, digits));
+    finish();
+}
+END_TEST
+
+int main(void) {
+    Suite *suite = suite_create("store_folder");
+    TCase *tc = tcase_create("all");
+    tcase_set_timeout(tc, 600);
+    tcase_add_test(tc, damaged_files_are_set_aside);
+    tcase_add_test(tc, a_file_damaged_later_is_found_when_used);
+    tcase_add_test(tc, a_folder_has_one_holder);
+    tcase_add_test(tc, owners_on_the_disk_are_keyed);
+    suite_add_tcase(suite, tc);
+    return suite_run(suite);
+}
