@@ -53,6 +53,10 @@ static void on_event(consumer *c, const ssm_event *e) {
         w->started++;
         break;
     case SSM_EVENT_PROMPT:
+        ck_assert_int_eq(e->position, w->prompts);
+        if (w->prompts < WAITER_PROMPTS)
+            w->prompt_logprobs[w->prompts] = e->logprob;
+        w->prompts++;
         break;
     case SSM_EVENT_TOKEN:
         on_token(a, e);

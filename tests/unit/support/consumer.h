@@ -8,7 +8,7 @@
 
 #include <ssm/engine.h>
 
-enum { WAITER_CHOICES = 8 };
+enum { WAITER_CHOICES = 8, WAITER_PROMPTS = 512 };
 
 typedef struct answer { // of one choice
     int32_t *tokens;
@@ -22,6 +22,8 @@ typedef struct waiter {
     uint64_t id;
     answer choices[WAITER_CHOICES];
     int started, dones;
+    int prompts;                           // tokens of the prompt that were scored
+    float prompt_logprobs[WAITER_PROMPTS]; // of the first ones
     int error;
     char message[256];
     ssm_usage usage;
