@@ -4,8 +4,6 @@
 // inv_A_real holds log -Re A; there is no attention layer and no MLP.
 #include "lti.h"
 
-#include "kernels/lti.h"
-
 static void read(config *c, blueprint *b) {
     ssm_geometry *g = &b->geometry;
     lti_read(c, b, SSM_BLOCK_H3);
@@ -55,20 +53,9 @@ static int layer(const blueprint *b, layer_tensor *out) {
     return count;
 }
 
-static int check(const blueprint *b, const ssm_layer *l, const char *prefix, ssm_error *err) {
-    lti_diagonal s;
-    int rc = lti_check_values(b, l, prefix, err);
-    if (rc == 0) {
-        rc = lti_check_failed(lti_diagonal_init(&s, &b->geometry, l, err), prefix, err);
-        if (rc == 0)
-            lti_diagonal_dispose(&s);
-    }
-    return rc;
-}
-
 const architecture architecture_h3 = {
     .name = "h3",
     .read = read,
     .layer = layer,
-    .check = check,
+    .check = lti_check_diagonal,
 };

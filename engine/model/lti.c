@@ -11,6 +11,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "kernels/lti.h"
+
 enum { BATCH = 512 };
 
 // Of log_dt, log -Re A and |Im A|. Published models lie in [-10, 0], [-3, 8] and [0, 1e4]; at the
@@ -102,4 +104,15 @@ int lti_check_failed(int rc, const char *prefix, ssm_error *err) {
         return rc;
     const ssm_error inner = *err;
     return ssm_error_set(err, rc, inner.param, "%smixer: %s", prefix, inner.message);
+}
+
+int lti_check_diagonal(const blueprint *b, const ssm_layer *l, const char *prefix, ssm_error *err) {
+    lti_diagonal s;
+    int rc = lti_check_values(b, l, prefix, err);
+    if (rc == 0) {
+        rc = lti_check_failed(lti_diagonal_init(&s, &b->geometry, l, err), prefix, err);
+        if (rc == 0)
+            lti_diagonal_dispose(&s);
+    }
+    return rc;
 }

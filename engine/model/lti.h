@@ -19,6 +19,9 @@ void lti_read_pairs(config *c, const ssm_geometry *g);
 // the rest of architecture.check, which discretises.
 int lti_check_values(const blueprint *b, const ssm_layer *l, const char *prefix, ssm_error *err);
 
+// All of architecture.check where a layer is diagonal.
+int lti_check_diagonal(const blueprint *b, const ssm_layer *l, const char *prefix, ssm_error *err);
+
 // What discretising says of a layer: *err as it is, its message led by the layer's prefix.
 int lti_check_failed(int rc, const char *prefix, ssm_error *err);
 

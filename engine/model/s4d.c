@@ -3,8 +3,6 @@
 // those of state-spaces/s4 (s4d.py), whose 1x1 convolution output_linear is.
 #include "lti.h"
 
-#include "kernels/lti.h"
-
 static void read(config *c, blueprint *b) {
     lti_read(c, b, SSM_BLOCK_S4D);
     lti_read_activation(c);
@@ -33,20 +31,9 @@ static int layer(const blueprint *b, layer_tensor *out) {
     return count;
 }
 
-static int check(const blueprint *b, const ssm_layer *l, const char *prefix, ssm_error *err) {
-    lti_diagonal s;
-    int rc = lti_check_values(b, l, prefix, err);
-    if (rc == 0) {
-        rc = lti_check_failed(lti_diagonal_init(&s, &b->geometry, l, err), prefix, err);
-        if (rc == 0)
-            lti_diagonal_dispose(&s);
-    }
-    return rc;
-}
-
 const architecture architecture_s4d = {
     .name = "s4d",
     .read = read,
     .layer = layer,
-    .check = check,
+    .check = lti_check_diagonal,
 };
