@@ -162,24 +162,6 @@ static int32_t find(const aho *tokens, const char *s, size_t len, size_t from, s
     return found;
 }
 
-static size_t strip_left(const char *s, size_t from, size_t end) {
-    while (end > from) {
-        size_t before = end - 1;
-        while (((unsigned char)s[before] & 0xc0) == 0x80)
-            before--;
-        if (!is_white_space(utf8_get(s + before)))
-            break;
-        end = before;
-    }
-    return end;
-}
-
-static size_t strip_right(const char *s, size_t len, size_t at) {
-    while (at < len && is_white_space(utf8_get(s + at)))
-        at += utf8_width((unsigned char)s[at]);
-    return at;
-}
-
 static bool stands_alone(const char *s, size_t len, size_t start, size_t end) {
     return (start == 0 || !is_word(utf8_get_last(s, start))) &&
            (end == len || !is_word(utf8_get(s + end)));
@@ -199,10 +181,10 @@ int added_split(const added *a, const aho *tokens, const char *s, size_t len, sp
             continue;
         size_t from = start, to = end;
         if (t->left_strip)
-            from = start > done ? strip_left(s, done, start) : done;
+            from = start > done ? white_space_before(s, done, start) : done;
         if (t->right_strip) {
             if (end >= blank_end)
-                blank_end = strip_right(s, len, end);
+                blank_end = white_space_end(s, len, end);
             to = blank_end;
         }
         if (done < from)

@@ -153,18 +153,8 @@ static int lowercase(const char *s, size_t len, ssm_text *out) {
 }
 
 static int strip(const step *st, const char *s, size_t len, ssm_text *out, bool *kept_start) {
-    size_t i = 0;
-    while (st->left && i < len && is_white_space(utf8_get(s + i)))
-        i += utf8_width((unsigned char)s[i]);
-    size_t end = len;
-    while (st->right && end > i) {
-        size_t before = end - 1;
-        while (((unsigned char)s[before] & 0xc0) == 0x80)
-            before--;
-        if (!is_white_space(utf8_get(s + before)))
-            break;
-        end = before;
-    }
+    const size_t i = st->left ? white_space_end(s, len, 0) : 0;
+    const size_t end = st->right ? white_space_before(s, i, len) : len;
     *kept_start = *kept_start && i == 0;
     return ssm_text_append(out, s + i, end - i);
 }

@@ -78,6 +78,24 @@ bool is_white_space(int32_t c) {
            c == 0x2029 || c == 0x202f || c == 0x205f || c == 0x3000;
 }
 
+size_t white_space_end(const char *s, size_t len, size_t at) {
+    while (at < len && is_white_space(utf8_get(s + at)))
+        at += utf8_width((unsigned char)s[at]);
+    return at;
+}
+
+size_t white_space_before(const char *s, size_t from, size_t end) {
+    while (end > from) {
+        size_t before = end - 1;
+        while (((unsigned char)s[before] & 0xc0) == 0x80)
+            before--;
+        if (!is_white_space(utf8_get(s + before)))
+            break;
+        end = before;
+    }
+    return end;
+}
+
 bool is_numeric(int32_t c) {
     if (c < 0x80)
         return c >= '0' && c <= '9';

@@ -53,4 +53,9 @@ bool is_punctuation(int32_t c); // ASCII punctuation and general category P*
 bool is_word(int32_t c);        // \w of UTS #18: Alphabetic, M*, Nd, Pc, Join_Control
 int32_t to_lower(int32_t c);    // simple mapping, one to one
 
+// Of valid UTF-8: where the white space ends that begins at s[at], and where that begins that ends
+// at s[end], not before s[from].
+size_t white_space_end(const char *s, size_t len, size_t at);
+size_t white_space_before(const char *s, size_t from, size_t end);
+
 #endif
