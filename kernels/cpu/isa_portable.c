@@ -1,36 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <math.h>
-#include <string.h>
-
 #include "kernels.h"
 #include "simd_portable.h"
 
-#include "template_product.h"
-
-#include "template_ceiling.h"
-
-#include "template_math.h"
-
-#include "template_lti.h"
-#include "template_rows.h"
-#include "template_scan.h"
-
-extern const cpu_kernels cpu_kernels_portable;
-
-const cpu_kernels cpu_kernels_portable = {
+#define ISA_TABLE cpu_kernels_portable
 #ifdef __aarch64__
-    .name = "neon",
+#define ISA_NAME "neon"
 #else
-    .name = "portable",
+#define ISA_NAME "portable"
 #endif
-    .has_bf16_dot = false,
-    .product = product,
-    .conv = conv,
-    .scan = scan,
-    .norm = norm,
-    .softplus = softplus,
-    .convert = convert,
-    .lti = &lti_kernels,
-    .read_stream = read_stream,
-    .product_rounds = product_rounds,
-};
+#include "template_isa.h"
