@@ -2,8 +2,8 @@
 // Every golden on every backend: logits of the last position (of all positions where the golden has
 // them), the final state, and the whole greedy continuation.
 #include "golden.h"
+#include "tests/suite.h"
 
-#include <check.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -70,9 +70,5 @@ int main(void) {
     tcase_add_loop_test(tc, trained_models, 0, golden_n_trained * golden_n_backends);
     tcase_add_loop_test(tc, odd_geometries, 0, golden_n_odd * golden_n_backends);
     suite_add_tcase(suite, tc);
-    SRunner *sr = srunner_create(suite);
-    srunner_run_all(sr, CK_NORMAL);
-    const int failed = srunner_ntests_failed(sr);
-    srunner_free(sr);
-    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+    return suite_run(suite);
 }

@@ -6,8 +6,8 @@
 // bit for bit; a GPU promises it of the places, and of cuts and company only within rounding, since
 // the number of token rows chooses its kernels (kernels/backend.h).
 #include "golden.h"
+#include "tests/suite.h"
 
-#include <check.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -203,9 +203,5 @@ int main(void) {
     tcase_add_loop_test(tc, company_does_not_matter, 0, n);
     tcase_add_loop_test(tc, short_prompts_in_poisoned_slots, 0, n);
     suite_add_tcase(suite, tc);
-    SRunner *sr = srunner_create(suite);
-    srunner_run_all(sr, CK_NORMAL);
-    const int failed = srunner_ntests_failed(sr);
-    srunner_free(sr);
-    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+    return suite_run(suite);
 }

@@ -2,8 +2,8 @@
 // The goldens can fail: each mistake that implementations of these models have really made, planted
 // into a copy of a model's weights or geometry, moves the logits past the tolerance.
 #include "golden.h"
+#include "tests/suite.h"
 
-#include <check.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -234,9 +234,5 @@ int main(void) {
     tcase_set_timeout(tc, 240);
     tcase_add_loop_test(tc, a_mistake_shows, 0, N_MISTAKES);
     suite_add_tcase(suite, tc);
-    SRunner *sr = srunner_create(suite);
-    srunner_run_all(sr, CK_NORMAL);
-    const int failed = srunner_ntests_failed(sr);
-    srunner_free(sr);
-    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+    return suite_run(suite);
 }

@@ -2,12 +2,12 @@
 // Whole backends on small random models of odd geometries: the CPU's kernels of every instruction
 // set against the reference, and the promise of backend.h that a sequence's logits and state are
 // the same bits alone and in company, in one piece and in any, on any number of threads.
-#include <check.h>
 #include <stdio.h>
 
 #include "kernels/backend.h"
 #include "kernels/cpu/kernels.h"
 #include "random_model.h"
+#include "tests/suite.h"
 
 static const random_shape shapes[] = {
     {"odd mamba", SSM_BLOCK_MAMBA, 2, 65, 130, 16, 4, 5, 0, 0, 17, true, false, false,
@@ -447,9 +447,5 @@ int main(void) {
     tcase_add_loop_test(tc, draws_follow_their_slots, 0, 2);
     tcase_add_test(tc, what_does_not_go_is_refused_by_name);
     suite_add_tcase(suite, tc);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    const int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+    return suite_run(suite);
 }

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // The sampler against a naive one in double that sorts everything, over random parameters; Philox
 // against its published vectors; draws against their probabilities.
-#include <check.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "kernels/sampling/philox.h"
 #include "kernels/sampling/sampler.h"
+#include "tests/suite.h"
 
 START_TEST(philox_gives_the_published_vectors) {
     const struct {
@@ -388,9 +388,5 @@ int main(void) {
     tcase_add_test(tc, nothing_allowed_draws_nothing);
     tcase_add_test(tc, draws_follow_their_probabilities);
     suite_add_tcase(suite, tc);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    const int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+    return suite_run(suite);
 }

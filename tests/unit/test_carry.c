@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // A session that one backend made goes on at another: the file is the same form, the next turn's
 // logprobs are the ones of a session that never moved, within the backends' tolerance.
-#include <check.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -11,6 +10,7 @@
 #include <ssm/session.h>
 
 #include "support/consumer.h"
+#include "tests/suite.h"
 
 enum { ANSWER = 24 };
 
@@ -101,9 +101,5 @@ int main(void) {
     tcase_add_loop_test(tc, a_session_goes_on_at_another_backend, 0,
                         2 * (int)(sizeof models / sizeof models[0]));
     suite_add_tcase(suite, tc);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    const int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+    return suite_run(suite);
 }

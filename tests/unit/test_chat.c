@@ -5,9 +5,9 @@
 #include <string.h>
 #include <unistd.h>
 
-#include <check.h>
-
 #include <ssm/template.h>
+
+#include "tests/suite.h"
 
 static char folder[64];
 
@@ -164,9 +164,5 @@ int main(void) {
     tcase_add_test(tc, last_messages_are_continued);
     tcase_add_test(tc, built_in_templates_compile);
     suite_add_tcase(suite, tc);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    const int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+    return suite_run(suite);
 }

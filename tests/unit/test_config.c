@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // JSON as configs hold it, and getters that name the key at fault.
-#include <check.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "engine/model/config.h"
+#include "tests/suite.h"
 
 static config parse(const char *text, ssm_error *err) {
     config c;
@@ -223,9 +223,5 @@ int main(void) {
     tcase_add_test(tc, lists_of_ids);
     tcase_add_test(tc, what_asks_for_something);
     suite_add_tcase(suite, tc);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    const int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+    return suite_run(suite);
 }

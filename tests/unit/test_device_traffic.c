@@ -15,7 +15,6 @@
 //
 // SSM_TEST_DEVICE=cuda SSM_TEST_TRAFFIC=2500 is what gpu_check.sh runs, 12,500 requests (without
 // a GPU the test runs on the CPU, 30 requests a model: minutes under TSan otherwise).
-#include <check.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -25,6 +24,7 @@
 #include <ssm/session.h>
 
 #include "support/consumer.h"
+#include "tests/suite.h"
 
 enum { BASES = 4, LONGEST = 300, WINDOW = 48, NAMES = 20, TURNS_TEXT = 4096 };
 
@@ -268,9 +268,5 @@ int main(void) {
     tcase_add_loop_test(tc, every_answer_is_the_one_of_the_request_alone, 0,
                         sizeof forms / sizeof forms[0]);
     suite_add_tcase(suite, tc);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    const int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+    return suite_run(suite);
 }

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <check.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include <ssm/dtype.h>
 #include <ssm/error.h>
+
+#include "tests/suite.h"
 
 START_TEST(every_code_has_a_row) {
     ck_assert_str_eq(ssm_error_name(SSM_EBUSY), "SSM_EBUSY");
@@ -48,9 +48,5 @@ int main(void) {
     tcase_add_test(tc, messages_are_printable_and_cut);
     tcase_add_test(tc, dtypes_by_name);
     suite_add_tcase(suite, tc);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    const int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+    return suite_run(suite);
 }

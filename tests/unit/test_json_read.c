@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The fast reader of JSON against jansson: whatever it reads, jansson reads to the same tree; and
 // it reads what requests are made of itself.
-#include <check.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -10,6 +9,8 @@
 #include <jansson.h>
 
 #include <ssm/json.h>
+
+#include "tests/suite.h"
 
 // Whether the fast reader has read it, having compared.
 static bool agrees(const char *text, size_t len) {
@@ -181,9 +182,5 @@ int main(void) {
     tcase_add_test(tc, depth_is_bounded);
     tcase_add_test(tc, random_changes_make_no_difference);
     suite_add_tcase(suite, tc);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    const int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+    return suite_run(suite);
 }

@@ -6,7 +6,6 @@
 //
 // SSM_TEST_SESSIONS=1000 SSM_TEST_CLIENTS=64 is the size that the project is measured by; a run of
 // the suite takes smaller ones.
-#include <check.h>
 #include <glob.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -18,6 +17,7 @@
 
 #include "support/consumer.h"
 #include "support/redis.h"
+#include "tests/suite.h"
 
 enum { TURNS = 4, MOST_NEW = 40, ANSWER = 6, MOST = TURNS * (MOST_NEW + ANSWER) };
 
@@ -196,9 +196,5 @@ int main(void) {
     tcase_set_timeout(tc, 600);
     tcase_add_loop_test(tc, every_answer_is_the_one_without_a_cache, 0, N_WAYS);
     suite_add_tcase(suite, tc);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    const int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+    return suite_run(suite);
 }

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // How much host memory an engine plans with: the saved states of a CPU by --cache-bytes, and by the
 // memory that there is at all where nothing was asked for.
-#include <check.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include <ssm/engine.h>
+
+#include "tests/suite.h"
 
 static int saved_states(int64_t cache_bytes, uint64_t host_bytes, size_t *state_bytes) {
     ssm_model *model = NULL;
@@ -55,9 +56,5 @@ int main(void) {
     tcase_add_test(tests, what_was_asked_for);
     tcase_set_timeout(tests, 60);
     suite_add_tcase(suite, tests);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_ENV);
-    const int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed != 0;
+    return suite_run(suite);
 }

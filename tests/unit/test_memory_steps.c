@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // Steps and decays of a text: against what they must be where the text has no say (the projections
 // of the step are zero: what is left is its bias), and that it has a say otherwise.
-#include <check.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "engine/memory_steps.h"
 #include "engine/model/model.h"
+#include "tests/suite.h"
 
 static ssm_model *model;
 static ssm_error err;
@@ -153,9 +153,5 @@ int main(void) {
     tcase_add_test(tc, a_text_has_a_say);
     tcase_add_test(tc, what_is_refused);
     suite_add_tcase(suite, tc);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    const int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+    return suite_run(suite);
 }

@@ -3,7 +3,6 @@
 //
 // A folder is described by JSON: a config, and tensors as {"name": ["F32", [dims...]]}, whose data
 // is zeros. A case is a patch of the good description: keys replaced, tensors removed by null.
-#include <check.h>
 #include <dirent.h>
 #include <math.h>
 #include <stdio.h>
@@ -13,6 +12,7 @@
 #include <unistd.h>
 
 #include "engine/model/model.h"
+#include "tests/suite.h"
 
 static const char mamba_config[] =
     "{'model_type':'mamba','hidden_size':4,'num_hidden_layers':1,'vocab_size':6,'state_size':2,"
@@ -592,9 +592,5 @@ int main(void) {
     tcase_add_test(random, random_types_agree);
     tcase_add_test(random, geometries_are_listed);
     suite_add_tcase(suite, random);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    const int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+    return suite_run(suite);
 }

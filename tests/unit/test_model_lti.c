@@ -2,7 +2,6 @@
 // Folders of linear time-invariant models that lie: good ones with a key, a shape or a number
 // changed, each refused by the name of what is wrong.
 #define _GNU_SOURCE // memmem
-#include <check.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -12,6 +11,7 @@
 #include <jansson.h>
 
 #include "engine/model/model.h"
+#include "tests/suite.h"
 
 #define MODELS SSM_TEST_DATA "/models/"
 
@@ -249,9 +249,5 @@ int main(void) {
     tcase_add_loop_test(tc, refused_by_name, 0, N_LIES);
     tcase_add_test(tc, opened);
     suite_add_tcase(suite, tc);
-    SRunner *sr = srunner_create(suite);
-    srunner_run_all(sr, CK_NORMAL);
-    const int failed = srunner_ntests_failed(sr);
-    srunner_free(sr);
-    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+    return suite_run(suite);
 }

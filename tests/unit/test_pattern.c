@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // Oniguruma's expressions in PCRE2: what is matched, and what is refused. The matches were checked
 // against Oniguruma through the tokenizers library.
-#include <check.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "engine/text/pattern.h"
+#include "tests/suite.h"
 
 // All matches of a pattern, each in brackets.
 static void matches(bool regex, const char *source, const char *text, char *out) {
@@ -158,9 +157,5 @@ int main(void) {
     tcase_add_test(tc, refused_by_name);
     tcase_add_test(tc, a_runaway_pattern_ends);
     suite_add_tcase(suite, tc);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    const int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+    return suite_run(suite);
 }

@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // The prefix tree against a list of keys that is searched one by one, over a small alphabet so that
 // keys collide, split and join all the time.
-#include <check.h>
 #include <stdbool.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "engine/state/prefix.h"
+#include "tests/suite.h"
 
 enum { MAX_KEYS = 64, MAX_LEN = 24 };
 
@@ -123,9 +122,5 @@ int main(void) {
     tcase_set_timeout(tc, 60);
     tcase_add_loop_test(tc, equals_a_list, 0, 4);
     suite_add_tcase(suite, tc);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    const int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+    return suite_run(suite);
 }

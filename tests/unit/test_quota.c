@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Limits of sessions: one too many is refused before it runs, whichever way it comes; what is
 // deleted or too old makes room; other owners' sessions do not count.
-#include <check.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -10,6 +9,7 @@
 #include <ssm/session.h>
 
 #include "support/consumer.h"
+#include "tests/suite.h"
 
 static ssm_model *model;
 static consumer con;
@@ -128,9 +128,5 @@ int main(void) {
     tcase_add_loop_test(tc, one_too_many_is_refused, 0, 2);
     tcase_add_test(tc, what_is_too_old_goes);
     suite_add_tcase(suite, tc);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    const int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+    return suite_run(suite);
 }

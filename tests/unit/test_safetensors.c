@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // Broken safetensors: each is refused with a message that names the tensor at fault.
-#include <check.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "engine/model/safetensors.h"
+#include "tests/suite.h"
 
 // The file: length, header, `data` bytes. *out is to be freed.
 static size_t make_file(const char *header, size_t data, uint8_t **out) {
@@ -240,9 +240,5 @@ int main(void) {
     tcase_add_test(tc, what_is_no_file);
     tcase_add_test(tc, a_mapped_file);
     suite_add_tcase(suite, tc);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    const int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+    return suite_run(suite);
 }

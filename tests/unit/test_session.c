@@ -2,7 +2,6 @@
 // Sessions against an engine that has none: every turn's tokens and every bit of their logprobs are
 // those of one request with the whole conversation as its prompt, whatever happened to the session
 // before: forks, files, answers cut short, turns aborted, states pushed off the device.
-#include <check.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -14,6 +13,7 @@
 #include "engine/engine.h"
 #include "support/consumer.h"
 #include "support/late_backend.h"
+#include "tests/suite.h"
 
 enum { N_BACKENDS = 3, NAMES = 8, LONGEST = 600, TURN = 40 };
 static const ssm_backend *backend_at(int i) {
@@ -492,9 +492,5 @@ int main(void) {
     tcase_add_loop_test(tc, owners_do_not_meet, 0, N_BACKENDS);
     tcase_add_loop_test(tc, the_same_state_is_the_same_bytes, 0, N_BACKENDS);
     suite_add_tcase(suite, tc);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    const int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+    return suite_run(suite);
 }

@@ -2,7 +2,6 @@
 // A session's file: what is written is read back bit for bit, and what is not exactly that is
 // refused with a reason - every flipped byte, every length, another model's, and files that were
 // changed with the checksum made to fit.
-#include <check.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -10,6 +9,7 @@
 
 #include "engine/model/model.h"
 #include "engine/state/snapshot_file.h"
+#include "tests/suite.h"
 
 static ssm_model *model;
 static snapshot_image image;
@@ -209,9 +209,5 @@ int main(void) {
     tcase_add_test(tc, forgeries_are_refused);
     tcase_add_test(tc, strange_numbers_are_refused);
     suite_add_tcase(suite, tc);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    const int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+    return suite_run(suite);
 }

@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // Buffers for states come back to whoever asks next, from any thread, and not without bound.
-#include <check.h>
 #include <pthread.h>
 #include <stdint.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "engine/state/state_pool.h"
+#include "tests/suite.h"
 
 enum { SMALL = 4096, LARGE = 40 << 20 };
 
@@ -92,9 +91,5 @@ int main(void) {
     tcase_add_test(tc, without_a_pool_it_is_memory);
     tcase_add_test(tc, any_thread_may_use_it);
     suite_add_tcase(suite, tc);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    const int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+    return suite_run(suite);
 }

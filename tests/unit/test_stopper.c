@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <check.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
 #include <ssm/text.h>
+
+#include "tests/suite.h"
 
 static uint64_t random_state;
 
@@ -200,9 +201,5 @@ int main(void) {
     tcase_add_loop_test(tc, random_streams_agree_with_the_definition, 0, 4);
     tcase_add_test(tc, matching_is_linear);
     suite_add_tcase(suite, tc);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    const int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+    return suite_run(suite);
 }

@@ -5,10 +5,11 @@
 #include <string.h>
 #include <time.h>
 
-#include <check.h>
 #include <jansson.h>
 
 #include <ssm/template.h>
+
+#include "tests/suite.h"
 
 static char *read_data(const char *file, size_t *len) {
     char path[512];
@@ -225,9 +226,5 @@ int main(void) {
     tcase_add_test(tc, deep_and_large_sources_are_refused);
     tcase_add_test(tc, long_conversations_are_linear);
     suite_add_tcase(suite, tc);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    const int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+    return suite_run(suite);
 }

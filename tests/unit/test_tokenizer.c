@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Tokenizers: the interface, files that are refused, hostile text, many threads. That answers equal
 // the library's is in test_tokenizer_cases.c.
-#include <check.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -12,6 +11,7 @@
 #include <ssm/tokenizer.h>
 
 #include "engine/text/unicode.h"
+#include "tests/suite.h"
 
 static const char *const families[] = {"gpt-neox",      "gpt2-prefix",      "llama-legacy",
                                        "mistral-first", "metaspace-always", "metaspace-never",
@@ -538,9 +538,5 @@ int main(void) {
     tcase_add_loop_test(tc, streams_give_whole_characters, 0, N_FAMILIES);
     tcase_add_loop_test(tc, threads_share_a_tokenizer, 0, N_FAMILIES);
     suite_add_tcase(suite, tc);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    const int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+    return suite_run(suite);
 }

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // What the tokenizers library answered (tests/golden/make_tokenizers.py), replayed for every
 // family.
-#include <check.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include <jansson.h>
 
 #include <ssm/tokenizer.h>
+
+#include "tests/suite.h"
 
 static const char *const families[] = {"gpt-neox",      "gpt2-prefix",      "llama-legacy",
                                        "mistral-first", "metaspace-always", "metaspace-never",
@@ -128,9 +128,5 @@ int main(void) {
     tcase_add_loop_test(tc, texts_give_the_librarys_ids, 0, N_FAMILIES);
     tcase_add_loop_test(tc, ids_give_the_librarys_text, 0, N_FAMILIES);
     suite_add_tcase(suite, tc);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    const int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+    return suite_run(suite);
 }

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // The load generator's reader and its histogram: what they say must be right before a figure is.
-#include <check.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "histogram.h"
 #include "response.h"
+#include "tests/suite.h"
 
 static char body[4096];
 static size_t body_len;
@@ -134,9 +134,5 @@ int main(void) {
     tcase_add_test(tc, quantiles);
     tcase_add_test(tc, empty_histogram);
     suite_add_tcase(suite, tc);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed ? 1 : 0;
+    return suite_run(suite);
 }
