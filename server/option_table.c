@@ -83,7 +83,9 @@ const option_row option_table[] = {
     {"state-dtype", OPTION_STRING, FIELD(state_dtype), "auto", 0, 0, "auto|f32|f16|bf16", "TYPE",
      "how states are kept; auto: f32", ENGINE, false},
     {"activation-dtype", OPTION_STRING, FIELD(activation_dtype), "auto", 0, 0, "auto|f32|f16|bf16",
-     "TYPE", "type of activations; auto: f32 on a CPU (bf16 is faster, with a larger error)",
+     "TYPE",
+     "type of activations; auto: f32 on a CPU (bf16 is faster, with a larger error: products of "
+     "bf16, or of 16-bit integers where a CPU has only those)",
      ENGINE, false},
     {"poison-slots", OPTION_BOOL, FIELD(poison_slots), "false", 0, 0, NULL, NULL,
      "fill freed slots with NaN, so that a stale read shows (for tests)", ENGINE, false},

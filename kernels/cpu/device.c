@@ -126,6 +126,10 @@ static int open_device(const ssm_weights *weights, const ssm_device_options *o, 
     return 0;
 }
 
+static const char *activations_of(const cpu_model *m) {
+    return m->form == CPU_X_BF16 ? "bf16" : m->form == CPU_X_WORD ? "int16" : "f32";
+}
+
 static void get_info(const ssm_device *device, ssm_device_info *out) {
     const cpu_device *d = (const cpu_device *)device;
     const int threads = cpu_pool_threads(d->pool);
@@ -138,7 +142,7 @@ static void get_info(const ssm_device *device, ssm_device_info *out) {
     };
     snprintf(out->text, sizeof out->text, "cpu %s, %d thread%s, %s weights, %s activations",
              d->model.kernels->name, threads, threads == 1 ? "" : "s",
-             ssm_dtype_name(d->weight_dtype), d->model.form == CPU_X_BF16 ? "bf16" : "f32");
+             ssm_dtype_name(d->weight_dtype), activations_of(&d->model));
 }
 
 static float *state_of(cpu_device *d, int32_t slot) {

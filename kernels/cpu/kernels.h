@@ -7,8 +7,9 @@
 // one stream and a product reads six tokens of sixteen inputs from six lines in a row.
 //
 // Order of sums. Every output of a product is one chain of fused multiply-adds over its inputs in
-// order, then its bias; every other operation works on one token or along one channel's time. So
-// results do not depend on how many tokens or threads take part, or on how a sequence was cut.
+// order (integers: exact sums, by groups of inputs in order), then its bias; every other operation
+// works on one token or along one channel's time. So results do not depend on how many tokens or
+// threads take part, or on how a sequence was cut.
 #ifndef SSM_KERNELS_CPU_KERNELS_H
 #define SSM_KERNELS_CPU_KERNELS_H
 
@@ -17,6 +18,7 @@
 #include <stdint.h>
 
 enum { CPU_LANES = 16, CPU_PANEL_BLOCKS = 3, CPU_GROUP = 32, CPU_SCRATCH_BYTES = 320 << 10 };
+enum { CPU_WORD_GROUP = 256, CPU_WORD_TOP = 16383 }; // inputs; of an activation
 
 // How a matrix is packed: panels of up to 3 blocks of 16 rows; a panel is one stream over its
 // inputs in order, each vector holding some inputs of 16 rows, the blocks' vectors in turn.
@@ -25,6 +27,8 @@ typedef enum cpu_format {
     CPU_W_F16,      // 32 bytes: 1 input
     CPU_W_BF16,     // 64 bytes: 2 inputs; multiplied as fp32
     CPU_W_BF16_DOT, // the same bytes, multiplied by bf16 activations, two products at a time
+    CPU_W_WORD,     // 64 bytes: 2 inputs, 16-bit integers; a scale a row, so large that no sum over
+                    // CPU_WORD_GROUP inputs passes 31 bits, whatever the activations are
     CPU_W_INT8,     // 64 bytes: 4 inputs; scale and sum a row
     CPU_W_INT4, // 64 bytes: 8 inputs, low nibbles (4) first, biased by 8; before each group of 32
                 // inputs the blocks' [16] fp32 scales
@@ -35,7 +39,7 @@ typedef struct cpu_slice {
     const void *data;   // packed
     size_t bytes;       // of it
     const float *bias;  // [n_blocks * 16], zeros if the model has none
-    const float *scale; // INT8 [n_blocks * 16]
+    const float *scale; // INT8, WORD [n_blocks * 16]
     const int32_t *sum; // INT8 [n_blocks * 16] of the row's weights
     int32_t first_block, n_blocks;
     int32_t k_blocks; // of 16 inputs; INT4: even
@@ -46,13 +50,14 @@ typedef struct cpu_slice {
 typedef enum cpu_form {
     CPU_X_F32,  // blocked fp32
     CPU_X_BF16, // blocked bf16, 32 bytes a token and block
+    CPU_X_WORD, // blocked s16 = x / scale, 32 bytes a token and block; CPU_WORD_TOP at most
     CPU_X_Q16,  // blocked u16 = 32768 + x / scale: 16 high bytes, then 16 low bytes
     CPU_X_Q15,  // blocked s15 = x / scale: 16 high signed bytes (of 128), 16 low 7-bit ones
 } cpu_form;
 
 typedef struct cpu_input {
     const void *data;
-    const float *scale; // Q16, Q15: [tokens]
+    const float *scale; // WORD, Q16, Q15: [tokens]
     const int32_t *sum; // Q15: [k_blocks / 2][tokens] of each group of 32 inputs
     void *scratch;      // CPU_SCRATCH_BYTES that no other thread uses, or NULL
     int32_t tokens;
@@ -113,6 +118,7 @@ typedef struct cpu_norm {
 typedef struct cpu_kernels {
     const char *name;
     bool has_bf16_dot;
+    bool has_word_dot; // CPU_W_WORD
     void (*product)(const cpu_slice *w, const cpu_input *x, const cpu_output *out);
     void (*conv)(const cpu_conv *args);
     void (*scan)(const cpu_scan *args);

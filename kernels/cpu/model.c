@@ -76,6 +76,20 @@ static void count_blocks(cpu_model *m) {
     }
 }
 
+// Activations in 16 bits: bf16 where the processor multiplies it, integers where it multiplies
+// those twice as fast as fp32, else rounded to bf16 and multiplied as fp32.
+static void choose_halves(cpu_model *m) {
+    if (!m->kernels->has_bf16_dot && m->kernels->has_word_dot) {
+        m->form = CPU_X_WORD;
+        m->format = CPU_W_WORD;
+        return;
+    }
+    m->form = CPU_X_BF16;
+    m->format = m->kernels->has_bf16_dot ? CPU_W_BF16_DOT : CPU_W_BF16;
+    if (m->g.kind == SSM_BLOCK_MAMBA)
+        m->small_form = CPU_X_BF16;
+}
+
 int cpu_model_choose(cpu_model *m, const ssm_weights *w, const ssm_device_options *o,
                      ssm_error *err) {
     const ssm_dtype stored = ssm_weights_dtype(w);
@@ -94,10 +108,7 @@ int cpu_model_choose(cpu_model *m, const ssm_weights *w, const ssm_device_option
             return ssm_error_set(err, SSM_EUNSUPPORTED, "activation_dtype",
                                  "bf16 activations need bf16 weights, these are %s",
                                  ssm_dtype_name(dtype));
-        m->form = CPU_X_BF16;
-        if (m->g.kind == SSM_BLOCK_MAMBA)
-            m->small_form = CPU_X_BF16;
-        m->format = m->kernels->has_bf16_dot ? CPU_W_BF16_DOT : CPU_W_BF16;
+        choose_halves(m);
     } else if (o->activation_dtype != SSM_DTYPE_AUTO && o->activation_dtype != SSM_DTYPE_F32) {
         return ssm_error_set(err, SSM_EUNSUPPORTED, "activation_dtype",
                              "activations are f32 or bf16 on a CPU, not %s",
@@ -126,6 +137,8 @@ static cpu_matrix small(const cpu_model *m, const ssm_tensor *weight, const ssm_
     cpu_matrix matrix = large(m, weight, bias);
     if (m->form == CPU_X_Q16 || m->form == CPU_X_Q15)
         matrix.format = format_of(weight->dtype);
+    if (m->form == CPU_X_WORD)
+        matrix.format = CPU_W_BF16;
     return matrix;
 }
 

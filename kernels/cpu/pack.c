@@ -138,6 +138,27 @@ static void pack_16(const ssm_tensor *t, size_t at, const float *row, cpu_format
     }
 }
 
+// Integers as large as 16 bits and the sums of their groups allow (kernels.h). The scale is NaN if
+// a weight is not finite, so that the row's outputs are.
+static void pack_words(const float *row, int64_t cols, int lane, size_t step, char *out,
+                       float *scale) {
+    const double room = INT32_MAX / CPU_WORD_TOP - CPU_WORD_GROUP / 2; // less the roundings
+    double largest = 0, max = 0, sum = 0, all = 0;
+    for (int64_t k = 0; k < cols; k++) {
+        const double x = fabs((double)row[k]);
+        sum = k % CPU_WORD_GROUP == 0 ? x : sum + x;
+        largest = sum > largest ? sum : largest;
+        max = x > max ? x : max;
+        all += x;
+    }
+    const double factor = max > 0 ? fmin(room / largest, INT16_MAX / max) : 0;
+    *scale = !isfinite(all) ? NAN : factor > 0 ? (float)(1 / factor) : 0;
+    for (int64_t k = 0; k < cols && isfinite(all); k++) {
+        const int16_t q = (int16_t)lrint((double)row[k] * factor);
+        memcpy(out + (size_t)(k / 2) * step + (size_t)(lane * 4 + k % 2 * 2), &q, sizeof q);
+    }
+}
+
 static void pack_int8(const float *row, int64_t cols, int lane, size_t step, char *out,
                       float *scale, int32_t *sum) {
     float max = 0;
@@ -215,6 +236,7 @@ static size_t block_bytes(cpu_format format, int32_t k_blocks) {
     case CPU_W_F16:
     case CPU_W_BF16:
     case CPU_W_BF16_DOT:
+    case CPU_W_WORD:
         return inputs * 32;
     case CPU_W_INT8:
         return inputs * 16;
@@ -237,6 +259,9 @@ static void pack_row(const cpu_matrix *m, int32_t row, int lane, size_t step, ch
     case CPU_W_BF16:
     case CPU_W_BF16_DOT:
         pack_16(t, at, scratch, m->format, lane, step, out);
+        break;
+    case CPU_W_WORD:
+        pack_words(scratch, t->cols, lane, step, out, scale);
         break;
     case CPU_W_INT8:
         pack_int8(scratch, t->cols, lane, step, out, scale, sum);
@@ -275,12 +300,12 @@ void cpu_pack(cpu_arena *arena, const cpu_matrix *m, int32_t first, int32_t end,
         k_blocks += k_blocks % 2;
     const size_t rows = (size_t)(end - first) * CPU_LANES;
     const size_t bytes = (size_t)(end - first) * block_bytes(m->format, k_blocks);
-    const bool is_int8 = m->format == CPU_W_INT8;
+    const bool is_int8 = m->format == CPU_W_INT8, is_word = m->format == CPU_W_WORD;
     *out = (cpu_slice){
         .data = cpu_arena_take(arena, bytes),
         .bytes = bytes,
         .bias = cpu_arena_take(arena, rows * sizeof(float)),
-        .scale = is_int8 ? cpu_arena_take(arena, rows * sizeof(float)) : NULL,
+        .scale = is_int8 || is_word ? cpu_arena_take(arena, rows * sizeof(float)) : NULL,
         .sum = is_int8 ? cpu_arena_take(arena, rows * sizeof(int32_t)) : NULL,
         .first_block = first,
         .n_blocks = end - first,

@@ -155,6 +155,18 @@ static inline vi vi_dot(vi acc, vi u8, vi s8) {
 #endif
 }
 
+#if defined(SSM_AVX512_VNNI) && !defined(SSM_AVX512_BF16)
+#define SIMD_HAS_WORD_DOT 1
+// acc + the products of two pairs of signed 16-bit integers; by hand as vi_dot
+static inline vi vi_dot_words(vi acc, vi a, vi b) {
+    __asm__("vpdpwssd %2, %1, %0" : "+v"(acc) : "v"(a), "v"(b));
+    return acc;
+}
+static inline void vi_store_low_words(void *p, vi a) {
+    _mm256_storeu_si256((__m256i *)p, _mm512_cvtepi32_epi16(a));
+}
+#endif
+
 #ifdef SSM_AVX512_BF16
 #define SIMD_HAS_BF16_DOT 1
 static inline vf vf_dot_bf16(vf acc, vi a, vi b) { // two products a lane

@@ -45,6 +45,17 @@ static double product_rounds(cpu_format format, int64_t rounds, float *sink) {
         }
         UNROLL for (int i = 0; i < CHAINS; i++) acc[i] = vf_from_int(sum[i]);
         done *= 2; // four products a lane, two instructions a weight
+#ifdef SIMD_HAS_WORD_DOT
+    } else if (format == CPU_W_WORD) {
+        vi sum[CHAINS];
+        const vi a = vi_set((int32_t)*sink), b = vi_set(3);
+        UNROLL for (int i = 0; i < CHAINS; i++) sum[i] = vi_sub(vi_load(int_lanes), vi_set(i));
+        for (int64_t r = 0; r < rounds; r++) {
+            UNROLL for (int i = 0; i < CHAINS; i++) sum[i] = vi_dot_words(sum[i], a, b);
+        }
+        UNROLL for (int i = 0; i < CHAINS; i++) acc[i] = vf_from_int(sum[i]);
+        done *= 2;
+#endif
 #ifdef SIMD_HAS_BF16_DOT
     } else if (format == CPU_W_BF16_DOT) {
         const vi a = vi_set((int32_t)*sink), b = vi_set(3);

@@ -22,6 +22,9 @@ const cpu_kernels ISA_TABLE = {
 #ifdef SIMD_HAS_BF16_DOT
     .has_bf16_dot = true,
 #endif
+#ifdef SIMD_HAS_WORD_DOT
+    .has_word_dot = true,
+#endif
     .product = product,
     .conv = conv,
     .scan = scan,

@@ -124,7 +124,8 @@ static void to_bf16(const float *x, int32_t blocks, int32_t tokens, int32_t firs
 }
 
 // `count` tokens to integers of at most `top`, their bytes split at bit `split` after `offset` was
-// added; if `sum` is not NULL, their sums by groups of two blocks go to it, `sum_step` apart.
+// added (0: not split); if `sum` is not NULL, their sums by groups of two blocks go to it,
+// `sum_step` apart.
 static inline __attribute__((always_inline)) void quantise(const float *x, int32_t blocks,
                                                            size_t step, const float top,
                                                            const int split, const int32_t offset,
@@ -153,6 +154,12 @@ static inline __attribute__((always_inline)) void quantise(const float *x, int32
             const vf v = vf_load(x + (size_t)b * step + j * CPU_LANES);
             const vf scaled = vf_mul(v, vf_set(inverse[j])); // NaN becomes some integer or other
             const vi q = vi_sub(vi_from_float(scaled), vi_set(-offset));
+#ifdef SIMD_HAS_WORD_DOT
+            if (split == 0) {
+                vi_store_low_words(bytes, q);
+                continue;
+            }
+#endif
             vi_store_low_bytes(bytes, vi_shift_right(q, split));
             vi_store_low_bytes(bytes + CPU_LANES, q);
             if (split == 7) {
@@ -171,15 +178,17 @@ static inline __attribute__((always_inline)) void quantise(const float *x, int32
     }
 }
 
-static inline __attribute__((always_inline)) void convert_q(const bool is_q16, const float *x,
+static inline __attribute__((always_inline)) void convert_q(const cpu_form form, const float *x,
                                                             int32_t blocks, int32_t tokens,
                                                             int32_t t, uint8_t *out, float *scale,
                                                             int32_t *sum, const int count) {
     const size_t step = (size_t)tokens * CPU_LANES;
     uint8_t *bytes = out + (size_t)t * 2 * CPU_LANES;
     x += (size_t)t * CPU_LANES;
-    if (is_q16) {
-        quantise(x, blocks, step, 32767, 8, 32768, bytes, scale + t, NULL, 0, count);
+    if (form != CPU_X_Q15) {
+        const bool is_word = form == CPU_X_WORD;
+        quantise(x, blocks, step, is_word ? CPU_WORD_TOP : 32767, is_word ? 0 : 8,
+                 is_word ? 0 : 32768, bytes, scale + t, NULL, 0, count);
         return;
     }
     quantise(x, blocks, step, 16383, 7, 0, bytes, scale + t, sum + t, (size_t)tokens, count);
@@ -187,16 +196,23 @@ static inline __attribute__((always_inline)) void convert_q(const bool is_q16, c
         memset(bytes + (size_t)blocks * step * 2, 0, (size_t)count * 2 * CPU_LANES);
 }
 
-#define CONVERT_FUNCTION(name, is_q16, count)                                                      \
+#define CONVERT_FUNCTION(name, form, count)                                                        \
     static __attribute__((noinline)) void name(const float *x, int32_t blocks, int32_t tokens,     \
                                                int32_t t, uint8_t *out, float *scale,              \
                                                int32_t *sum) {                                     \
-        convert_q(is_q16, x, blocks, tokens, t, out, scale, sum, count);                           \
+        convert_q(form, x, blocks, tokens, t, out, scale, sum, count);                             \
     }
-CONVERT_FUNCTION(to_q16_one, true, 1)
-CONVERT_FUNCTION(to_q16_many, true, ROW_TOKENS)
-CONVERT_FUNCTION(to_q15_one, false, 1)
-CONVERT_FUNCTION(to_q15_many, false, ROW_TOKENS)
+#ifdef SIMD_HAS_WORD_DOT
+CONVERT_FUNCTION(to_word_one, CPU_X_WORD, 1)
+CONVERT_FUNCTION(to_word_many, CPU_X_WORD, ROW_TOKENS)
+#endif
+CONVERT_FUNCTION(to_q16_one, CPU_X_Q16, 1)
+CONVERT_FUNCTION(to_q16_many, CPU_X_Q16, ROW_TOKENS)
+CONVERT_FUNCTION(to_q15_one, CPU_X_Q15, 1)
+CONVERT_FUNCTION(to_q15_many, CPU_X_Q15, ROW_TOKENS)
+
+typedef void convert_function(const float *x, int32_t blocks, int32_t tokens, int32_t t,
+                              uint8_t *out, float *scale, int32_t *sum);
 
 static void convert(cpu_form form, const float *x, int32_t blocks, int32_t tokens, int32_t first,
                     int32_t count, void *out, float *scale, int32_t *sum) {
@@ -204,13 +220,16 @@ static void convert(cpu_form form, const float *x, int32_t blocks, int32_t token
         to_bf16(x, blocks, tokens, first, count, out);
         return;
     }
-    const bool is_q16 = form == CPU_X_Q16;
+    static convert_function *const functions[][2] = {
+#ifdef SIMD_HAS_WORD_DOT
+        [CPU_X_WORD] = {to_word_one, to_word_many},
+#endif
+        [CPU_X_Q16] = {to_q16_one, to_q16_many},
+        [CPU_X_Q15] = {to_q15_one, to_q15_many}};
+    assert(functions[form][0]);
     for (int32_t t = first; t < first + count;) {
         const bool is_many = first + count - t >= ROW_TOKENS;
-        if (is_many)
-            (is_q16 ? to_q16_many : to_q15_many)(x, blocks, tokens, t, out, scale, sum);
-        else
-            (is_q16 ? to_q16_one : to_q15_one)(x, blocks, tokens, t, out, scale, sum);
+        functions[form][is_many](x, blocks, tokens, t, out, scale, sum);
         t += is_many ? ROW_TOKENS : 1;
     }
 }

@@ -119,6 +119,47 @@ TEMPLATE void tile_bf16_dot(const tile *p, vf acc[MAX_BLOCKS][MAX_TOKENS], const
 }
 #endif
 
+#ifdef SIMD_HAS_WORD_DOT
+// Sums of a group are integers and exact, those of groups fp32.
+TEMPLATE void tile_word(const cpu_slice *s, const tile *p, const float *x_scale, int32_t block,
+                        vf out[MAX_BLOCKS][MAX_TOKENS], const int blocks, const int tokens) {
+    const char *w = p->w, *x = p->x;
+    vi acc[MAX_BLOCKS][MAX_TOKENS];
+    tile_clear(out, blocks, tokens);
+    for (int32_t i = 0; i < p->k_blocks;) {
+        const int32_t group = CPU_WORD_GROUP / CPU_LANES;
+        const int32_t end = p->k_blocks - i < group ? p->k_blocks : i + group;
+        UNROLL for (int b = 0; b < blocks; b++) {
+            UNROLL for (int t = 0; t < tokens; t++) acc[b][t] = vi_set(0);
+        }
+        for (; i < end; i++, x += p->x_step) {
+            tile_fetch(p, x, i, 32, tokens);
+            for (int k = 0; k < CPU_LANES / 2; k++, w += p->w_step) {
+                vi wk[MAX_BLOCKS];
+                UNROLL for (int b = 0; b < blocks; b++) {
+                    PREFETCH(w + 64 * b);
+                    wk[b] = vi_load(w + 64 * b);
+                }
+                UNROLL for (int t = 0; t < tokens; t++) {
+                    const vi xt = vi_broadcast4(x + 32 * t + 4 * k);
+                    UNROLL for (int b = 0; b < blocks; b++) acc[b][t] =
+                        vi_dot_words(acc[b][t], wk[b], xt);
+                }
+            }
+        }
+        UNROLL for (int b = 0; b < blocks; b++) {
+            UNROLL for (int t = 0; t < tokens; t++) out[b][t] =
+                vf_add(out[b][t], vf_from_int(acc[b][t]));
+        }
+    }
+    UNROLL for (int b = 0; b < blocks; b++) {
+        const vf unit = vf_load(s->scale + (size_t)(block + b) * CPU_LANES);
+        UNROLL for (int t = 0; t < tokens; t++) out[b][t] =
+            vf_mul(out[b][t], vf_mul(unit, vf_set(x_scale[t])));
+    }
+}
+#endif
+
 TEMPLATE void tile_store(const cpu_slice *s, const cpu_output *out, int32_t block, int32_t token,
                          vf acc[MAX_BLOCKS][MAX_TOKENS], const int blocks, const int tokens) {
     UNROLL for (int b = 0; b < blocks; b++) {
@@ -245,6 +286,11 @@ TEMPLATE void run_tile(const cpu_slice *s, const cpu_input *x, const cpu_output 
         tile_bf16_dot(p, acc, blocks, tokens);
 #endif
         break;
+    case CPU_W_WORD:
+#ifdef SIMD_HAS_WORD_DOT
+        tile_word(s, p, x->scale + token, block, acc, blocks, tokens);
+#endif
+        break;
     case CPU_W_INT8:
         tile_int8(s, p, x->scale + token, block, acc, blocks, tokens);
         break;
@@ -324,6 +370,11 @@ TILE_TABLE(tiles_bf16, CPU_W_BF16)
 TILE_TABLE(tiles_bf16_dot, CPU_W_BF16_DOT)
 #else
 #define tiles_bf16_dot tiles_bf16
+#endif
+#ifdef SIMD_HAS_WORD_DOT
+TILE_TABLE(tiles_word, CPU_W_WORD)
+#else
+#define tiles_word tiles_bf16
 #endif
 TILE_TABLE_INT8(tiles_int8, CPU_W_INT8)
 TILE_TABLE_INT4(tiles_int4, CPU_W_INT4)

@@ -25,8 +25,9 @@ enum { N_ISAS = 1 };
 static const char *const isas[] = {"avx512bf16", "avx512vnni", "avx512", "avx2", "portable"};
 enum { N_ISAS = 5 };
 #endif
-static const char *const format_names[] = {"f32", "f16", "bf16", "bf16-bf16", "int8", "int4"};
-enum { N_FORMATS = 6 };
+static const char *const format_names[] = {"f32",       "f16",  "bf16", "bf16-bf16",
+                                           "bf16-word", "int8", "int4"};
+enum { N_FORMATS = 7 };
 
 typedef struct row {
     char isa[16], op[24], type[16];
@@ -179,7 +180,8 @@ static void bench_projection(bench *all, int n, const projection *p) {
         if (!m)
             die("out of memory", "");
         for (int i = 0; i < n; i++) {
-            for (int t = 0; t < (p->use == HEAD ? 3 : 4); t++)
+            for (int t = 0; op_has_format(all[i].kernels, format) && t < (p->use == HEAD ? 3 : 4);
+                 t++)
                 measure(&all[i], op_case_create_product(m, format, token_counts[t]), p->name,
                         format_names[f], p->rows, p->cols);
         }

@@ -29,7 +29,7 @@ static const setting settings[] = {
     {"f32", "cpu", SSM_DTYPE_F32, SSM_DTYPE_AUTO, 1e-9},
     {"f16", "cpu", SSM_DTYPE_F16, SSM_DTYPE_AUTO, 1e-6},
     {"bf16", "cpu", SSM_DTYPE_BF16, SSM_DTYPE_AUTO, 0},
-    {"bf16, bf16 activations", "cpu", SSM_DTYPE_BF16, SSM_DTYPE_BF16, 0},
+    {"bf16, bf16 activations", "cpu", SSM_DTYPE_BF16, SSM_DTYPE_BF16, 2e-5},
     {"int8", "cpu", SSM_DTYPE_INT8, SSM_DTYPE_AUTO, 2e-4},
     {"int4", "cpu", SSM_DTYPE_INT4, SSM_DTYPE_AUTO, 0},
 };

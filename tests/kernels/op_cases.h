@@ -68,8 +68,12 @@ struct op_case {
 op_case *op_case_create(const op_shape *shape);
 
 // CPU_W_BF16_DOT stands for bf16 weights by bf16 activations on any instruction set.
+// CPU_W_WORD only where op_has_format.
 op_case *op_case_create_product(const op_matrix *matrix, cpu_format format, int32_t tokens);
 void op_case_free(op_case *c);
+
+// Whether a table has products of a format.
+bool op_has_format(const cpu_kernels *kernels, cpu_format format);
 
 // ---- what the files of this folder share
 

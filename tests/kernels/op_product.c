@@ -53,6 +53,12 @@ static size_t block_bytes(const cpu_slice *s) { // 16 rows over all inputs
     }
 }
 
+static double from_word(const char *p, float scale) {
+    int16_t word;
+    memcpy(&word, p, sizeof word);
+    return (double)scale * word;
+}
+
 // Weight [row][k] as the kernel is to see it.
 static double packed_weight(const cpu_slice *s, int32_t row, int32_t k) {
     const int32_t block = row / CPU_LANES, lane = row % CPU_LANES;
@@ -72,6 +78,8 @@ static double packed_weight(const cpu_slice *s, int32_t row, int32_t k) {
     case CPU_W_BF16:
     case CPU_W_BF16_DOT:
         return (double)from_bf16(p + input / 2 * step + lane * 4 + input % 2 * 2);
+    case CPU_W_WORD:
+        return from_word(p + input / 2 * step + lane * 4 + input % 2 * 2, s->scale[row]);
     case CPU_W_INT8:
         return (double)s->scale[row] * (int8_t)p[input / 4 * step + (size_t)(lane * 4 + k % 4)];
     case CPU_W_INT4:
@@ -85,10 +93,10 @@ static double packed_weight(const cpu_slice *s, int32_t row, int32_t k) {
 static void move(cpu_slice *s, ptrdiff_t by) {
     s->data = (const char *)s->data + by;
     s->bias = (const float *)((const char *)s->bias + by);
-    if (s->scale) {
+    if (s->scale)
         s->scale = (const float *)((const char *)s->scale + by);
+    if (s->sum)
         s->sum = (const int32_t *)((const char *)s->sum + by);
-    }
 }
 
 op_matrix *op_matrix_create(ssm_dtype stored, int32_t rows, int32_t cols, cpu_format format,
@@ -170,6 +178,8 @@ static double converted(cpu_form form, const cpu_kernels *k, const void *data, c
         if (is_halves(k))
             return (double)from_bf16(p + 2 * lane);
         break;
+    case CPU_X_WORD:
+        return from_word((const char *)p + 2 * lane, scale[t]);
     case CPU_X_Q16:
         return (double)scale[t] * (256 * p[lane] + p[CPU_LANES + lane] - 32768);
     case CPU_X_Q15:
@@ -261,6 +271,8 @@ static cpu_form form_of(cpu_format format) {
     switch (format) {
     case CPU_W_BF16_DOT:
         return CPU_X_BF16;
+    case CPU_W_WORD:
+        return CPU_X_WORD;
     case CPU_W_INT8:
         return CPU_X_Q16;
     case CPU_W_INT4:
@@ -268,6 +280,10 @@ static cpu_form form_of(cpu_format format) {
     default:
         return CPU_X_F32;
     }
+}
+
+bool op_has_format(const cpu_kernels *k, cpu_format format) {
+    return format != CPU_W_WORD || k->has_word_dot;
 }
 
 static cpu_slice slice_of(const op_case *c, const cpu_kernels *k, int32_t copy) {
