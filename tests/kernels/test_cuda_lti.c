@@ -2,17 +2,13 @@
 // S4D, S4 and H3 on a CUDA device: random models of odd shapes against the reference in plans that
 // mix decode rows and prompts; prompts in every form and in any pieces; rows alone and in company;
 // snapshots that change backends; trained models long enough that their memory is full.
-//
-// Without a usable device the tests are skipped (exit 77), unless SSM_EXPECT_CUDA is set: then that
-// is a failure. CUDA does not survive fork: everything runs in one process.
-#include <check.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "cuda/device.h"
 #include "engine/model/model.h"
-#include "kernels/backend.h"
 #include "random_lti.h"
 
 static const lti_shape shapes[] = {
@@ -44,32 +40,15 @@ static int32_t below(int32_t n) {
 
 // ---- a backend with a model on it
 
-typedef struct rig {
-    const ssm_backend *b;
-    ssm_device *d;
-    const ssm_weights *w;
-    int32_t vocab;
-    size_t floats;
-} rig;
-
-static void must(int rc, const ssm_error *err) {
-    ck_assert_msg(rc == 0, "%s", err->message);
-}
-
 static rig rig_open_for(const char *backend, const ssm_weights *w, ssm_dtype type,
                         ssm_prompt_form form, int32_t slots, int32_t tokens) {
-    ssm_error err = {0};
-    const bool is_cuda = strcmp(backend, "cuda") == 0;
-    const ssm_device_options o = {.n_slots = slots,
-                                  .max_rows = slots > ROWS ? slots : ROWS,
-                                  .max_tokens = tokens,
-                                  .threads = 2,
-                                  .weight_dtype = is_cuda ? type : SSM_DTYPE_AUTO,
-                                  .prompt_form = form};
-    rig r = {.b = ssm_backend_find(backend), .w = w, .vocab = w->geometry.vocab_size};
-    r.floats = ssm_state_conv_floats(&w->geometry) + ssm_state_ssm_floats(&w->geometry);
-    must(r.b->open(w, &o, &r.d, &err), &err);
-    return r;
+    return rig_open_with(backend, w,
+                         (ssm_device_options){.n_slots = slots,
+                                              .max_rows = slots > ROWS ? slots : ROWS,
+                                              .max_tokens = tokens,
+                                              .threads = 2,
+                                              .weight_dtype = type,
+                                              .prompt_form = form});
 }
 
 static rig rig_open(const char *backend, const ssm_weights *w, ssm_dtype type, ssm_prompt_form form,
@@ -77,56 +56,12 @@ static rig rig_open(const char *backend, const ssm_weights *w, ssm_dtype type, s
     return rig_open_for(backend, w, type, form, slots, TOKENS);
 }
 
-static void rig_close(rig *r) {
-    r->b->close(r->d);
-}
-
-static void rig_step(rig *r, const int32_t *tokens, const ssm_segment *segments, int32_t n) {
-    ssm_error err = {0};
-    const ssm_plan plan = {tokens, segments[n - 1].first + segments[n - 1].count, segments, n};
-    must(r->b->step(r->d, &plan, &err), &err);
-}
-
-static float *rig_logits(rig *r, int32_t row) {
-    ssm_error err = {0};
-    float *out = malloc((size_t)r->vocab * sizeof *out);
-    must(r->b->logits_read(r->d, row, out, &err), &err);
-    return out;
-}
-
-static float *rig_state(rig *r, int32_t slot) {
-    ssm_error err = {0};
-    float *out = malloc(r->floats * sizeof *out);
-    must(r->b->slot_read(r->d, slot, out, &err), &err);
-    return out;
-}
-
-static void rig_restore(rig *r, int32_t slot, const float *state) {
-    ssm_error err = {0};
-    must(r->b->slot_write(r->d, slot, state, &err), &err);
-}
-
 // |a - b| / |b|; NaN if anything is not finite. Frees both.
-static double distance(float *a, float *b, size_t n) {
-    double difference = 0, norm = 0;
-    for (size_t i = 0; i < n; i++) {
-        const double e = (double)a[i] - (double)b[i];
-        difference += e * e;
-        norm += (double)b[i] * (double)b[i];
-    }
+static double apart(float *a, float *b, size_t n) {
+    const double off = distance(a, b, n);
     free(a);
     free(b);
-    return norm > 0 ? sqrt(difference / norm) : sqrt(difference);
-}
-
-// Feeds a prompt to a slot in pieces; returns its last logits.
-static float *feed(rig *r, int32_t slot, const int32_t *ids, int32_t n, int32_t piece, bool fresh) {
-    for (int32_t done = 0; done < n; done += piece) {
-        const int32_t count = n - done < piece ? n - done : piece;
-        const ssm_segment s = {slot, 0, count, fresh && done == 0, SSM_WANT_LAST};
-        rig_step(r, ids + done, &s, 1);
-    }
-    return rig_logits(r, 0);
+    return off;
 }
 
 // ---- against the reference
@@ -192,13 +127,13 @@ START_TEST(random_plans_agree_with_the_reference) {
                                      ? segments[i].count
                                      : segments[i].want == SSM_WANT_LAST;
             for (int32_t k = 0; k < rows; k++, row++) {
-                const double off = distance(rig_logits(&cuda, row), rig_logits(&reference, row),
-                                            (size_t)cuda.vocab);
+                const double off =
+                    apart(rig_logits(&cuda, row), rig_logits(&reference, row), (size_t)cuda.vocab);
                 agree(off, tolerance, s->name, "logits");
                 worst[0] = fmax(worst[0], off);
             }
-            const double off = distance(rig_state(&cuda, segments[i].slot),
-                                        rig_state(&reference, segments[i].slot), cuda.floats);
+            const double off = apart(rig_state(&cuda, segments[i].slot),
+                                     rig_state(&reference, segments[i].slot), cuda.state_floats);
             agree(off, tolerance, s->name, "a state");
             worst[1] = fmax(worst[1], off);
         }
@@ -243,9 +178,9 @@ START_TEST(many_rows_agree_with_the_reference) {
         }
         for (int32_t i = 0, row = 0; i < counts[c]; i += EACH, row++) {
             const int32_t slot = (i * 7 + counts[c]) % MANY;
-            agree(distance(rig_logits(&cuda, i), rig_logits(&reference, row), (size_t)cuda.vocab),
+            agree(apart(rig_logits(&cuda, i), rig_logits(&reference, row), (size_t)cuda.vocab),
                   tolerance, s->name, "logits of many rows");
-            agree(distance(rig_state(&cuda, slot), rig_state(&reference, slot), cuda.floats),
+            agree(apart(rig_state(&cuda, slot), rig_state(&reference, slot), cuda.state_floats),
                   tolerance, s->name, "a state of many rows");
         }
     }
@@ -286,7 +221,7 @@ START_TEST(a_row_does_not_see_its_neighbours) {
             }
             ck_assert_msg(memcmp(logits, first, (size_t)r.vocab * sizeof *logits) == 0,
                           "%s, %d rows: logits depend on neighbours", shapes[_i].name, n);
-            ck_assert_msg(memcmp(state, first_state, r.floats * sizeof *state) == 0,
+            ck_assert_msg(memcmp(state, first_state, r.state_floats * sizeof *state) == 0,
                           "%s, %d rows: the state depends on neighbours", shapes[_i].name, n);
             free(logits);
             free(state);
@@ -305,8 +240,8 @@ START_TEST(poison_stays_where_it_is) {
     random_lti_init(&m, &shapes[_i / 2], SSM_DTYPE_BF16, 4);
     rig r = rig_open("cuda", &m.weights, SSM_DTYPE_BF16,
                      _i % 2 ? SSM_PROMPT_CONVOLUTION : SSM_PROMPT_SCAN, SLOTS);
-    float *poison = malloc(r.floats * sizeof *poison);
-    for (size_t i = 0; i < r.floats; i++)
+    float *poison = malloc(r.state_floats * sizeof *poison);
+    for (size_t i = 0; i < r.state_floats; i++)
         poison[i] = NAN;
     for (int32_t s = 0; s < 8; s++)
         rig_restore(&r, s, poison);
@@ -324,7 +259,7 @@ START_TEST(poison_stays_where_it_is) {
         double sum = 0;
         for (int32_t k = 0; k < r.vocab; k++)
             sum += fabs((double)logits[k]);
-        for (size_t k = 0; k < r.floats; k++)
+        for (size_t k = 0; k < r.state_floats; k++)
             sum += fabs((double)state[k]);
         ck_assert_msg((bool)isfinite(sum) == (i < 4), "%s: segment %d", shapes[_i / 2].name, i);
         free(logits);
@@ -383,15 +318,15 @@ START_TEST(forms_agree) {
     int32_t ids[LENGTH];
     make_ids(ids, LENGTH, w->geometry.vocab_size);
     rig r = rig_open_for("cuda", w, SSM_DTYPE_F32, SSM_PROMPT_SCAN, 4, LENGTH);
-    float *logits = feed(&r, 1, ids, LENGTH, 1, true), *state = rig_state(&r, 1);
+    float *logits = rig_feed(&r, 1, ids, LENGTH, 1, true), *state = rig_state(&r, 1);
     rig_close(&r);
     for (ssm_prompt_form form = SSM_PROMPT_AUTO; form <= SSM_PROMPT_CONVOLUTION; form++) {
         double worst[2] = {0};
         r = rig_open_for("cuda", w, SSM_DTYPE_F32, form, 4, LENGTH);
         for (int i = 0; i < 6; i++) {
-            const double off =
-                relative(feed(&r, i % 4, ids, LENGTH, pieces[i], true), logits, (size_t)r.vocab);
-            const double moved = relative(rig_state(&r, i % 4), state, r.floats);
+            const double off = relative(rig_feed(&r, i % 4, ids, LENGTH, pieces[i], true), logits,
+                                        (size_t)r.vocab);
+            const double moved = relative(rig_state(&r, i % 4), state, r.state_floats);
             agree(off, models[_i].bound, models[_i].name, names[form]);
             agree(moved, models[_i].bound, models[_i].name, "the state after it");
             worst[0] = fmax(worst[0], off), worst[1] = fmax(worst[1], moved);
@@ -417,15 +352,15 @@ START_TEST(snapshots_change_backends) {
     rig cpu = rig_open("cpu", w, SSM_DTYPE_F32, SSM_PROMPT_AUTO, 4);
     rig *from[] = {&cuda, &cpu}, *to[] = {&cpu, &cuda};
     for (int way = 0; way < 2; way++) {
-        free(feed(from[way], 0, ids, HALF, HALF, true));
+        free(rig_feed(from[way], 0, ids, HALF, HALF, true));
         float *snapshot = rig_state(from[way], 0);
         rig_restore(to[way], 2, snapshot);
         float *back = rig_state(to[way], 2);
-        ck_assert_msg(memcmp(snapshot, back, cuda.floats * sizeof *back) == 0,
+        ck_assert_msg(memcmp(snapshot, back, cuda.state_floats * sizeof *back) == 0,
                       "%s: a snapshot comes back changed", models[_i].name);
-        float *stayed = feed(from[way], 0, ids + HALF, REST, 1, false);
+        float *stayed = rig_feed(from[way], 0, ids + HALF, REST, 1, false);
         const double off =
-            relative(feed(to[way], 2, ids + HALF, REST, 5, false), stayed, (size_t)cuda.vocab);
+            relative(rig_feed(to[way], 2, ids + HALF, REST, 5, false), stayed, (size_t)cuda.vocab);
         agree(off, models[_i].bound, models[_i].name, "after a move");
         free(snapshot);
         free(back);
@@ -449,36 +384,15 @@ START_TEST(half_states_are_refused) {
 }
 END_TEST
 
-static bool device_usable(char *why, size_t size) {
-    random_model m;
-    ssm_error err = {0};
-    ssm_device *d = NULL;
-    const ssm_backend *b = ssm_backend_find("cuda");
-    if (!b) {
-        snprintf(why, size, "the CUDA backend is not built in");
-        return false;
-    }
-    random_lti_init(&m, &shapes[5], SSM_DTYPE_F32, 1);
-    const ssm_device_options o = {.n_slots = 1, .max_rows = 1, .max_tokens = 1};
-    const int rc = b->open(&m.weights, &o, &d, &err);
-    snprintf(why, size, "%s", err.message);
-    if (rc == 0)
-        b->close(d);
-    random_model_dispose(&m);
-    return rc == 0;
-}
-
 int main(int argc, char **argv) {
-    char why[512];
-    if (!device_usable(why, sizeof why)) {
-        const bool expected = getenv("SSM_EXPECT_CUDA") != NULL;
-        printf("%s: %s\n", expected ? "FAILED" : "skipped", why);
-        return expected ? EXIT_FAILURE : 77;
-    }
-    setvbuf(stdout, NULL, _IOLBF, 0);
+    random_model m;
+    random_lti_init(&m, &shapes[5], SSM_DTYPE_F32, 1);
+    const int missing = device_missing(&m.weights);
+    random_model_dispose(&m);
+    if (missing)
+        return missing;
     Suite *suite = suite_create("cuda lti");
-    TCase *tc = tcase_create("device");
-    tcase_set_timeout(tc, 0);
+    TCase *tc = suite_case(suite, "device");
     const char *part = argc > 1 ? argv[1] : "all"; // of the tests
     const bool all = strcmp(part, "all") == 0;
     if (strcmp(part, "quick") == 0) { // under a sanitizer: one of each kind
@@ -501,11 +415,5 @@ int main(int argc, char **argv) {
         tcase_add_loop_test(tc, forms_agree, 0, N_MODELS);
         tcase_add_loop_test(tc, snapshots_change_backends, 0, N_MODELS);
     }
-    suite_add_tcase(suite, tc);
-    SRunner *sr = srunner_create(suite);
-    srunner_set_fork_status(sr, CK_NOFORK);
-    srunner_run_all(sr, CK_NORMAL);
-    const int failed = srunner_ntests_failed(sr);
-    srunner_free(sr);
-    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+    return suite_run(suite);
 }

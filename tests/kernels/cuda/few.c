@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: Apache-2.0
+// Steps of few rows at widths of published models (few.cu, skinny.cu): against the reference, in
+// turns with steps of many rows, and bit for bit whatever is around a row.
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "tests.h"
+
+// Widths of published models, a layer or two: the kernels of small decode buckets are made for
+// them. Against the reference, and the same bits in other slots and other company.
+static const small_shape published[] = {
+    {"mamba 768", SSM_BLOCK_MAMBA, 2, 768, 1536, 16, 4, 48, 0, 0, 1003, false, false, true},
+    {"mamba 1024", SSM_BLOCK_MAMBA, 2, 1024, 2048, 16, 4, 64, 0, 0, 515, false, true, false},
+    {"mamba 1536", SSM_BLOCK_MAMBA, 1, 1536, 3072, 16, 4, 96, 0, 0, 515, false, false, true},
+    {"mamba 2048", SSM_BLOCK_MAMBA, 1, 2048, 4096, 16, 4, 128, 0, 0, 515, false, false, true},
+    {"mamba 2560", SSM_BLOCK_MAMBA, 1, 2560, 5120, 16, 4, 160, 0, 0, 6000, false, false, true},
+    {"falcon 1024", SSM_BLOCK_MAMBA, 1, 1024, 2048, 16, 4, 64, 0, 0, 515, true, false, false},
+    {"mamba2 768", SSM_BLOCK_MAMBA2, 2, 768, 1536, 128, 4, 0, 24, 1, 1003, false, false, true},
+    {"mamba2 2560", SSM_BLOCK_MAMBA2, 1, 2560, 5120, 128, 4, 0, 80, 1, 515, false, false, true},
+    {"mamba2 groups", SSM_BLOCK_MAMBA2, 1, 1024, 2048, 128, 4, 0, 32, 8, 515, false, true, false},
+};
+enum { N_PUBLISHED = sizeof published / sizeof published[0], FEW_STEPS = 3 };
+
+// n rows for FEW_STEPS steps: row i in slot first + i, tokens[step][i].
+static void few_rows(rig *r, int32_t n, int32_t first, int32_t tokens[FEW_STEPS][8]) {
+    for (int step = 0; step < FEW_STEPS; step++) {
+        ssm_segment segments[8];
+        for (int32_t i = 0; i < n; i++)
+            segments[i] = (ssm_segment){(first + i) % SLOTS, i, 1, step == 0, SSM_WANT_LAST};
+        rig_step(r, tokens[step], segments, n);
+    }
+}
+
+// Sequence 0 was row 0 among n; the same bits as the last row, in other slots, among others.
+static void same_elsewhere(pair *p, int32_t n, int32_t tokens[FEW_STEPS][8], const float *logits,
+                           const float *state) {
+    int32_t others[FEW_STEPS][8];
+    for (int step = 0; step < FEW_STEPS; step++) {
+        for (int32_t i = 0; i < n; i++)
+            others[step][i] = i == n - 1 ? tokens[step][0] : below(p->cuda.vocab);
+    }
+    few_rows(&p->cuda, n, 23, others);
+    float *again = rig_logits(&p->cuda, n - 1), *after = rig_state(&p->cuda, 23 + n - 1);
+    ck_assert_msg(memcmp(again, logits, (size_t)p->cuda.vocab * sizeof *again) == 0,
+                  "%s, %d rows: logits depend on slot or company", p->what, n);
+    ck_assert_msg(memcmp(after, state, p->cuda.state_floats * sizeof *after) == 0,
+                  "%s, %d rows: the state depends on slot or company", p->what, n);
+    free(again);
+    free(after);
+}
+
+START_TEST(few_rows_of_published_widths_agree) {
+    const small_shape *shape = &published[_i];
+    pair p = {0};
+    int32_t tokens[FEW_STEPS][8];
+    small_model_create(&p.model, shape, SSM_DTYPE_BF16, (uint64_t)_i + 1);
+    rig_open(&p.reference, "reference", &p.model.weights, SSM_DTYPE_BF16, SSM_DTYPE_F32);
+    for (int i = 0; i < FEW_STEPS * 8; i++)
+        tokens[i / 8][i % 8] = below(shape->vocab_size);
+    few_rows(&p.reference, 8, 0, tokens);
+    for (int f = 1; f <= 3; f += 2) { // bf16 weights, f32 and f16 states
+        p.tolerance = formats[f].tolerance;
+        snprintf(p.what, sizeof p.what, "%s, %s state", shape->name,
+                 ssm_dtype_name(formats[f].state));
+        rig_open(&p.cuda, "cuda", &p.model.weights, SSM_DTYPE_BF16, formats[f].state);
+        for (int32_t n = 1; n <= 8; n = n == 4 ? 8 : n + 1) {
+            few_rows(&p.cuda, n, 3, tokens);
+            for (int32_t i = 0; i < n; i++) {
+                compare(&p, rig_logits(&p.cuda, i), rig_logits(&p.reference, i),
+                        (size_t)p.cuda.vocab, "logits");
+                compare(&p, rig_state(&p.cuda, 3 + i), rig_state(&p.reference, i),
+                        p.cuda.state_floats, "a state");
+            }
+            float *logits = rig_logits(&p.cuda, 0), *state = rig_state(&p.cuda, 3);
+            same_elsewhere(&p, n, tokens, logits, state);
+            free(logits);
+            free(state);
+        }
+        rig_close(&p.cuda);
+        printf("%-40s worst %.1e\n", p.what, p.worst);
+    }
+    rig_close(&p.reference);
+    small_model_free(&p.model);
+}
+END_TEST
+
+// Steps of 12 rows, which hold entries back, and of 3, which write states at once, in turns: rows 0
+// to 2 are in all of them. Against the reference after every turn.
+START_TEST(many_rows_and_few_take_turns) {
+    static const int lengths[] = {5, 4, 13, 1, 2, 17, 3};
+    const small_shape *shape = &published[_i / 2];
+    pair p = {.tolerance = 2.5e-2};
+    const ssm_dtype state = _i % 2 ? SSM_DTYPE_F16 : SSM_DTYPE_F32;
+    small_model_create(&p.model, shape, SSM_DTYPE_BF16, 5);
+    snprintf(p.what, sizeof p.what, "%s, %s state, turns", shape->name, ssm_dtype_name(state));
+    rig_open(&p.reference, "reference", &p.model.weights, SSM_DTYPE_BF16, SSM_DTYPE_F32);
+    rig_open(&p.cuda, "cuda", &p.model.weights, SSM_DTYPE_BF16, state);
+    int step = 0;
+    for (size_t turn = 0; turn < sizeof lengths / sizeof lengths[0]; turn++) {
+        const int32_t n = turn % 2 ? 3 : 12;
+        for (int i = 0; i < lengths[turn]; i++, step++) {
+            int32_t tokens[12];
+            ssm_segment segments[12];
+            for (int32_t k = 0; k < n; k++) {
+                tokens[k] = below(shape->vocab_size);
+                segments[k] = (ssm_segment){k, k, 1, step == 0, SSM_WANT_LAST};
+            }
+            rig_step(&p.cuda, tokens, segments, n);
+            rig_step(&p.reference, tokens, segments, n);
+        }
+        for (int32_t k = 0; k < n; k++) {
+            compare(&p, rig_logits(&p.cuda, k), rig_logits(&p.reference, k), (size_t)p.cuda.vocab,
+                    "logits");
+            compare(&p, rig_state(&p.cuda, k), rig_state(&p.reference, k), p.cuda.state_floats,
+                    "a state");
+        }
+    }
+    printf("%-40s worst %.1e\n", p.what, p.worst);
+    rig_close(&p.cuda);
+    rig_close(&p.reference);
+    small_model_free(&p.model);
+}
+END_TEST
+
+void few_tests(TCase *tc, TCase *states, cuda_part part, int one) {
+    const int first = one < 0 ? 0 : one, end = one < 0 ? N_PUBLISHED : one + 1;
+    if (part == PART_ALL || part == PART_FEW)
+        tcase_add_loop_test(tc, few_rows_of_published_widths_agree, first, end);
+    if (part == PART_ALL)
+        tcase_add_loop_test(states, many_rows_and_few_take_turns, 2 * 6, 2 * 8); // Mamba-2's
+}
