@@ -19,9 +19,18 @@
 // side, whatever they use: all of them ask for the same (7% of a step).
 //
 // A row's sums depend on the bucket (where token rows lie, see STREAM) but on no other row. Mamba-1
-// with 5 to 8 rows is left to skinny.cu: at 2,560 channels and 8 rows two places in a step gave
-// different bits (few_rows_of_published_widths_agree), cause not found; 4 rows and fewer, and
-// Mamba-2 with 8, did not. It took 0.315 and 2.53 ms at b8, skinny.cu 0.368 and 2.95.
+// with 5 to 8 rows is left to skinny.cu (MAMBA_ROWS): at 2,560 channels and 8 rows another place in
+// a step gave other bits once (few_rows_of_published_widths_agree, in a run beside eight other
+// tests), cause not found; 4 rows and fewer, and Mamba-2 with 8, did not. It took 0.315 and 2.53 ms
+// at b8, skinny.cu 0.368 and 2.95. Not it: a block's own work (this source, lane by lane on a CPU
+// at that shape, warps and copies in random order: the same bits in any place, slot and company);
+// in the machine code, other sums in unrolled rows, reads moved before the wait, a slot given back
+// before it is read. Left, likeliest first, and what `test_cuda look` then says:
+//   kernels side by side on an SM, under other programs' slices of time    again; beside, not alone
+//   states and rings read from an L1 that another SM's step left behind    place, 3 steps, not 1
+//   x_proj's sums: added before they are cleared, or read before added     ssm alone, at 1 step
+//   slots refilled by the asynchronous proxy with no fence in between      conv or logits, again
+//   lm_head's second chunk, which no other tested width has                logits alone, at 6,000
 //
 // Ladder, one H200, bf16 weights, f32 state, ms a step       130m b1  b8     2.8b b1  b8
 //   skinny.cu: four launches, weights through registers      0.301   0.368   2.26    2.99
@@ -346,11 +355,19 @@ int few_out_blocks(const device *d) {
     return d->g.d_model < d->n_sms ? d->g.d_model : d->n_sms;
 }
 
+// Of a step, unless options.few_rows says more: see above.
+enum { MAMBA_ROWS = 4, MAMBA2_ROWS = FEW_ROWS };
+
+static int most_rows(const device *d) {
+    const int usual = d->g.kind == SSM_BLOCK_MAMBA ? MAMBA_ROWS : MAMBA2_ROWS;
+    const int32_t asked = d->options.few_rows;
+    return asked <= 0 ? usual : asked < FEW_ROWS ? asked : FEW_ROWS;
+}
+
 bool few_fits(const device *d, int32_t n) {
     const ssm_geometry &g = d->g;
     const bool mamba = g.kind == SSM_BLOCK_MAMBA;
-    if (d->weight_type != SSM_DTYPE_BF16 || d->arch < 90 || n > (mamba ? 4 : FEW_ROWS) ||
-        g.d_conv > 4)
+    if (d->weight_type != SSM_DTYPE_BF16 || d->arch < 90 || n > most_rows(d) || g.d_conv > 4)
         return false;
     if (mamba && (g.d_state != 16 || g.dt_rank % 8 != 0 || g.dt_rank > 256 || g.d_inner % 8 != 0))
         return false;

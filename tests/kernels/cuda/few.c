@@ -1,6 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // Steps of few rows at widths of published models (few.cu, skinny.cu): against the reference, in
 // turns with steps of many rows, and bit for bit whatever is around a row.
+//
+// `test_cuda look` lets few.cu have Mamba-1's 5 to 8 rows too, which it had until 8 rows of mamba
+// 2560 came to other bits in another place, and says what of a step differs: the convolution's
+// inputs (the product of in_proj's x), states alone (x_proj, the advance) or logits alone (z,
+// out_proj, lm_head); from run to run, by slot, by company or by place in the step.
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -124,8 +129,137 @@ START_TEST(many_rows_and_few_take_turns) {
 }
 END_TEST
 
+// ---- the same bits whatever is around a row
+
+enum { LOOK_ROWS = 8, LOOK_ROUNDS = 40 };
+typedef enum look { LOOK_AGAIN, LOOK_SLOT, LOOK_COMPANY, LOOK_PLACE, LOOKS } look;
+static const char *const look_names[LOOKS] = {"again", "slot", "company", "place"};
+
+typedef struct outcome { // of one sequence
+    float *logits, *state;
+} outcome;
+
+typedef struct difference {
+    int sequences, conv, ssm, logits; // looked at; with other bits in this part, counted once each
+    int64_t first;                    // of a part's numbers; -1: none
+    double most;                      // of the logits' distances
+} difference;
+
+// Sequence k is row (k + turn) of the step, in slot first + k.
+static void look_run(rig *r, int32_t steps, int32_t turn, int32_t first,
+                     int32_t tokens[FEW_STEPS][8], outcome out[LOOK_ROWS]) {
+    for (int32_t step = 0; step < steps; step++) {
+        ssm_segment segments[LOOK_ROWS];
+        int32_t ids[LOOK_ROWS];
+        for (int32_t k = 0; k < LOOK_ROWS; k++) {
+            const int32_t row = (k + turn) % LOOK_ROWS;
+            segments[row] = (ssm_segment){(first + k) % SLOTS, row, 1, step == 0, SSM_WANT_LAST};
+            ids[row] = tokens[step][k];
+        }
+        rig_step(r, ids, segments, LOOK_ROWS);
+    }
+    for (int32_t k = 0; k < LOOK_ROWS; k++) {
+        out[k].logits = rig_logits(r, (k + turn) % LOOK_ROWS);
+        out[k].state = rig_state(r, (first + k) % SLOTS);
+    }
+}
+
+static void look_free(outcome *all) {
+    for (int k = 0; k < LOOK_ROWS; k++) {
+        free(all[k].logits);
+        free(all[k].state);
+    }
+}
+
+// Counts numbers of other bits, and the first of them.
+static int64_t other_bits(const float *a, const float *b, size_t n, int64_t *first) {
+    int64_t count = 0;
+    for (size_t i = 0; i < n; i++) {
+        if (memcmp(&a[i], &b[i], sizeof *a) != 0 && count++ == 0)
+            *first = (int64_t)i;
+    }
+    return count;
+}
+
+static void look_at(const rig *r, size_t conv, const outcome *a, const outcome *b, difference *d) {
+    int64_t first[3] = {0};
+    const int64_t counts[] = {
+        other_bits(a->state, b->state, conv, &first[0]),
+        other_bits(a->state + conv, b->state + conv, r->state_floats - conv, &first[1]),
+        other_bits(a->logits, b->logits, (size_t)r->vocab, &first[2]),
+    };
+    int *const parts[] = {&d->conv, &d->ssm, &d->logits};
+    d->sequences++;
+    for (int i = 2; i >= 0; i--) {
+        *parts[i] += counts[i] > 0;
+        if (counts[i] > 0)
+            d->first = first[i];
+    }
+    const double off = distance(a->logits, b->logits, (size_t)r->vocab);
+    d->most = off <= d->most ? d->most : off;
+}
+
+static difference look_for(rig *r, size_t conv, look what, int32_t steps,
+                           int32_t tokens[FEW_STEPS][8], const outcome *before) {
+    difference d = {.first = -1};
+    for (int round = 0; round < LOOK_ROUNDS; round++) {
+        int32_t ids[FEW_STEPS][8];
+        outcome now[LOOK_ROWS];
+        const int32_t turn = what == LOOK_PLACE ? 1 + below(LOOK_ROWS - 1) : 0;
+        const int32_t first = what == LOOK_SLOT ? below(SLOTS) : 3;
+        for (int i = 0; i < FEW_STEPS * 8; i++)
+            ids[i / 8][i % 8] =
+                what == LOOK_COMPANY && i % 8 != round % 8 ? below(r->vocab) : tokens[i / 8][i % 8];
+        look_run(r, steps, turn, first, ids, now);
+        for (int k = 0; k < LOOK_ROWS; k++) {
+            if (what != LOOK_COMPANY || k == round % 8)
+                look_at(r, conv, &before[k], &now[k], &d);
+        }
+        look_free(now);
+    }
+    return d;
+}
+
+START_TEST(rows_are_the_same_bits_whatever_is_around_them) {
+    const small_shape *shape = &published[_i];
+    small_model m;
+    int32_t tokens[FEW_STEPS][8];
+    int different = 0;
+    small_model_create(&m, shape, SSM_DTYPE_BF16, (uint64_t)_i + 1);
+    const size_t conv = ssm_state_conv_floats(&m.weights.geometry);
+    for (int i = 0; i < FEW_STEPS * 8; i++)
+        tokens[i / 8][i % 8] = below(shape->vocab_size);
+    rig r = rig_open_with("cuda", &m.weights,
+                          (ssm_device_options){.n_slots = SLOTS,
+                                               .max_rows = ROWS,
+                                               .max_tokens = TOKENS,
+                                               .weight_dtype = SSM_DTYPE_BF16,
+                                               .few_rows = LOOK_ROWS});
+    for (int32_t steps = 1; steps <= FEW_STEPS; steps += FEW_STEPS - 1) {
+        outcome before[LOOK_ROWS];
+        look_run(&r, steps, 0, 3, tokens, before);
+        for (look what = LOOK_AGAIN; what < LOOKS; what++) {
+            const difference d = look_for(&r, conv, what, steps, tokens, before);
+            const int worst = d.logits > d.ssm ? d.logits : d.ssm;
+            different += worst > d.conv ? worst : d.conv;
+            printf("%-13s 8 rows, steps %d, %-7s of %d: conv %d, ssm %d, logits %d differ; first "
+                   "number %lld, logits by %.1e\n",
+                   shape->name, steps, look_names[what], d.sequences, d.conv, d.ssm, d.logits,
+                   (long long)d.first, d.most);
+        }
+        look_free(before);
+    }
+    rig_close(&r);
+    small_model_free(&m);
+    ck_assert_msg(different == 0, "%s: 8 rows of few.cu: bits depend on what is around a row",
+                  shape->name);
+}
+END_TEST
+
 void few_tests(TCase *tc, TCase *states, cuda_part part, int one) {
     const int first = one < 0 ? 0 : one, end = one < 0 ? N_PUBLISHED : one + 1;
+    if (part == PART_FEW || part == PART_LOOK)
+        tcase_add_loop_test(tc, rows_are_the_same_bits_whatever_is_around_them, first, end);
     if (part == PART_ALL || part == PART_FEW)
         tcase_add_loop_test(tc, few_rows_of_published_widths_agree, first, end);
     if (part == PART_ALL)
