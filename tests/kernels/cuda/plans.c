@@ -202,12 +202,45 @@ START_TEST(long_prompts_agree_with_the_reference) {
 }
 END_TEST
 
+// Every form of a step once, as little work as can be: for tools that slow kernels down.
+START_TEST(each_form_of_a_step_agrees) {
+    static const int32_t counts[] = {1, 2, 4, 7, 12, 20};
+    pair p;
+    pair_open(&p, _i == 0 ? 0 : 5, 1);
+    for (size_t c = 0; c <= sizeof counts / sizeof counts[0]; c++) {
+        const bool prompts = c == sizeof counts / sizeof counts[0];
+        const int32_t n = prompts ? 3 : counts[c];
+        for (int step = 0; step < 2; step++) {
+            int32_t tokens[TOKENS], at = 0;
+            ssm_segment segments[SLOTS];
+            for (int32_t i = 0; i < n; i++) {
+                const int32_t count = !prompts || i == 0 ? 1 : i == 1 ? 3 : 70;
+                segments[i] = (ssm_segment){i, at, count, step == 0, SSM_WANT_LAST};
+                for (int32_t k = 0; k < count; k++)
+                    tokens[at++] = below(p.cuda.vocab);
+            }
+            rig_step(&p.cuda, tokens, segments, n);
+            rig_step(&p.reference, tokens, segments, n);
+        }
+        compare(&p, rig_logits(&p.cuda, n - 1), rig_logits(&p.reference, n - 1),
+                (size_t)p.cuda.vocab, "logits");
+        compare(&p, rig_state(&p.cuda, n - 1), rig_state(&p.reference, n - 1), p.cuda.state_floats,
+                "a state");
+    }
+    printf("%-44s each form, worst %.1e of %.1e\n", p.what, p.worst, p.tolerance);
+    pair_close(&p);
+}
+END_TEST
+
 void plans_tests(TCase *tc, cuda_part part) {
     if (part == PART_QUICK) {
         tcase_add_loop_test(tc, random_plans_agree_with_the_reference, 1, 2);
         tcase_add_loop_test(tc, random_plans_agree_with_the_reference, 5 * N_FORMATS + 3,
                             5 * N_FORMATS + 4);
+    } else if (part == PART_RACE) {
+        tcase_add_loop_test(tc, each_form_of_a_step_agrees, 0, 2);
     } else if (part == PART_ALL) {
+        tcase_add_loop_test(tc, each_form_of_a_step_agrees, 0, 2);
         tcase_add_loop_test(tc, random_plans_agree_with_the_reference, 0, N_SHAPES * N_FORMATS);
         tcase_add_loop_test(tc, many_rows_agree_with_the_reference, 0, 2 * N_WIDE);
         tcase_add_loop_test(tc, many_rows_twice_are_the_same_bits, 0, N_WIDE);

@@ -160,10 +160,8 @@ START_TEST(copies_beside_steps_keep_their_order) {
 END_TEST
 
 void states_tests(TCase *tc, cuda_part part) {
-    if (part == PART_QUICK || part == PART_RACE)
+    if (part == PART_QUICK)
         tcase_add_loop_test(tc, poison_stays_where_it_is, 0, 1);
-    if (part == PART_RACE)
-        tcase_add_loop_test(tc, poison_stays_where_it_is, 5, 6);
     if (part == PART_ALL || part == PART_FEW)
         tcase_add_loop_test(tc, poison_stays_where_it_is, 0, N_SHAPES);
     if (part == PART_ALL) {
