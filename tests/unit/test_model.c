@@ -586,11 +586,14 @@ int main(void) {
     tcase_add_loop_test(tc, a_bad_index, 0, sizeof bad_index / sizeof bad_index[0]);
     tcase_add_test(tc, bad_shards);
     suite_add_tcase(suite, tc);
-    TCase *random = tcase_create("random");
+    TCase *random = tcase_create("random"); // by threads: all that TSan is given
     tcase_set_timeout(random, 120);
     tcase_add_test(random, random_models_repeat);
-    tcase_add_test(random, random_types_agree);
-    tcase_add_test(random, geometries_are_listed);
     suite_add_tcase(suite, random);
+    TCase *types = tcase_create("types");
+    tcase_set_timeout(types, 120);
+    tcase_add_test(types, random_types_agree);
+    tcase_add_test(types, geometries_are_listed);
+    suite_add_tcase(suite, types);
     return suite_run(suite);
 }

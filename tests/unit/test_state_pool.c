@@ -54,9 +54,15 @@ START_TEST(without_a_pool_it_is_memory) {
 }
 END_TEST
 
+#if defined(__SANITIZE_THREAD__)
+enum { ROUNDS = 500 };
+#else
+enum { ROUNDS = 5000 };
+#endif
+
 static void *use(void *arg) {
     state_pool *pool = arg;
-    for (int i = 0; i < 5000; i++) {
+    for (int i = 0; i < ROUNDS; i++) {
         float *a = state_pool_take(pool, SMALL), *b = state_pool_take(pool, SMALL);
         memset(a, i, SMALL);
         memset(b, i + 1, SMALL);

@@ -536,7 +536,10 @@ int main(void) {
     tcase_add_test(tc, deep_nesting_is_refused);
     tcase_add_loop_test(tc, a_megabyte_of_anything_is_fast, 0, N_FAMILIES);
     tcase_add_loop_test(tc, streams_give_whole_characters, 0, N_FAMILIES);
-    tcase_add_loop_test(tc, threads_share_a_tokenizer, 0, N_FAMILIES);
     suite_add_tcase(suite, tc);
+    TCase *threads = tcase_create("threads"); // all that TSan is given
+    tcase_set_timeout(threads, 120);
+    tcase_add_loop_test(threads, threads_share_a_tokenizer, 0, N_FAMILIES);
+    suite_add_tcase(suite, threads);
     return suite_run(suite);
 }
