@@ -13,6 +13,7 @@
 # from the machine's toolkit (cuda_standin.sh): its stages, its files and its life without a GPU.
 # Where it cannot run at all (not root, another distribution, no namespaces) it says so and exits 77.
 # CT_STATE=FOLDER keeps images and layers between runs, CT_CACHE=FOLDER only the base's archive.
+# CT_ONLY_BASE=1 installs the tools, makes that archive and ends.
 # CT_PYTHON is the tests' Python (.venv/bin/python); without one the HTTP tests are a failure.
 # It takes a minute and a half from nothing and 15 s with CT_STATE, on two cores.
 # shellcheck disable=SC2016,SC2317 # formats for podman and awk; functions are called through check
@@ -31,6 +32,7 @@ memory=256m
 state=${CT_STATE:-$(mktemp -d /var/tmp/ssmd-container.XXXXXX)}
 mkdir -p "$state"
 cache=${CT_CACHE:-$state}
+archive=$cache/base-bookworm.tar
 python=${CT_PYTHON:-$root/.venv/bin/python}
 name=ssmd-test-$$
 passed=0
@@ -146,17 +148,23 @@ need_tools() {
     }
 }
 
+make_archive() {
+    local sources=/etc/apt/sources.list.d/debian.sources
+    [[ ! -s $archive ]] || return 0
+    [[ -f $sources ]] || sources=/etc/apt/sources.list
+    TMPDIR=/dev/shm mmdebstrap -q --variant=minbase \
+        --aptopt='Acquire::Check-Valid-Until "false"' --dpkgopt='path-exclude=/usr/share/man/*' \
+        --dpkgopt='path-exclude=/usr/share/locale/*' bookworm "$cache/new.tar" "$sources"
+    mv "$cache/new.tar" "$archive"
+}
+
 make_base() {
     podman image exists "$base" && return 0
     if [[ -n ${CT_CUDA:-} ]]; then
         "$root/tests/container/cuda_standin.sh" "$cache"
         return
     fi
-    local archive=$cache/base-bookworm.tar sources=/etc/apt/sources.list.d/debian.sources
-    [[ -f $sources ]] || sources=/etc/apt/sources.list
-    [[ -s $archive ]] || TMPDIR=/dev/shm mmdebstrap -q --variant=minbase \
-        --aptopt='Acquire::Check-Valid-Until "false"' --dpkgopt='path-exclude=/usr/share/man/*' \
-        --dpkgopt='path-exclude=/usr/share/locale/*' bookworm "$archive" "$sources"
+    make_archive
     podman import -q --change 'CMD ["bash"]' "$archive" "$base" >/dev/null
 }
 
@@ -296,8 +304,12 @@ stop_under_load() {
 }
 
 cd "$state" # podman leaves a file where it stands when a container runs out of memory
-need_tools
 write_config
+need_tools
+if [[ -n ${CT_ONLY_BASE:-} ]]; then
+    make_archive
+    exit
+fi
 make_docker
 say "tools ready"
 make_base
