@@ -76,9 +76,9 @@ typedef struct ssm_sampled {
     float top_logprobs[SSM_MAX_LOGPROBS];
 } ssm_sampled;
 
-// How a linear time-invariant layer (S4D, S4) runs a prompt: as a recurrence, as a convolution from
-// one exact state to the next (CPU: by FFT; CUDA: in blocks), or as whichever is faster for its
-// length.
+// How a linear time-invariant layer runs a prompt: as a recurrence, as a convolution from one exact
+// state to the next (CPU: by FFT, H3 in blocks; CUDA: S4D and S4 in blocks, H3 never), or as
+// whichever is faster for its length.
 typedef enum ssm_prompt_form {
     SSM_PROMPT_AUTO,
     SSM_PROMPT_SCAN,

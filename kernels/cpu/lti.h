@@ -15,6 +15,10 @@ void cpu_lti_choose_form(cpu_model *model);
 // What they need of one thread's part of a layer, counting or packing; false: no memory.
 bool cpu_lti_pack_blocks(const cpu_model *model, cpu_thread *thread, int32_t layer);
 
+// The same of H3 (lti_pairs.c), and floats of a thread while it runs a prompt so.
+void cpu_lti_pack_pairs(const cpu_model *model, cpu_thread *thread, int32_t layer);
+size_t cpu_lti_pairs_floats(const cpu_model *model);
+
 // One thread's part of a layer, counting or packing.
 void cpu_lti_pack(const cpu_model *model, cpu_thread *thread, int32_t layer);
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What convolutions of prompts need besides the recurrence's numbers (template_convolution.h), and
-// when they are worth it.
+// What convolutions of prompts need besides the recurrence's numbers (template_convolution.h; H3's
+// are lti_pairs.c's), and when they are worth it.
 //
 // Costs in vector operations of 16 channels, n poles a channel or a dense state of N:
 //                   recurrence, a token     convolution, a block      and a token of it
@@ -13,6 +13,22 @@
 // pays from 10 on: copying-lssl reads 272,000 tokens a second instead of 43,000. A run of tokens
 // shorter than that, and what is left of one past a multiple of LTI_PART, goes by the recurrence,
 // bit for bit as it always does.
+//
+// H3's heads of d channels, the same unit for 16 channels of them (all d of a wider head's):
+//                   recurrence, a token     convolution, a run        and a token of it
+//     pairs         9 d n + 170             20 d n                    4.5 d n + 130 + 32 (16 / d)
+// Counted where d n stands; 170 lays q and k' beside the lanes, 130 and 32 a head turn tokens and
+// do the triangle, both from measurements of the two kernels alone (one thread of an Ice Lake that
+// others worked on, least of 60,000 runs, ticks of 2.8 GHz a token and 16 channels; recurrence with
+// what it lays beside, convolution without turning):
+//     d, n        8, 8        4, 8        1, 8        16, 8        8, 32
+//     avx512      516, 233    310, 169    162, 188    1014, 430    1532, 764
+//     avx2        767, 351    416, 200    169, 243    1542, 646    2661, 1183
+//     portable    1949, 1352  1067, 796   383, 513    3910, 2532   7049, 4715
+// Whole steps of models of one layer said the same: 1.3 to 1.4 times as fast with heads of 8 (32
+// tokens and 256), even with heads of 4, slower below. A fifth is asked for, since a convolution's
+// bits depend on how a prompt is cut: with 8 pairs of poles heads of 5 and more convolve, from one
+// block on. NEON was not measured.
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -23,6 +39,13 @@
 
 static const double block_cost = 18000;
 
+static int32_t pairs_threshold(const cpu_model *m) {
+    const double d = (double)m->g.head_dim, n = (double)m->g.d_state / 2;
+    const double scan = 9 * d * n + 170, run = 20 * d * n;
+    const double block = 4.5 * d * n + 130 + 32 * fmax(1, CPU_LANES / d), worth = 1.2;
+    return scan <= worth * block ? INT32_MAX : (int32_t)ceil(worth * run / (scan - worth * block));
+}
+
 // Tokens from which a convolution is faster; INT32_MAX: none.
 static int32_t threshold(const cpu_model *m) {
     const double n = (double)m->g.d_state;
@@ -31,10 +54,12 @@ static int32_t threshold(const cpu_model *m) {
         scan = n * n / (m->is_lower ? 2 : 1);
         block = 4 * n + 2 * scan / LTI_PART;
     }
-    if (m->g.kind == SSM_BLOCK_H3 || m->prompt_form == SSM_PROMPT_SCAN)
+    if (m->prompt_form == SSM_PROMPT_SCAN)
         return INT32_MAX;
     if (m->prompt_form == SSM_PROMPT_CONVOLUTION)
-        return LTI_PART;
+        return m->g.kind == SSM_BLOCK_H3 ? LTI_PAIRS : LTI_PART;
+    if (m->g.kind == SSM_BLOCK_H3)
+        return pairs_threshold(m);
     if (block_cost + block * LTI_BLOCK > scan * LTI_BLOCK)
         return INT32_MAX;
     return (int32_t)ceil(block_cost / (scan - block));
@@ -223,6 +248,10 @@ bool cpu_lti_pack_blocks(const cpu_model *m, cpu_thread *t, int32_t layer) {
     const size_t rows = (n + LTI_ROWS - 1) / LTI_ROWS * LTI_ROWS;
     if (m->lti_least == INT32_MAX)
         return true;
+    if (m->g.kind == SSM_BLOCK_H3) {
+        cpu_lti_pack_pairs(m, t, layer);
+        return true;
+    }
     dense_tables tables = {.spectra = take(&t->arena, blocks * LTI_SPECTRUM_FLOATS * CPU_LANES)};
     tables.powers = take(&t->arena, blocks * (is_dense ? rows * n : n) * CPU_LANES);
     if (is_dense) {

@@ -21,51 +21,17 @@
 
 #include "lti.h"
 #include "lti_kernels.h"
-
-typedef struct worker {
-    cpu_step *step;
-    const cpu_model *m;
-    const cpu_thread *t;
-    cpu_work *w;
-    int id, n;      // this thread, of so many
-    int32_t tokens; // of the step
-} worker;
+#include "lti_worker.h"
 
 enum { CHUNK = 64 }; // tokens of a block that pass through all poles together, in first-level cache
 
-static void meet(const worker *k) {
+static void meet(const lti_worker *k) {
     cpu_pool_barrier(k->step->pool, NULL);
-}
-
-static int32_t least(int32_t a, int32_t b) {
-    return a < b ? a : b;
-}
-
-// Tokens of the window that begins at `first`.
-static int32_t window_tokens(const worker *k, int32_t first) {
-    return least(CPU_WINDOW, k->tokens - first);
-}
-
-static float *window_of(const worker *k, float *buffer, int32_t first) {
-    return buffer + (size_t)first * (size_t)k->m->model_blocks * CPU_LANES;
-}
-
-// A token of a block; those of its window after it follow.
-static float *at(const worker *k, float *buffer, int32_t block, int32_t token) {
-    const int32_t first = token / CPU_WINDOW * CPU_WINDOW;
-    const size_t row = (size_t)block * (size_t)window_tokens(k, first) + (size_t)(token - first);
-    return window_of(k, buffer, first) + row * CPU_LANES;
-}
-
-// Tokens from `token` on that lie together, at most `most`.
-static int32_t run_at(const worker *k, int32_t token, int32_t most) {
-    const int32_t first = token / CPU_WINDOW * CPU_WINDOW;
-    return least(most, first + window_tokens(k, first) - token);
 }
 
 // ---- ends
 
-static void embed(const worker *k) {
+static void embed(const lti_worker *k) {
     const ssm_tensor *embedding = &k->m->weights->embedding;
     const int32_t dm = k->m->g.d_model;
     for (int32_t i = 0; i < k->step->plan->n_segments; i++) {
@@ -75,8 +41,8 @@ static void embed(const worker *k) {
             const int32_t token = id == SSM_TOKEN_SAMPLED ? k->step->drawn[segment->slot] : id;
             const size_t row = (size_t)token * (size_t)dm;
             for (int32_t b = k->t->model.first; b < k->t->model.end; b++) {
-                const int32_t left = least(CPU_LANES, dm - b * CPU_LANES);
-                float *to = at(k, k->w->residual, b, t);
+                const int32_t left = worker_least(CPU_LANES, dm - b * CPU_LANES);
+                float *to = worker_at(k, k->w->residual, b, t);
                 memset(to, 0, CPU_LANES * sizeof *to);
                 ssm_tensor_read(embedding, row + (size_t)b * CPU_LANES, (size_t)left, to);
             }
@@ -85,17 +51,17 @@ static void embed(const worker *k) {
 }
 
 // A window's norm, tokens [first, end) of the step, from the residual.
-static void norm_tokens(const worker *k, const float *weight, int32_t first, int32_t end,
+static void norm_tokens(const lti_worker *k, const float *weight, int32_t first, int32_t end,
                         float *to) {
     for (int32_t t = first; t < end;) {
-        const int32_t window = t / CPU_WINDOW * CPU_WINDOW, count = run_at(k, t, end - t);
-        const cpu_norm args = {.x = window_of(k, k->w->residual, window),
+        const int32_t window = t / CPU_WINDOW * CPU_WINDOW, count = worker_run(k, t, end - t);
+        const cpu_norm args = {.x = worker_window(k, k->w->residual, window),
                                .weight = weight,
-                               .out = window_of(k, to, window),
+                               .out = worker_window(k, to, window),
                                .n = k->m->g.d_model,
                                .groups = 1,
-                               .tokens = window_tokens(k, window),
-                               .out_tokens = window_tokens(k, window),
+                               .tokens = worker_tokens(k, window),
+                               .out_tokens = worker_tokens(k, window),
                                .first = t - window,
                                .count = count,
                                .out_first = t - window,
@@ -106,7 +72,7 @@ static void norm_tokens(const worker *k, const float *weight, int32_t first, int
 }
 
 // The layer's normed input, of all channels of all tokens.
-static float *norm_all(const worker *k, int32_t layer) {
+static float *norm_all(const lti_worker *k, int32_t layer) {
     const float *weight = k->m->norm[layer];
     if (k->tokens <= CPU_FEW_TOKENS) {
         norm_tokens(k, weight, 0, k->tokens, k->w->own[k->id].f32);
@@ -122,20 +88,20 @@ static float *norm_all(const worker *k, int32_t layer) {
 
 // Windows of x [blocks][tokens][16] in the form that products take. Forms other than fp32 are made
 // of all tokens first, shared out, and a barrier ends that.
-static cpu_input input_of(const worker *k, const cpu_stage *stage, float *x, int32_t first) {
+static cpu_input input_of(const lti_worker *k, const cpu_stage *stage, float *x, int32_t first) {
     const size_t blocks = (size_t)k->m->model_blocks;
     const bool plain = k->m->form == CPU_X_F32;
     const char *bytes = (const char *)stage->bytes;
     return (cpu_input){.data =
-                           plain ? (const void *)window_of(k, x, first)
+                           plain ? (const void *)worker_window(k, x, first)
                                  : bytes + (size_t)first * (blocks + 1) * CPU_LANES * sizeof(float),
                        .scale = stage->scale + first,
                        .sum = stage->sum + (size_t)first * (blocks + 1),
                        .scratch = k->w->own[k->id].scratch,
-                       .tokens = window_tokens(k, first)};
+                       .tokens = worker_tokens(k, first)};
 }
 
-static const cpu_stage *convert(const worker *k, float *x) {
+static const cpu_stage *convert(const lti_worker *k, float *x) {
     const bool few = k->tokens <= CPU_FEW_TOKENS;
     const cpu_stage *stage = few ? &k->w->own[k->id] : &k->w->shared;
     if (k->m->form == CPU_X_F32)
@@ -143,8 +109,8 @@ static const cpu_stage *convert(const worker *k, float *x) {
     for (int32_t first = 0; first < k->tokens; first += CPU_WINDOW) {
         const cpu_input to = input_of(k, stage, x, first);
         const cpu_range range = few ? (cpu_range){0, to.tokens} : cpu_share(to.tokens, k->id, k->n);
-        k->m->kernels->convert(k->m->form, window_of(k, x, first), k->m->model_blocks, to.tokens,
-                               range.first, range.end - range.first, (void *)to.data,
+        k->m->kernels->convert(k->m->form, worker_window(k, x, first), k->m->model_blocks,
+                               to.tokens, range.first, range.end - range.first, (void *)to.data,
                                (float *)to.scale, (int32_t *)to.sum);
     }
     if (!few)
@@ -152,10 +118,10 @@ static const cpu_stage *convert(const worker *k, float *x) {
     return stage;
 }
 
-static void multiply(const worker *k, const cpu_slice *slice, const cpu_stage *stage, float *x,
+static void multiply(const lti_worker *k, const cpu_slice *slice, const cpu_stage *stage, float *x,
                      int32_t first, float *to, bool add) {
     const cpu_input in = input_of(k, stage, x, first);
-    const cpu_output out = {.data = window_of(k, to, first),
+    const cpu_output out = {.data = worker_window(k, to, first),
                             .block_stride = (size_t)in.tokens * CPU_LANES,
                             .token_stride = CPU_LANES,
                             .add = add};
@@ -164,20 +130,15 @@ static void multiply(const worker *k, const cpu_slice *slice, const cpu_stage *s
 
 // ---- layers
 
-static float *slot_layer(const worker *k, int32_t slot, int32_t layer) {
-    const size_t floats = cpu_slot_conv_floats(k->m) + cpu_slot_ssm_floats(k->m);
-    return k->step->slots + (size_t)slot * k->step->slot_floats + (size_t)layer * floats;
-}
-
 // A run of tokens of one channel block through its SSM: u to y, gelu taken, the state moved on.
-static void scan_run(const worker *k, const cpu_lti_part *part, int32_t own, const float *u,
+static void scan_run(const lti_worker *k, const cpu_lti_part *part, int32_t own, const float *u,
                      float *y, int32_t count, bool fresh, float *s) {
     const size_t n = (size_t)k->m->g.d_state, rows = (n + LTI_ROWS - 1) / LTI_ROWS * LTI_ROWS;
     const float *d = part->d + (size_t)own * CPU_LANES;
     const cpu_lti_kernels *kernels = k->m->kernels->lti;
     float out[CHUNK * CPU_LANES];
     for (int32_t t = 0; t < count; t += CHUNK) {
-        const int32_t some = least(CHUNK, count - t);
+        const int32_t some = worker_least(CHUNK, count - t);
         const float *from = u + (size_t)t * CPU_LANES;
         if (k->m->g.kind == SSM_BLOCK_S4) {
             const lti_dense_scan args = {.ab = part->ab + (size_t)own * rows * n * CPU_LANES,
@@ -211,26 +172,26 @@ static void scan_run(const worker *k, const cpu_lti_part *part, int32_t own, con
 }
 
 // Tokens [token, token + count) of a block between a buffer's windows and one array.
-static void gather(const worker *k, float *buffer, int32_t block, int32_t token, int32_t count,
+static void gather(const lti_worker *k, float *buffer, int32_t block, int32_t token, int32_t count,
                    float *to) {
     for (int32_t done = 0, some; done < count; done += some) {
-        some = run_at(k, token + done, count - done);
-        memcpy(to + (size_t)done * CPU_LANES, at(k, buffer, block, token + done),
+        some = worker_run(k, token + done, count - done);
+        memcpy(to + (size_t)done * CPU_LANES, worker_at(k, buffer, block, token + done),
                (size_t)some * CPU_LANES * sizeof *to);
     }
 }
 
-static void scatter(const worker *k, const float *from, int32_t block, int32_t token, int32_t count,
-                    float *buffer) {
+static void scatter(const lti_worker *k, const float *from, int32_t block, int32_t token,
+                    int32_t count, float *buffer) {
     for (int32_t done = 0, some; done < count; done += some) {
-        some = run_at(k, token + done, count - done);
-        memcpy(at(k, buffer, block, token + done), from + (size_t)done * CPU_LANES,
+        some = worker_run(k, token + done, count - done);
+        memcpy(worker_at(k, buffer, block, token + done), from + (size_t)done * CPU_LANES,
                (size_t)some * CPU_LANES * sizeof *from);
     }
 }
 
 // The same as scan_run for a block of a convolution, across windows.
-static void convolve_run(const worker *k, const cpu_lti_part *part, int32_t block, float *u,
+static void convolve_run(const lti_worker *k, const cpu_lti_part *part, int32_t block, float *u,
                          float *y, int32_t token, int32_t count, bool fresh, float *s) {
     const size_t n = (size_t)k->m->g.d_state, rows = (n + LTI_ROWS - 1) / LTI_ROWS * LTI_ROWS;
     const size_t own = (size_t)(block - k->t->model.first), lanes = own * CPU_LANES;
@@ -260,34 +221,34 @@ static void convolve_run(const worker *k, const cpu_lti_part *part, int32_t bloc
 }
 
 // One channel block of a segment, u to y: blocks of a convolution while they pay, then the rest.
-static void recur_block(const worker *k, int32_t layer, const ssm_segment *segment, int32_t block,
-                        float *u, float *y) {
+static void recur_block(const lti_worker *k, int32_t layer, const ssm_segment *segment,
+                        int32_t block, float *u, float *y) {
     const cpu_lti_part *part = &k->t->parts[layer].lti;
     float *s =
-        slot_layer(k, segment->slot, layer) + (size_t)block * (size_t)k->m->g.d_state * CPU_LANES;
+        worker_slot(k, segment->slot, layer) + (size_t)block * (size_t)k->m->g.d_state * CPU_LANES;
     for (int32_t done = 0; done < segment->count;) {
         const int32_t token = segment->first + done, left = segment->count - done;
-        const int32_t whole = least(left, LTI_BLOCK) / LTI_PART * LTI_PART;
+        const int32_t whole = worker_least(left, LTI_BLOCK) / LTI_PART * LTI_PART;
         const bool fresh = segment->fresh && done == 0;
-        const int32_t count = whole >= k->m->lti_least ? whole : run_at(k, token, left);
+        const int32_t count = whole >= k->m->lti_least ? whole : worker_run(k, token, left);
         if (whole >= k->m->lti_least)
             convolve_run(k, part, block, u, y, token, count, fresh, s);
         else
-            scan_run(k, part, block - k->t->model.first, at(k, u, block, token),
-                     at(k, y, block, token), count, fresh, s);
+            scan_run(k, part, block - k->t->model.first, worker_at(k, u, block, token),
+                     worker_at(k, y, block, token), count, fresh, s);
         done += count;
     }
 }
 
 // Own channels of every segment: u to y.
-static void recur(const worker *k, int32_t layer, float *u, float *y) {
+static void recur(const lti_worker *k, int32_t layer, float *u, float *y) {
     for (int32_t j = 0; j < k->step->plan->n_segments; j++) {
         for (int32_t b = k->t->model.first; b < k->t->model.end; b++)
             recur_block(k, layer, &k->step->plan->segments[j], b, u, y);
     }
 }
 
-static void run_gated(const worker *k, int32_t layer) {
+static void run_gated(const lti_worker *k, int32_t layer) {
     const cpu_lti_part *part = &k->t->parts[layer].lti;
     const size_t own = (size_t)(k->t->model.end - k->t->model.first);
     float *u = norm_all(k, layer);
@@ -298,107 +259,15 @@ static void run_gated(const worker *k, int32_t layer) {
         multiply(k, &part->out_a, stage, k->w->x, first, k->w->z, false);
         multiply(k, &part->out_b, stage, k->w->x, first, k->w->delta, false);
         const int32_t block = k->t->model.first;
-        k->m->kernels->lti->gate(at(k, k->w->z, block, first), at(k, k->w->delta, block, first),
-                                 own * (size_t)window_tokens(k, first) * CPU_LANES,
-                                 at(k, k->w->residual, block, first));
+        k->m->kernels->lti->gate(worker_at(k, k->w->z, block, first),
+                                 worker_at(k, k->w->delta, block, first),
+                                 own * (size_t)worker_tokens(k, first) * CPU_LANES,
+                                 worker_at(k, k->w->residual, block, first));
     }
     meet(k);
 }
 
-static void shift_keys(const worker *k, int32_t layer, float *keys) {
-    const cpu_lti_part *part = &k->t->parts[layer].lti;
-    const size_t state = (size_t)k->m->g.d_state * CPU_LANES;
-    for (int32_t j = 0; j < k->step->plan->n_segments; j++) {
-        const ssm_segment *segment = &k->step->plan->segments[j];
-        for (int32_t b = k->t->model.first; b < k->t->model.end; b++) {
-            const size_t own = (size_t)(b - k->t->model.first);
-            for (int32_t done = 0; done < segment->count;) {
-                const int32_t token = segment->first + done;
-                const lti_shift args = {.b = part->shift_b + own * state,
-                                        .c = part->shift_c + own * state,
-                                        .d = part->shift_d + own * CPU_LANES,
-                                        .u = at(k, keys, b, token),
-                                        .s =
-                                            slot_layer(k, segment->slot, layer) + (size_t)b * state,
-                                        .n = k->m->g.d_state,
-                                        .count = run_at(k, token, segment->count - done),
-                                        .fresh = segment->fresh && done == 0};
-                k->m->kernels->lti->shift(&args);
-                done += args.count;
-            }
-        }
-    }
-}
-
-// Channel h d + a for lane (h, b): where q and k of a pair lie. Lanes past the channels take any:
-// their v is 0.
-static int32_t partner(const worker *k, int32_t block, int lane, int32_t a) {
-    const int32_t d = k->m->g.head_dim, c = block * CPU_LANES + lane;
-    return c < k->m->g.d_model ? c / d * d + a : 0;
-}
-
-// For all lanes of a block and tokens [token, token + count) of one window: q of the pair, and k
-// times v.
-static void pair_up(const worker *k, int32_t block, int32_t token, int32_t count, int32_t a,
-                    float *q, float *kv) {
-    const float *qs[CPU_LANES], *ks[CPU_LANES], *v = at(k, k->w->delta, block, token);
-    for (int lane = 0; lane < CPU_LANES; lane++) {
-        const int32_t from = partner(k, block, lane, a);
-        qs[lane] = at(k, k->w->z, from / CPU_LANES, token) + from % CPU_LANES;
-        ks[lane] = at(k, k->w->bc, from / CPU_LANES, token) + from % CPU_LANES;
-    }
-    for (int32_t t = 0; t < count * CPU_LANES; t += CPU_LANES) {
-        for (int lane = 0; lane < CPU_LANES; lane++) {
-            q[t + lane] = qs[lane][t];
-            kv[t + lane] = ks[lane][t] * v[t + lane];
-        }
-    }
-}
-
-static void scan_pairs(const worker *k, const cpu_lti_part *part, int32_t block, int32_t token,
-                       int32_t count, bool fresh, float *s) {
-    const size_t n = (size_t)k->m->g.d_state, own = (size_t)(block - k->t->model.first);
-    float q[CHUNK * CPU_LANES], kv[CHUNK * CPU_LANES];
-    for (int32_t t = 0; t < count; t += CHUNK) {
-        const int32_t some = least(CHUNK, count - t);
-        float *y = at(k, k->w->x, block, token + t);
-        memset(y, 0, (size_t)some * CPU_LANES * sizeof *y);
-        for (int32_t a = 0; a < k->m->g.head_dim; a++) {
-            pair_up(k, block, token + t, some, a, q, kv);
-            const lti_poles args = {.poles =
-                                        part->poles + own * (n / 2) * LTI_POLE_FLOATS * CPU_LANES,
-                                    .d = part->d + own * CPU_LANES,
-                                    .u = kv,
-                                    .weight = q,
-                                    .y = y,
-                                    .s = s + (size_t)a * n * CPU_LANES,
-                                    .n = (int32_t)n / 2,
-                                    .count = some,
-                                    .fresh = fresh && t == 0};
-            k->m->kernels->lti->poles(&args);
-        }
-    }
-}
-
-static void recur_pairs(const worker *k, int32_t layer) {
-    const size_t state = (size_t)k->m->g.head_dim * (size_t)k->m->g.d_state * CPU_LANES;
-    for (int32_t j = 0; j < k->step->plan->n_segments; j++) {
-        const ssm_segment *segment = &k->step->plan->segments[j];
-        for (int32_t b = k->t->model.first; b < k->t->model.end; b++) {
-            float *s = slot_layer(k, segment->slot, layer) + cpu_slot_conv_floats(k->m) +
-                       (size_t)b * state;
-            for (int32_t done = 0; done < segment->count;) {
-                const int32_t token = segment->first + done;
-                const int32_t count = run_at(k, token, segment->count - done);
-                scan_pairs(k, &k->t->parts[layer].lti, b, token, count, segment->fresh && done == 0,
-                           s);
-                done += count;
-            }
-        }
-    }
-}
-
-static void run_h3(const worker *k, int32_t layer) {
+static void run_h3(const lti_worker *k, int32_t layer) {
     const cpu_lti_part *part = &k->t->parts[layer].lti;
     float *u = norm_all(k, layer);
     const cpu_stage *stage = convert(k, u);
@@ -407,9 +276,9 @@ static void run_h3(const worker *k, int32_t layer) {
         multiply(k, &part->k, stage, u, first, k->w->bc, false);
         multiply(k, &part->v, stage, u, first, k->w->delta, false);
     }
-    shift_keys(k, layer, k->w->bc);
+    cpu_lti_shift_keys(k, layer, k->w->bc);
     meet(k);
-    recur_pairs(k, layer);
+    cpu_lti_recur_pairs(k, layer);
     meet(k);
     stage = convert(k, k->w->x);
     for (int32_t first = 0; first < k->tokens; first += CPU_WINDOW)
@@ -419,7 +288,7 @@ static void run_h3(const worker *k, int32_t layer) {
 
 // ---- head
 
-static void run_head(const worker *k) {
+static void run_head(const lti_worker *k) {
     const cpu_model *m = k->m;
     const int32_t wanted = k->step->n_wanted;
     const bool few = wanted <= CPU_FEW_TOKENS;
@@ -429,12 +298,12 @@ static void run_head(const worker *k) {
         return;
     for (int32_t i = range.first; i < range.end; i++) {
         const int32_t t = k->step->wanted[i], window = t / CPU_WINDOW * CPU_WINDOW;
-        const cpu_norm args = {.x = window_of(k, k->w->residual, window),
+        const cpu_norm args = {.x = worker_window(k, k->w->residual, window),
                                .weight = m->norm_f,
                                .out = stage->f32,
                                .n = m->g.d_model,
                                .groups = 1,
-                               .tokens = window_tokens(k, window),
+                               .tokens = worker_tokens(k, window),
                                .out_tokens = wanted,
                                .first = t - window,
                                .count = 1,
@@ -462,13 +331,13 @@ static void run_head(const worker *k) {
 
 static void run_thread(void *arg, int id) {
     cpu_step *s = arg;
-    const worker k = {.step = s,
-                      .m = s->model,
-                      .t = &s->model->threads[id],
-                      .w = s->work,
-                      .id = id,
-                      .n = s->model->n_threads,
-                      .tokens = s->plan->n_tokens};
+    const lti_worker k = {.step = s,
+                          .m = s->model,
+                          .t = &s->model->threads[id],
+                          .w = s->work,
+                          .id = id,
+                          .n = s->model->n_threads,
+                          .tokens = s->plan->n_tokens};
     embed(&k);
     meet(&k);
     for (int32_t i = 0; i < s->model->g.n_layers; i++) {

@@ -21,6 +21,7 @@ typedef struct cpu_lti_part {
     const float *d;                           // [blocks][16]
     const float *shift_b, *shift_c, *shift_d; // H3 [blocks][N][16], [blocks][16]
     const float *spectra, *powers, *input, *output; // of lti_block, [blocks][...]
+    const float *pairs;                             // H3 of lti_pairs.c, [own heads][...]
 } cpu_lti_part;
 
 // One thread's share of a layer: a range of blocks of d_inner (its channels), of the convolution's

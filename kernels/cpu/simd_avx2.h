@@ -11,6 +11,8 @@
 #define SIMD_SCAN_STATES    4
 #define SIMD_SCAN2_STATES   4
 #define SIMD_SCAN2_BLOCKS   1
+#define SIMD_PAIR_ROWS      4
+#define SIMD_PAIR_TILES     1
 #define SIMD_ROW_TOKENS     4 // tokens that norms and conversions take together
 #define SIMD_EXPANDS_BF16   1
 

@@ -13,6 +13,8 @@
 #define SIMD_SCAN_STATES    16 // states in registers across time
 #define SIMD_SCAN2_STATES   8  // the same of Mamba-2, of two blocks together
 #define SIMD_SCAN2_BLOCKS   2
+#define SIMD_PAIR_ROWS      8 // H3: channels of a head together
+#define SIMD_PAIR_TILES     2 // and vectors of tokens, or channels they are paired with
 #define SIMD_ROW_TOKENS     8 // tokens that norms and conversions take together
 #ifdef SSM_AVX512_BF16
 #define SIMD_EXPANDS_BF16 0

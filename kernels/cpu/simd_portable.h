@@ -14,12 +14,15 @@
 #define SIMD_TILE_TOKENS 4
 #ifdef __aarch64__
 #define SIMD_TILE_BLOCKS(t) ((t) == 1 ? 3 : 1) // 32 registers: 16 accumulators
+#define SIMD_PAIR_ROWS      4
 #else
 #define SIMD_TILE_BLOCKS(t) 1
+#define SIMD_PAIR_ROWS      2
 #endif
 #define SIMD_SCAN_STATES  4
 #define SIMD_SCAN2_STATES 4
 #define SIMD_SCAN2_BLOCKS 1
+#define SIMD_PAIR_TILES   1
 #define SIMD_ROW_TOKENS   2 // tokens that norms and conversions take together
 #define SIMD_EXPANDS_BF16 0
 

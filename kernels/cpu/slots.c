@@ -17,48 +17,24 @@
 
 #include "kernels.h"
 #include "lti.h"
-
-typedef float v4 __attribute__((vector_size(16)));
-
-static v4 load(const float *p) {
-    v4 v;
-    memcpy(&v, p, sizeof v);
-    return v;
-}
-
-static void store(float *p, v4 v) {
-    memcpy(p, &v, sizeof v);
-}
-
-#define MIX(a, b, i, j, k, l) __builtin_shufflevector(a, b, i, j, k, l)
+#include "turn.h"
 
 // ---- tiles: `far` is the distance between rows of from, `to` has the other
 
-static inline void turn_4x4(const float *from, size_t from_row, float *to, size_t to_row) {
-    const v4 a = load(from), b = load(from + from_row), c = load(from + 2 * from_row),
-             d = load(from + 3 * from_row);
-    const v4 ab_low = MIX(a, b, 0, 4, 1, 5), ab_high = MIX(a, b, 2, 6, 3, 7);
-    const v4 cd_low = MIX(c, d, 0, 4, 1, 5), cd_high = MIX(c, d, 2, 6, 3, 7);
-    store(to, MIX(ab_low, cd_low, 0, 1, 4, 5));
-    store(to + to_row, MIX(ab_low, cd_low, 2, 3, 6, 7));
-    store(to + 2 * to_row, MIX(ab_high, cd_high, 0, 1, 4, 5));
-    store(to + 3 * to_row, MIX(ab_high, cd_high, 2, 3, 6, 7));
-}
-
 // Four channels of three numbers each, back to back, to three rows.
 static inline void split_3x4(const float *from, float *to, size_t to_row) {
-    const v4 a = load(from), b = load(from + 4), c = load(from + 8); // xyzx yzxy zxyz
-    store(to, MIX(MIX(a, b, 0, 3, 6, 6), c, 0, 1, 2, 5));
-    store(to + to_row, MIX(MIX(a, b, 1, 4, 7, 7), c, 0, 1, 2, 6));
-    store(to + 2 * to_row, MIX(MIX(a, b, 2, 5, 5, 5), c, 0, 1, 4, 7));
+    const v4 a = v4_load(from), b = v4_load(from + 4), c = v4_load(from + 8); // xyzx yzxy zxyz
+    v4_store(to, TURN_MIX(TURN_MIX(a, b, 0, 3, 6, 6), c, 0, 1, 2, 5));
+    v4_store(to + to_row, TURN_MIX(TURN_MIX(a, b, 1, 4, 7, 7), c, 0, 1, 2, 6));
+    v4_store(to + 2 * to_row, TURN_MIX(TURN_MIX(a, b, 2, 5, 5, 5), c, 0, 1, 4, 7));
 }
 
 static inline void merge_3x4(const float *from, size_t from_row, float *to) {
-    const v4 x = load(from), y = load(from + from_row), z = load(from + 2 * from_row);
-    const v4 xy_low = MIX(x, y, 0, 4, 1, 5), xy_high = MIX(x, y, 2, 6, 3, 7);
-    store(to, MIX(MIX(xy_low, z, 0, 1, 4, 4), x, 0, 1, 2, 5));
-    store(to + 4, MIX(MIX(y, z, 1, 5, 5, 5), xy_high, 0, 1, 4, 5));
-    store(to + 8, MIX(z, xy_high, 2, 6, 7, 3));
+    const v4 x = v4_load(from), y = v4_load(from + from_row), z = v4_load(from + 2 * from_row);
+    const v4 xy_low = TURN_MIX(x, y, 0, 4, 1, 5), xy_high = TURN_MIX(x, y, 2, 6, 3, 7);
+    v4_store(to, TURN_MIX(TURN_MIX(xy_low, z, 0, 1, 4, 4), x, 0, 1, 2, 5));
+    v4_store(to + 4, TURN_MIX(TURN_MIX(y, z, 1, 5, 5, 5), xy_high, 0, 1, 4, 5));
+    v4_store(to + 8, TURN_MIX(z, xy_high, 2, 6, 7, 3));
 }
 
 // ---- a block of n channels (16 but at an end) of k numbers each

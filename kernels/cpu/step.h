@@ -31,7 +31,7 @@ typedef struct cpu_work {
     cpu_stage *own;   // [threads], of CPU_FEW_TOKENS tokens
     float *logits;    // [max_rows][vocab_blocks * 16]
     float **lti_next; // S4 [threads]: [N filled up to 4][16]
-    float **lti_work; // S4D, S4 [threads]: u, y and work of lti_block, then its states
+    float **lti_work; // [threads]: of lti_block u, y, work and states; H3: lti_pairs.c
     cpu_arena arena;
 } cpu_work;
 

@@ -131,6 +131,20 @@ static void shift(const lti_shift *a) {
     }
 }
 
+// ---- pairs
+
+// A run's number goes to all lanes from its first one on; the next run, or the next token, comes
+// over what is not its own.
+static void spread(const lti_spread *a) {
+    float *to = a->to;
+    for (int32_t t = 0; t < a->count; t++, to += CPU_LANES) {
+        for (int32_t r = 0; r < a->runs; r++)
+            vf_store(to + a->lane[r], vf_set(a->from[r][t * CPU_LANES]));
+    }
+    for (int32_t t = 0; a->v && t < a->count * CPU_LANES; t += CPU_LANES)
+        vf_store(a->to + t, vf_mul(vf_load(a->to + t), vf_load(a->v + t)));
+}
+
 // ---- pointwise
 
 // max(x, 0) - |x|/2 erfc(|x| / sqrt 2), which loses nothing on either side. erfc(z) = exp(-z^2)
@@ -166,13 +180,16 @@ static void gate(const float *a, const float *b, size_t n, float *to) {
 }
 
 #include "template_convolution.h"
+#include "template_pairs.h"
 
 static const cpu_lti_kernels lti_kernels = {
     .poles = poles,
     .dense = dense,
     .shift = shift,
+    .spread = spread,
     .block_poles = block_poles,
     .block_dense = block_dense,
+    .pairs = pairs,
     .gelu = gelu,
     .gate = gate,
 };

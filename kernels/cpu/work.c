@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "step.h"
 
+#include "lti.h"
 #include "lti_kernels.h"
 
 #include <stdlib.h>
@@ -24,6 +25,12 @@ static void take_stage(cpu_work *w, const cpu_model *m, int32_t tokens, cpu_stag
     s->sum = cpu_arena_take(&w->arena, (size_t)(widest + 1) * (size_t)tokens * sizeof *s->sum);
 }
 
+static size_t lti_work_floats(const cpu_model *m) {
+    const size_t states = (LTI_BLOCK / LTI_PART + 3) * ((size_t)m->g.d_state + LTI_ROWS);
+    return m->g.kind == SSM_BLOCK_H3 ? cpu_lti_pairs_floats(m)
+                                     : (4 * LTI_BLOCK + states) * CPU_LANES;
+}
+
 static void take_all(cpu_work *w, const cpu_model *m) {
     const bool is_lti = ssm_block_is_lti(m->g.kind);
     const int32_t inner = mixing_blocks(m);
@@ -40,8 +47,7 @@ static void take_all(cpu_work *w, const cpu_model *m) {
     for (int i = 0; m->g.kind == SSM_BLOCK_S4 && i < m->n_threads; i++)
         w->lti_next[i] = blocks_of(w, 1, m->g.d_state + LTI_ROWS);
     for (int i = 0; m->lti_least != INT32_MAX && is_lti && i < m->n_threads; i++)
-        w->lti_work[i] =
-            blocks_of(w, 1, 4 * LTI_BLOCK + (LTI_BLOCK / LTI_PART + 3) * (m->g.d_state + LTI_ROWS));
+        w->lti_work[i] = cpu_arena_take(&w->arena, lti_work_floats(m) * sizeof **w->lti_work);
     w->logits = blocks_of(w, m->vocab_blocks, w->max_rows);
     if (m->small_form == CPU_X_F32)
         return;

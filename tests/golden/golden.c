@@ -152,7 +152,9 @@ void runner_open(runner *r, const char *backend, const ssm_weights *weights) {
     r->backend->info(r->device, &info);
     r->max_tokens = info.max_tokens;
     r->vocab = weights->geometry.vocab_size;
-    r->same_bits = weights->geometry.kind != SSM_BLOCK_S4 || strcmp(backend, "reference") == 0;
+    const ssm_block_kind kind = weights->geometry.kind;
+    r->same_bits =
+        (kind != SSM_BLOCK_S4 && kind != SSM_BLOCK_H3) || strcmp(backend, "reference") == 0;
     r->state_floats =
         ssm_state_conv_floats(&weights->geometry) + ssm_state_ssm_floats(&weights->geometry);
 }

@@ -59,7 +59,7 @@ typedef struct runner {
     ssm_device *device;
     int32_t max_tokens, vocab;
     size_t state_floats;
-    bool same_bits; // however a prompt is cut: all but S4, whose prompts run as convolutions
+    bool same_bits; // however a prompt is cut: all but S4 and H3, whose prompts run as convolutions
 } runner;
 
 enum { RUNNER_SLOTS = 12 };

@@ -12,7 +12,7 @@
 #include "kernels/cpu/kernels.h"
 #include "kernels/fft.h"
 #include "kernels/lti.h"
-#include "random_model.h"
+#include "random_lti.h"
 
 static double worst(const double *a, const double *b, size_t n) {
     double most = 0;
@@ -162,27 +162,51 @@ static size_t state_floats(const ssm_weights *w) {
     return ssm_state_conv_floats(&w->geometry) + ssm_state_ssm_floats(&w->geometry);
 }
 
-static answer run(const ssm_weights *w, const char *backend, const char *isa, ssm_prompt_form form,
-                  const int32_t *cuts, int n_cuts) {
+// Where a prompt runs: the slot held NaN before.
+typedef struct place {
+    const char *backend, *isa;
+    ssm_prompt_form form;
+    int32_t threads;
+    int32_t before; // tokens of another prompt in the same steps
+} place;
+
+static void poison(ssm_device *d, const ssm_weights *w) {
+    ssm_error err = {0};
+    float *state = malloc(state_floats(w) * sizeof *state);
+    for (size_t i = 0; i < state_floats(w); i++)
+        state[i] = NAN;
+    ck_assert_int_eq(d->backend->slot_write(d, 1, state, &err), 0);
+    free(state);
+}
+
+static answer run_at(const ssm_weights *w, const place *p, const int32_t *cuts, int n_cuts) {
     const size_t vocab = (size_t)w->geometry.vocab_size;
     answer a = {malloc(LENGTH * vocab * sizeof(float)), malloc(state_floats(w) * sizeof(float))};
-    const ssm_device_options o = {
-        .n_slots = 2, .max_tokens = LENGTH, .max_rows = LENGTH, .threads = 2, .prompt_form = form};
-    int32_t tokens[LENGTH];
+    const ssm_device_options o = {.n_slots = 2,
+                                  .max_tokens = LENGTH + p->before,
+                                  .max_rows = LENGTH,
+                                  .threads = p->threads,
+                                  .prompt_form = p->form};
+    int32_t tokens[2 * LENGTH];
     ssm_error err = {0};
     ssm_device *d = NULL;
-    for (int32_t i = 0; i < LENGTH; i++)
-        tokens[i] = (i * i + 3 * i) % w->geometry.vocab_size;
+    const char *isa = p->isa;
     if (isa)
         setenv("SSM_CPU_ISA", isa, 1);
-    const int rc = ssm_backend_find(backend)->open(w, &o, &d, &err);
+    const int rc = ssm_backend_find(p->backend)->open(w, &o, &d, &err);
     unsetenv("SSM_CPU_ISA");
     ck_assert_msg(rc == 0, "%s", err.message);
+    poison(d, w);
     for (int32_t done = 0, i = 0; done < LENGTH; i++) {
-        const int32_t left = LENGTH - done, cut = cuts[i % n_cuts];
+        const int32_t left = LENGTH - done, cut = cuts[i % n_cuts], at = p->before;
         const int32_t count = cut < left ? cut : left;
-        const ssm_segment segment = {1, 0, count, done == 0, SSM_WANT_ALL};
-        const ssm_plan plan = {tokens + done, count, &segment, 1};
+        const ssm_segment segments[] = {{0, 0, at, true, SSM_WANT_NONE},
+                                        {1, at, count, done == 0, SSM_WANT_ALL}};
+        const ssm_plan plan = {tokens, at + count, segments + (at == 0), 1 + (at > 0)};
+        for (int32_t k = 0; k < at + count; k++) {
+            const int32_t t = k < at ? k + 5 : done + k - at;
+            tokens[k] = (t * t + 3 * t) % w->geometry.vocab_size;
+        }
         ck_assert_int_eq(d->backend->step(d, &plan, &err), 0);
         for (int32_t row = 0; row < count; row++)
             d->backend->logits_read(d, row, a.logits + (size_t)(done + row) * vocab, &err);
@@ -191,6 +215,11 @@ static answer run(const ssm_weights *w, const char *backend, const char *isa, ss
     d->backend->slot_read(d, 1, a.state, &err);
     d->backend->close(d);
     return a;
+}
+
+static answer run(const ssm_weights *w, const char *backend, const char *isa, ssm_prompt_form form,
+                  const int32_t *cuts, int n_cuts) {
+    return run_at(w, &(place){backend, isa, form, 2, 0}, cuts, n_cuts);
 }
 
 static void dispose(answer *a) {
@@ -213,11 +242,9 @@ static double relative(const float *a, const float *b, size_t n) {
 static const struct {
     const char *model;
     double bound;
-} models[] = {{"shakespeare-s4d", 2e-5},
-              {"copying-s4d", 1e-3},
-              {"copying-lssl", 1e-3},
-              {"induction-h3", 1e-3},
-              {"selective-s4d", 1e-3}};
+} models[] = {{"shakespeare-s4d", 2e-5}, {"copying-s4d", 1e-3},   {"copying-lssl", 1e-3},
+              {"induction-h3", 1e-3},    {"selective-s4d", 1e-3}, {"selective-h3", 1e-3},
+              {"selective-h3-256", 1e-3}};
 enum { N_MODELS = sizeof models / sizeof models[0] };
 
 static ssm_model *open_model(const char *name) {
@@ -241,12 +268,13 @@ static void check_near(const answer *a, const answer *b, const ssm_weights *w, d
 }
 
 // Token by token, scanned whole and in pieces: the same bits. As a convolution, whole and in pieces
-// of which some are too short for one: near them.
+// of which some are too short for one: near them, and the same bits if all are.
 START_TEST(forms_agree) {
     ssm_model *model = open_model(models[_i].model);
     const ssm_weights *w = ssm_model_weights(model);
     const size_t n = LENGTH * (size_t)w->geometry.vocab_size * sizeof(float);
     const int32_t each[] = {1}, whole[] = {LENGTH}, pieces[] = {1, 193, 40, 300, 31, 64, 5};
+    const int32_t shorter[] = {31}; // than any block
     const double bound = models[_i].bound;
     answer tokens = run(w, "cpu", NULL, SSM_PROMPT_SCAN, each, 1);
     answer scan = run(w, "cpu", NULL, SSM_PROMPT_SCAN, whole, 1);
@@ -261,10 +289,13 @@ START_TEST(forms_agree) {
     cut = run(w, "cpu", NULL, SSM_PROMPT_CONVOLUTION, pieces, 7);
     check_near(&scan, &tokens, w, bound, models[_i].model, "convolution");
     check_near(&cut, &tokens, w, bound, models[_i].model, "convolution in pieces");
-    if (w->geometry.kind != SSM_BLOCK_H3) // or the test would compare a form with itself
-        ck_assert(memcmp(scan.logits, tokens.logits, n) != 0);
+    ck_assert(memcmp(scan.logits, tokens.logits, n) != 0); // or a form is compared with itself
     dispose(&scan);
     dispose(&cut);
+    scan = run(w, "cpu", NULL, SSM_PROMPT_CONVOLUTION, shorter, 1);
+    ck_assert(memcmp(scan.logits, tokens.logits, n) == 0);
+    ck_assert(memcmp(scan.state, tokens.state, state_floats(w) * sizeof(float)) == 0);
+    dispose(&scan);
     scan = run(w, "cpu", NULL, SSM_PROMPT_AUTO, pieces, 7);
     check_near(&scan, &tokens, w, bound, models[_i].model, "as chosen");
     dispose(&scan);
@@ -295,6 +326,61 @@ START_TEST(instruction_sets_agree) {
 }
 END_TEST
 
+// ---- H3's pairs in blocks: heads of any size, wherever they lie among blocks, threads and windows
+
+static const lti_shape pairs[] = {
+    {"heads of 8", SSM_BLOCK_H3, 2, 64, 16, 8, 16, SSM_RULE_BILINEAR, false},
+    {"heads of 3, lanes left over", SSM_BLOCK_H3, 2, 33, 6, 3, 77, SSM_RULE_ZOH, false},
+    {"one head over three blocks", SSM_BLOCK_H3, 1, 40, 8, 40, 60, SSM_RULE_ZOH, false},
+    {"heads of 1, 32 pairs", SSM_BLOCK_H3, 2, 48, 64, 1, 90, SSM_RULE_ZOH, false},
+    {"heads of 24, 20 pairs", SSM_BLOCK_H3, 1, 72, 40, 24, 50, SSM_RULE_BILINEAR, false},
+    {"heads of 7, one pair", SSM_BLOCK_H3, 2, 35, 2, 7, 30, SSM_RULE_ZOH, false},
+    {"heads of 16, 17 pairs", SSM_BLOCK_H3, 1, 80, 34, 16, 40, SSM_RULE_ZOH, false},
+};
+enum { N_PAIRS = sizeof pairs / sizeof pairs[0] };
+
+static void check_bits(const answer *a, const answer *b, const ssm_weights *w, const char *what) {
+    const size_t n = LENGTH * (size_t)w->geometry.vocab_size;
+    ck_assert_msg(memcmp(a->logits, b->logits, n * sizeof(float)) == 0, "logits: %s", what);
+    ck_assert_msg(memcmp(a->state, b->state, state_floats(w) * sizeof(float)) == 0, "state: %s",
+                  what);
+}
+
+START_TEST(pairs_agree) {
+    const lti_shape *s = &pairs[_i / N_ISAS];
+    const char *isa = isas[_i % N_ISAS];
+    const cpu_kernels *kernels = cpu_kernels_choose(isa);
+    if (!kernels || strcmp(kernels->name, isa) != 0)
+        return;
+    random_model m;
+    random_lti_init(&m, s, SSM_DTYPE_F32, (uint64_t)_i / N_ISAS + 1);
+    const ssm_weights *w = &m.weights;
+    const int32_t whole[] = {LENGTH}, pieces[] = {33, 1, 96, 31, 200, 64, 5, 270};
+    place p = {"cpu", isa, SSM_PROMPT_SCAN, 1, 0};
+    answer want = run(w, "reference", NULL, SSM_PROMPT_AUTO, whole, 1);
+    answer scan = run_at(w, &p, pieces, 8);
+    check_near(&scan, &want, w, 2e-5, s->name, isa);
+    p.form = SSM_PROMPT_CONVOLUTION;
+    answer block = run_at(w, &p, whole, 1), cut = run_at(w, &p, pieces, 8);
+    check_near(&block, &want, w, 2e-5, s->name, isa);
+    check_near(&cut, &want, w, 2e-5, s->name, isa);
+    check_near(&cut, &scan, w, 2e-5, s->name, isa);
+    ck_assert(memcmp(block.state, scan.state, state_floats(w) * sizeof(float)) != 0);
+    for (p.threads = 1; p.threads <= 3; p.threads++) { // 3 and 37: heads and windows in two
+        for (p.before = 0; p.before <= 37; p.before += 37) {
+            answer again = run_at(w, &p, pieces, 8);
+            check_bits(&again, &cut, w, "not those of one thread alone");
+            dispose(&again);
+        }
+    }
+    dispose(&want);
+    dispose(&scan);
+    dispose(&block);
+    dispose(&cut);
+    random_model_dispose(&m);
+}
+END_TEST
+
 int main(void) {
     Suite *suite = suite_create("lti");
     TCase *tc = tcase_create("forms");
@@ -307,6 +393,7 @@ int main(void) {
     tcase_add_test(tc, fft_is_the_sum);
     tcase_add_loop_test(tc, forms_agree, 0, N_MODELS);
     tcase_add_loop_test(tc, instruction_sets_agree, 0, N_ISAS * 3);
+    tcase_add_loop_test(tc, pairs_agree, 0, N_ISAS * N_PAIRS);
     suite_add_tcase(suite, tc);
     SRunner *sr = srunner_create(suite);
     srunner_run_all(sr, CK_NORMAL);
