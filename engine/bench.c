@@ -35,20 +35,20 @@ static double elements(const ssm_tensor *t) {
     return t->data ? (double)t->rows * (double)t->cols : 0;
 }
 
-// Bytes of a matrix; one that is quantised carries fp32 scales a row, or a group of 32 inputs.
+static bool is_quantised(ssm_dtype dtype) {
+    return dtype >= SSM_DTYPE_INT8;
+}
+
+// Bytes of a matrix; one that is quantised carries an fp32 scale a row, below int8 also one byte a
+// group of 32 inputs.
 static double matrix_bytes(const ssm_tensor *t, ssm_dtype dtype) {
-    const double scales = dtype == SSM_DTYPE_INT8   ? 4.0 * (double)t->rows
-                          : dtype == SSM_DTYPE_INT4 ? elements(t) / 8
-                                                    : 0;
+    const double rows = is_quantised(dtype) ? 4.0 * (double)t->rows : 0;
+    const double scales = rows + (dtype > SSM_DTYPE_INT8 ? elements(t) / 32 : 0);
     return (double)ssm_dtype_bytes(dtype, (size_t)elements(t)) + scales;
 }
 
 static double small_bytes(const ssm_tensor *t) {
     return t->data ? (double)ssm_dtype_bytes(t->dtype, (size_t)elements(t)) : 0;
-}
-
-static bool is_quantised(ssm_dtype dtype) {
-    return dtype == SSM_DTYPE_INT8 || dtype == SSM_DTYPE_INT4;
 }
 
 static void count_work(const bench *b, ssm_bench_row *row) {

@@ -7,7 +7,7 @@
 #define FIELD(name) offsetof(options, name)
 #define ENGINE      (OPTIONS_SERVE | OPTIONS_GENERATE | OPTIONS_BENCH)
 #define BIG         9007199254740992.0 // 2^53: what a double still counts exactly
-#define DTYPES      "auto|f32|f16|bf16|int8|int4"
+#define DTYPES      "auto|f32|f16|bf16|int8|int6|int5|int4"
 
 const option_row option_table[] = {
     // name, type, field, default, min, max, choices, metavar, help, commands
@@ -79,7 +79,7 @@ const option_row option_table[] = {
      "none: at a clean stop (files only)",
      OPTIONS_SERVE, false},
     {"weight-dtype", OPTION_STRING, FIELD(weight_dtype), "auto", 0, 0, DTYPES, "TYPE",
-     "how weights are kept; auto: as stored", ENGINE, false},
+     "how weights are kept; auto: as stored; int8 to int4: on a CPU, see README", ENGINE, false},
     {"state-dtype", OPTION_STRING, FIELD(state_dtype), "auto", 0, 0, "auto|f32|f16|bf16", "TYPE",
      "how states are kept; auto: f32", ENGINE, false},
     {"activation-dtype", OPTION_STRING, FIELD(activation_dtype), "auto", 0, 0, "auto|f32|f16|bf16",

@@ -56,7 +56,7 @@ static int read_config(ssm_model_info *info, blueprint *b, const char *folder, s
 // ---- what it is
 
 static void count_tensor(ssm_model_info *info, const ssm_tensor *t, bool projection,
-                         uint64_t by_dtype[SSM_DTYPE_INT4 + 1]) {
+                         uint64_t by_dtype[SSM_DTYPE_INT6 + 1]) {
     const uint64_t n = (uint64_t)t->rows * (uint64_t)t->cols;
     if (!t->data)
         return;
@@ -68,7 +68,7 @@ static void count_tensor(ssm_model_info *info, const ssm_tensor *t, bool project
 
 static void count_weights(const ssm_model *model, ssm_model_info *info) {
     const ssm_weights *w = &model->weights;
-    uint64_t by_dtype[SSM_DTYPE_INT4 + 1] = {0};
+    uint64_t by_dtype[SSM_DTYPE_INT6 + 1] = {0};
     count_tensor(info, &w->embedding, false, by_dtype);
     count_tensor(info, &w->norm_f, false, by_dtype);
     if (!info->tied)
@@ -90,7 +90,7 @@ static void count_weights(const ssm_model *model, ssm_model_info *info) {
             count_tensor(info, rest[k], false, by_dtype);
     }
     info->weight_dtype = SSM_DTYPE_F32;
-    for (ssm_dtype d = SSM_DTYPE_F32; d <= SSM_DTYPE_INT4; d++) {
+    for (ssm_dtype d = SSM_DTYPE_F32; d <= SSM_DTYPE_INT6; d++) {
         if (by_dtype[d] > by_dtype[info->weight_dtype])
             info->weight_dtype = d; // of mixed ones, what most are
     }

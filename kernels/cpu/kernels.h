@@ -17,7 +17,13 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { CPU_LANES = 16, CPU_PANEL_BLOCKS = 3, CPU_GROUP = 32, CPU_SCRATCH_BYTES = 320 << 10 };
+enum {
+    CPU_LANES = 16,
+    CPU_PANEL_BLOCKS = 3,
+    CPU_GROUP = 32,
+    CPU_STRETCH = 4,
+    CPU_SCRATCH_BYTES = 320 << 10
+};
 enum { CPU_WORD_GROUP = 256, CPU_WORD_TOP = 16383 }; // inputs; of an activation
 
 // How a matrix is packed: panels of up to 3 blocks of 16 rows; a panel is one stream over its
@@ -30,19 +36,34 @@ typedef enum cpu_format {
     CPU_W_WORD,     // 64 bytes: 2 inputs, 16-bit integers; a scale a row, so large that no sum over
                     // CPU_WORD_GROUP inputs passes 31 bits, whatever the activations are
     CPU_W_INT8,     // 64 bytes: 4 inputs; scale and sum a row
-    CPU_W_INT4, // 64 bytes: 8 inputs, low nibbles (4) first, biased by 8; before each group of 32
-                // inputs the blocks' [16] fp32 scales
+    // By groups of 32 inputs, a scale each: four vectors of nibbles, 8 inputs each, the low ones
+    // (4) first. INT5 and INT6 have 1 and 2 vectors before them with the bits above the nibbles:
+    // byte i of vector v holds those of byte i of the 8 or 4 times 4 inputs from 32 v or 16 v on,
+    // lowest first. Codes are biased by half of their range. Before each stretch of 4 groups (or
+    // the last ones) a vector of their scales, [4][16] signed bytes in units of the row's scale.
+    CPU_W_INT4,
+    CPU_W_INT5,
+    CPU_W_INT6,
 } cpu_format;
+
+// Bits of a code above its nibble, and bytes of 16 rows of n groups.
+static inline int cpu_bits_above(cpu_format format) {
+    return (int)format - CPU_W_INT4;
+}
+static inline size_t cpu_groups_bytes(cpu_format format, size_t n) {
+    const size_t vectors = (size_t)(CPU_GROUP / 8 + cpu_bits_above(format));
+    return (n * vectors + (n + CPU_STRETCH - 1) / CPU_STRETCH) * 64;
+}
 
 // One thread's rows of a matrix.
 typedef struct cpu_slice {
     const void *data;   // packed
     size_t bytes;       // of it
     const float *bias;  // [n_blocks * 16], zeros if the model has none
-    const float *scale; // INT8, WORD [n_blocks * 16]
+    const float *scale; // WORD, INT8 to INT6 [n_blocks * 16]
     const int32_t *sum; // INT8 [n_blocks * 16] of the row's weights
     int32_t first_block, n_blocks;
-    int32_t k_blocks; // of 16 inputs; INT4: even
+    int32_t k_blocks; // of 16 inputs; INT4 to INT6: even
     cpu_format format;
 } cpu_slice;
 

@@ -47,6 +47,10 @@ static cpu_format format_of(ssm_dtype dtype) {
         return CPU_W_INT8;
     case SSM_DTYPE_INT4:
         return CPU_W_INT4;
+    case SSM_DTYPE_INT5:
+        return CPU_W_INT5;
+    case SSM_DTYPE_INT6:
+        return CPU_W_INT6;
     default:
         return CPU_W_F32;
     }
@@ -98,7 +102,7 @@ int cpu_model_choose(cpu_model *m, const ssm_weights *w, const ssm_device_option
     m->weights = w;
     m->prompt_form = o->prompt_form;
     m->format = format_of(dtype);
-    m->form = dtype == SSM_DTYPE_INT8 ? CPU_X_Q16 : dtype == SSM_DTYPE_INT4 ? CPU_X_Q15 : CPU_X_F32;
+    m->form = m->format >= CPU_W_INT4 ? CPU_X_Q15 : m->format == CPU_W_INT8 ? CPU_X_Q16 : CPU_X_F32;
     if (o->state_dtype != SSM_DTYPE_AUTO && o->state_dtype != SSM_DTYPE_F32)
         return ssm_error_set(err, SSM_EUNSUPPORTED, "state_dtype",
                              "the CPU backend keeps states in f32, not %s",

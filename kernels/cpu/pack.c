@@ -1,23 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// Quantisation here is round to nearest: int8 by row, int4 by groups of 32 inputs with the scale
-// that leaves the least squared error among 24 tried (KL against bf16 in tests/bench/results).
-//
-// What int4 could gain, tried outside of this program on shakespeare-mamba (KL, loss; as stored 0,
-// 3.88554; 5,582 held-out tokens; in_proj, out_proj and the head in int4 as here):
-//
-//   as here                                                             1.06e-2   3.88838
-//   scales refined by least squares                                     1.05e-2   3.88844
-//   errors weighted by the inputs' second moments in the search         1.08e-2   3.88825
-//   errors carried over to later inputs (GPTQ), with the second moments
-//     of 4,096 random tokens                                            8.42e-3   3.88788
-//     of 4,096 tokens that the model wrote                              7.71e-3   3.88914
-//     of 16,384 such tokens                                             7.52e-3   3.88603
-//
-// So nothing is gained without second moments, and a third of the divergence with them, most in the
-// head (1.6e-3 alone to 0.7e-3) and in_proj (5.3 to 3.2e-3), little in out_proj (3.8 to 3.5e-3). It
-// would take a pass of the model over its own text at load, before packing.
+// int8 here is round to nearest by row; smaller integers are quantise.c's.
 #define _GNU_SOURCE
 #include "pack.h"
+
+#include "quantise.h"
 
 #include <assert.h>
 #include <math.h>
@@ -175,50 +161,38 @@ static void pack_int8(const float *row, int64_t cols, int lane, size_t step, cha
     *sum = 128 * total;
 }
 
-static int32_t nibble(float x, float inverse) {
-    const int32_t q = (int32_t)lrintf(x * inverse) + 8;
-    return q < 0 ? 0 : q > 15 ? 15 : q;
+static void put(char *vector, int byte, int bits, int from) {
+    vector[byte] = (char)(vector[byte] | bits << from);
 }
 
-static float group_error(const float *x, float scale) {
-    float error = 0;
+// A group's vectors begin at `out`.
+static void place_group(const cpu_group *group, int above, int lane, size_t step, char *out) {
     for (int i = 0; i < CPU_GROUP; i++) {
-        const float e = x[i] - scale * (float)(nibble(x[i], 1 / scale) - 8);
-        error += e * e;
+        const int code = group->codes[i], byte = lane * 4 + i % 4, at = i / 4 * above;
+        if (above > 0)
+            put(out + (size_t)(at / 8) * step, byte, code >> 4, at % 8);
+        put(out + (size_t)(above + i / 8) * step, byte, code & 15, i % 8 < 4 ? 0 : 4);
     }
-    return error;
 }
 
-static float best_scale(const float *x) {
-    float extreme = 0; // with its sign: -8 is one more than 7
-    for (int i = 0; i < CPU_GROUP; i++)
-        extreme = fabsf(x[i]) > fabsf(extreme) ? x[i] : extreme;
-    float best = 0, least = INFINITY;
-    if (fabsf(extreme) < 1e-30f)
-        return 0;
-    for (int i = -12; i < 12; i++) {
-        const float scale = extreme / (-8 + 0.15f * (float)i);
-        const float error = group_error(x, scale);
-        if (error < least) {
-            least = error;
-            best = scale;
-        }
-    }
-    return best;
-}
-
-static void pack_int4(const float *row, int64_t cols, int lane, size_t step, char *out) {
-    for (int64_t k0 = 0; k0 < cols; k0 += CPU_GROUP) {
+static void pack_groups(const float *row, int64_t cols, cpu_format format, int lane, size_t step,
+                        char *out, float *unit) {
+    const int above = cpu_bits_above(format);
+    char *scales = out;
+    *unit = cpu_group_unit(row, cols, format);
+    for (int64_t g = 0; g * CPU_GROUP < cols; g++) {
         float x[CPU_GROUP] = {0};
-        const int64_t n = cols - k0 < CPU_GROUP ? cols - k0 : CPU_GROUP;
-        memcpy(x, row + k0, (size_t)n * sizeof *x);
-        char *group = out + (size_t)(k0 / CPU_GROUP) * 5 * step;
-        const float scale = best_scale(x), inverse = scale != 0 ? 1 / scale : 0;
-        memcpy(group + (size_t)lane * 4, &scale, 4);
-        for (int i = 0; i < CPU_GROUP; i++) {
-            char *byte = group + (size_t)(1 + i / 8) * step + (size_t)(lane * 4 + i % 4);
-            *byte = (char)(*byte | nibble(x[i], inverse) << (i % 8 < 4 ? 0 : 4));
+        const int64_t k = g * CPU_GROUP, n = cols - k < CPU_GROUP ? cols - k : CPU_GROUP;
+        memcpy(x, row + k, (size_t)n * sizeof *x);
+        if (g % CPU_STRETCH == 0) {
+            scales = out;
+            out += step;
         }
+        cpu_group group;
+        cpu_quantise_group(x, *unit, format, &group);
+        scales[g % CPU_STRETCH * CPU_LANES + lane] = group.scale;
+        place_group(&group, above, lane, step, out);
+        out += (size_t)(above + CPU_GROUP / 8) * step;
     }
 }
 
@@ -241,7 +215,9 @@ static size_t block_bytes(cpu_format format, int32_t k_blocks) {
     case CPU_W_INT8:
         return inputs * 16;
     case CPU_W_INT4:
-        return inputs / CPU_GROUP * 5 * 64;
+    case CPU_W_INT5:
+    case CPU_W_INT6:
+        return cpu_groups_bytes(format, inputs / CPU_GROUP);
     }
     return 0;
 }
@@ -267,7 +243,9 @@ static void pack_row(const cpu_matrix *m, int32_t row, int lane, size_t step, ch
         pack_int8(scratch, t->cols, lane, step, out, scale, sum);
         break;
     case CPU_W_INT4:
-        pack_int4(scratch, t->cols, lane, step, out);
+    case CPU_W_INT5:
+    case CPU_W_INT6:
+        pack_groups(scratch, t->cols, m->format, lane, step, out, scale);
         break;
     }
 }
@@ -296,16 +274,16 @@ static void pack_block(const cpu_matrix *m, const cpu_slice *s, int32_t i, float
 
 void cpu_pack(cpu_arena *arena, const cpu_matrix *m, int32_t first, int32_t end, cpu_slice *out) {
     int32_t k_blocks = cpu_blocks(m->weight->cols);
-    if (m->format == CPU_W_INT4)
+    const bool is_int8 = m->format == CPU_W_INT8, has_scale = m->format >= CPU_W_WORD;
+    if (m->format >= CPU_W_INT4)
         k_blocks += k_blocks % 2;
     const size_t rows = (size_t)(end - first) * CPU_LANES;
     const size_t bytes = (size_t)(end - first) * block_bytes(m->format, k_blocks);
-    const bool is_int8 = m->format == CPU_W_INT8, is_word = m->format == CPU_W_WORD;
     *out = (cpu_slice){
         .data = cpu_arena_take(arena, bytes),
         .bytes = bytes,
         .bias = cpu_arena_take(arena, rows * sizeof(float)),
-        .scale = is_int8 || is_word ? cpu_arena_take(arena, rows * sizeof(float)) : NULL,
+        .scale = has_scale ? cpu_arena_take(arena, rows * sizeof(float)) : NULL,
         .sum = is_int8 ? cpu_arena_take(arena, rows * sizeof(int32_t)) : NULL,
         .first_block = first,
         .n_blocks = end - first,

@@ -140,8 +140,21 @@ static inline vi vi_low_nibbles(vi x) {
 static inline vi vi_high_nibbles(vi x) {
     return vi_low_nibbles((vi){_mm256_srli_epi16(x.a, 4), _mm256_srli_epi16(x.b, 4)});
 }
+static inline __m256i add_bits(__m256i nibbles, __m256i bits, const int from, const int mask) {
+    const __m256i moved =
+        from < 4 ? _mm256_slli_epi16(bits, 4 - from) : _mm256_srli_epi16(bits, from - 4);
+    return _mm256_or_si256(nibbles, _mm256_and_si256(moved, _mm256_set1_epi8((char)mask)));
+}
+static inline vi vi_add_bits(vi nibbles, vi bits, const int from, const int mask) {
+    return (vi){add_bits(nibbles.a, bits.a, from, mask), add_bits(nibbles.b, bits.b, from, mask)};
+}
 static inline vf vf_from_int(vi x) {
     return (vf){_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)};
+}
+static inline vf vf_load_s8(const int8_t *p) {
+    const __m128i v = _mm_loadu_si128((const __m128i *)p);
+    return vf_from_int(
+        (vi){_mm256_cvtepi8_epi32(v), _mm256_cvtepi8_epi32(_mm_unpackhi_epi64(v, v))});
 }
 static inline vi vi_from_float(vf x) {
     return (vi){_mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b)};

@@ -130,8 +130,17 @@ static inline vi vi_low_nibbles(vi a) {
 static inline vi vi_high_nibbles(vi a) {
     return _mm512_and_si512(_mm512_srli_epi16(a, 4), _mm512_set1_epi8(15));
 }
+// Bits `from` on of every byte of `bits`, moved to bit 4 and masked, beside the nibbles.
+static inline vi vi_add_bits(vi nibbles, vi bits, const int from, const int mask) {
+    const vi moved = from < 4 ? _mm512_slli_epi16(bits, (unsigned)(4 - from))
+                              : _mm512_srli_epi16(bits, (unsigned)(from - 4));
+    return _mm512_or_si512(nibbles, _mm512_and_si512(moved, _mm512_set1_epi8((char)mask)));
+}
 static inline vf vf_from_int(vi a) {
     return _mm512_cvtepi32_ps(a);
+}
+static inline vf vf_load_s8(const int8_t *p) { // 16 of them
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)));
 }
 static inline vi vi_from_float(vf a) { // nearest even
     return _mm512_cvtps_epi32(a);

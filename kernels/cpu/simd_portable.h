@@ -183,8 +183,20 @@ static inline vi vi_low_nibbles(vi a) {
 static inline vi vi_high_nibbles(vi a) {
     VI_EACH((a.q[i] >> 4) & 0x0f0f0f0f);
 }
+static inline vi vi_add_bits(vi nibbles, vi bits, const int from, const int mask) {
+    const int32_t masks = mask * 0x01010101;
+    if (from < 4)
+        VI_EACH(nibbles.q[i] | ((bits.q[i] << (4 - from)) & masks));
+    VI_EACH(nibbles.q[i] | ((bits.q[i] >> (from - 4)) & masks));
+}
 static inline vf vf_from_int(vi a) {
     VF_EACH(__builtin_convertvector(a.q[i], f4));
+}
+static inline vf vf_load_s8(const int8_t *p) {
+    vi v;
+    for (int i = 0; i < 16; i++)
+        v.q[i / 4][i % 4] = p[i];
+    return vf_from_int(v);
 }
 static inline vi vi_from_float(vf a) {
     VI_EACH(__builtin_convertvector(round4(a.q[i]), i4));

@@ -31,7 +31,7 @@ static double product_rounds(cpu_format format, int64_t rounds, float *sink) {
     const vf x = vf_set(*sink), y = vf_set(1e-6f);
     UNROLL for (int i = 0; i < CHAINS; i++) acc[i] = vf_add(vf_load(lanes), vf_set((float)i));
     double done = (double)rounds * CHAINS * CPU_LANES;
-    if (format == CPU_W_INT8 || format == CPU_W_INT4) {
+    if (format >= CPU_W_INT8) {
         vi sum[CHAINS];
         vi a[4], b[4]; // every chain multiplies a pair of its own, new in every round
         for (int i = 0; i < 4; i++) {

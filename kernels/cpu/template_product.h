@@ -93,14 +93,17 @@ static const product_form product_forms[] = {
     [CPU_W_WORD] = {tiles_word, SIMD_TILE_TOKENS, 64, 2, 32},
     [CPU_W_INT8] = {tiles_int8, 4, 64, 4, 32},
     [CPU_W_INT4] = {tiles_int4, 2, 64, 8, 32},
+    [CPU_W_INT5] = {tiles_int5, 2, 64, 8, 32},
+    [CPU_W_INT6] = {tiles_int6, 2, 64, 8, 32},
 };
 
 // Bytes of one block of 16 rows over all inputs.
 static size_t block_bytes(const cpu_slice *s) {
     const product_form *f = &product_forms[s->format];
     const size_t inputs = (size_t)s->k_blocks * CPU_LANES;
-    const size_t scales = s->format == CPU_W_INT4 ? inputs / CPU_GROUP * 64 : 0;
-    return inputs / f->inputs * f->vector + scales;
+    if (s->format >= CPU_W_INT4)
+        return cpu_groups_bytes(s->format, inputs / CPU_GROUP);
+    return inputs / f->inputs * f->vector;
 }
 
 // A bf16 panel as fp32 for as many tiles as make up for it: a core that does two fp32 products a

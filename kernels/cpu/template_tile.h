@@ -213,51 +213,92 @@ TEMPLATE void tile_int8(const cpu_slice *s, const tile *p, const float *x_scale,
     }
 }
 
-// Q15: (u - 8) . q = 128 (u . high) + u . low - 8 sum(q), exact in int32 and in fp32 for a group.
-TEMPLATE void tile_int4(const tile *p, const float *x_scale, const int32_t *x_sum,
-                        size_t x_sum_step, vf acc[MAX_BLOCKS][MAX_TOKENS], const int blocks,
-                        const int tokens) {
-    const char *w = p->w, *x = p->x;
-    const size_t panel = p->w_step; // a step holds the blocks' vectors; scales are as wide
-    tile_clear(acc, blocks, tokens);
-    for (int32_t g = 0; g < p->k_blocks / 2; g++, x_sum += x_sum_step) {
-        tile_fetch(p, x + p->x_step, 2 * g, 32, tokens);
-        tile_fetch(p, x + 2 * p->x_step, 2 * g + 1, 32, tokens);
-        const char *scales = w;
-        vi high[MAX_BLOCKS][MAX_TOKENS], low[MAX_BLOCKS][MAX_TOKENS];
-        UNROLL for (int b = 0; b < blocks; b++) {
-            UNROLL for (int t = 0; t < tokens; t++) {
-                high[b][t] = vi_set(0);
-                low[b][t] = vi_set(-8 * x_sum[t]);
-            }
+// One vector of 8 inputs' codes: those of the first four, of the last four. `above` bits of each
+// lie outside of the nibbles, in the group's first vectors.
+TEMPLATE void load_codes(const char *w, const char *bits, size_t panel, const int i,
+                         const int above, vi *first, vi *second) {
+    const vi nibbles = vi_load(w);
+    *first = vi_low_nibbles(nibbles);
+    *second = vi_high_nibbles(nibbles);
+    if (above > 0) {
+        const int from = 2 * i * above % 8, mask = ((1 << above) - 1) << 4;
+        const vi more = vi_load(bits + (size_t)(2 * i * above / 8) * panel);
+        *first = vi_add_bits(*first, more, from, mask);
+        *second = vi_add_bits(*second, more, from + above, mask);
+    }
+}
+
+// Constant shifts where those are single instructions; elsewhere this would only cost compile time.
+#if SIMD_TILE_TOKENS > 4
+#define UNROLL_GROUP UNROLL
+#else
+#define UNROLL_GROUP
+#endif
+
+// Q15: (u - middle) . q = 128 (u . high) + u . low - middle sum(q), exact in int32 for a group.
+TEMPLATE void tile_group(const tile *p, const char *w, const char *x, const int32_t *x_sum,
+                         vf sum[MAX_BLOCKS][MAX_TOKENS], const int above, const int blocks,
+                         const int tokens) {
+    const size_t panel = p->w_step;
+    const char *bits = w;
+    vi high[MAX_BLOCKS][MAX_TOKENS], low[MAX_BLOCKS][MAX_TOKENS];
+    UNROLL for (int b = 0; b < blocks; b++) {
+        UNROLL for (int t = 0; t < tokens; t++) {
+            high[b][t] = vi_set(0);
+            low[b][t] = vi_set(-(8 << above) * x_sum[t]);
         }
-        w += panel;
-        for (int k = 0; k < CPU_GROUP; k += 8, w += panel) {
-            const char *xk = x + (k / CPU_LANES) * p->x_step + k % CPU_LANES;
-            UNROLL for (int b = 0; b < blocks; b++) {
-                PREFETCH(w + 64 * b);
-                const vi bytes = vi_load(w + 64 * b);
-                const vi first = vi_low_nibbles(bytes), second = vi_high_nibbles(bytes);
-                UNROLL for (int t = 0; t < tokens; t++) {
-                    const char *xt = xk + 32 * t;
-                    high[b][t] = vi_dot(high[b][t], first, vi_broadcast4(xt));
-                    low[b][t] = vi_dot(low[b][t], first, vi_broadcast4(xt + 16));
-                    high[b][t] = vi_dot(high[b][t], second, vi_broadcast4(xt + 4));
-                    low[b][t] = vi_dot(low[b][t], second, vi_broadcast4(xt + 20));
-                }
-            }
-        }
-        x += 2 * p->x_step;
+        UNROLL for (int i = 0; i < above; i++) PREFETCH(w + (size_t)i * panel + 64 * b);
+    }
+    w += (size_t)above * panel;
+    UNROLL_GROUP for (int i = 0; i < CPU_GROUP / 8; i++, w += panel) {
+        const char *xi = x + (i / 2) * p->x_step + i % 2 * 8;
         UNROLL for (int b = 0; b < blocks; b++) {
-            const vf scale = vf_load((const float *)(scales + 64 * b));
+            PREFETCH(w + 64 * b);
+            vi first, second;
+            load_codes(w + 64 * b, bits + 64 * b, panel, i, above, &first, &second);
             UNROLL for (int t = 0; t < tokens; t++) {
-                const vf sum = vf_fma(vf_from_int(high[b][t]), vf_set(128), vf_from_int(low[b][t]));
-                acc[b][t] = vf_fma(scale, sum, acc[b][t]);
+                const char *xt = xi + 32 * t;
+                high[b][t] = vi_dot(high[b][t], first, vi_broadcast4(xt));
+                low[b][t] = vi_dot(low[b][t], first, vi_broadcast4(xt + 16));
+                high[b][t] = vi_dot(high[b][t], second, vi_broadcast4(xt + 4));
+                low[b][t] = vi_dot(low[b][t], second, vi_broadcast4(xt + 20));
             }
         }
     }
     UNROLL for (int b = 0; b < blocks; b++) {
-        UNROLL for (int t = 0; t < tokens; t++) acc[b][t] = vf_mul(acc[b][t], vf_set(x_scale[t]));
+        UNROLL for (int t = 0; t < tokens; t++) sum[b][t] =
+            vf_fma(vf_from_int(high[b][t]), vf_set(128), vf_from_int(low[b][t]));
+    }
+}
+
+TEMPLATE void tile_groups(const cpu_slice *s, const tile *p, const cpu_input *in, int32_t token,
+                          int32_t block, vf acc[MAX_BLOCKS][MAX_TOKENS], const int above,
+                          const int blocks, const int tokens) {
+    const char *w = p->w, *x = p->x, *scales = w;
+    const int32_t *x_sum = in->sum + token;
+    const size_t panel = p->w_step;
+    tile_clear(acc, blocks, tokens);
+    for (int32_t g = 0; g < p->k_blocks / 2; g++, x_sum += in->tokens, x += 2 * p->x_step) {
+        tile_fetch(p, x + p->x_step, 2 * g, 32, tokens);
+        tile_fetch(p, x + 2 * p->x_step, 2 * g + 1, 32, tokens);
+        if (g % CPU_STRETCH == 0) {
+            scales = w;
+            UNROLL for (int b = 0; b < blocks; b++) PREFETCH(w + 64 * b);
+            w += panel;
+        }
+        vf sum[MAX_BLOCKS][MAX_TOKENS];
+        tile_group(p, w, x, x_sum, sum, above, blocks, tokens);
+        w += (size_t)(above + CPU_GROUP / 8) * panel;
+        UNROLL for (int b = 0; b < blocks; b++) {
+            const char *at = scales + 64 * b + g % CPU_STRETCH * CPU_LANES;
+            const vf scale = vf_load_s8((const int8_t *)at);
+            UNROLL for (int t = 0; t < tokens; t++) acc[b][t] = vf_fma(scale, sum[b][t], acc[b][t]);
+        }
+    }
+    UNROLL for (int b = 0; b < blocks; b++) {
+        const vf unit = vf_load(s->scale + (size_t)(block + b) * CPU_LANES);
+        UNROLL for (int t = 0; t < tokens; t++) acc[b][t] =
+            vf_mul(acc[b][t], vf_mul(unit, vf_set(in->scale[token + t])));
     }
 }
 
@@ -295,7 +336,13 @@ TEMPLATE void run_tile(const cpu_slice *s, const cpu_input *x, const cpu_output 
         tile_int8(s, p, x->scale + token, block, acc, blocks, tokens);
         break;
     case CPU_W_INT4:
-        tile_int4(p, x->scale + token, x->sum + token, (size_t)x->tokens, acc, blocks, tokens);
+        tile_groups(s, p, x, token, block, acc, 0, blocks, tokens);
+        break;
+    case CPU_W_INT5:
+        tile_groups(s, p, x, token, block, acc, 1, blocks, tokens);
+        break;
+    case CPU_W_INT6:
+        tile_groups(s, p, x, token, block, acc, 2, blocks, tokens);
         break;
     }
     tile_store(s, out, block, token, acc, blocks, tokens);
@@ -358,7 +405,7 @@ typedef void tile_function(const cpu_slice *, const cpu_input *, const cpu_outpu
     TILE_FUNCTIONS_OF(name, format, 4)                                                             \
     static tile_function *const name[4][CPU_PANEL_BLOCKS] = {                                      \
         TILE_ROW(name, 1), TILE_ROW(name, 2), TILE_ROW(name, 3), TILE_ROW(name, 4)};
-#define TILE_TABLE_INT4(name, format)                                                              \
+#define TILE_TABLE_GROUPS(name, format)                                                            \
     TILE_FUNCTIONS_OF(name, format, 1)                                                             \
     TILE_FUNCTIONS_OF(name, format, 2)                                                             \
     static tile_function *const name[2][CPU_PANEL_BLOCKS] = {TILE_ROW(name, 1), TILE_ROW(name, 2)};
@@ -377,4 +424,6 @@ TILE_TABLE(tiles_word, CPU_W_WORD)
 #define tiles_word tiles_bf16
 #endif
 TILE_TABLE_INT8(tiles_int8, CPU_W_INT8)
-TILE_TABLE_INT4(tiles_int4, CPU_W_INT4)
+TILE_TABLE_GROUPS(tiles_int4, CPU_W_INT4)
+TILE_TABLE_GROUPS(tiles_int5, CPU_W_INT5)
+TILE_TABLE_GROUPS(tiles_int6, CPU_W_INT6)

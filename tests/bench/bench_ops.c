@@ -25,9 +25,9 @@ enum { N_ISAS = 1 };
 static const char *const isas[] = {"avx512bf16", "avx512vnni", "avx512", "avx2", "portable"};
 enum { N_ISAS = 5 };
 #endif
-static const char *const format_names[] = {"f32",       "f16",  "bf16", "bf16-bf16",
-                                           "bf16-word", "int8", "int4"};
-enum { N_FORMATS = 7 };
+static const char *const format_names[] = {"f32",  "f16",  "bf16", "bf16-bf16", "bf16-word",
+                                           "int8", "int4", "int5", "int6"};
+enum { N_FORMATS = 9 };
 
 typedef struct row {
     char isa[16], op[24], type[16];

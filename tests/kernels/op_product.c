@@ -30,13 +30,19 @@ static double from_f16(const void *p) {
     return h & 0x8000 ? -x : x;
 }
 
-static double from_int4(const char *block, size_t step, int32_t lane, int32_t k) {
-    const char *group = block + (size_t)(k / CPU_GROUP) * 5 * step;
-    const int32_t i = k % CPU_GROUP;
-    const uint8_t byte = (uint8_t)group[(size_t)(1 + i / 8) * step + (size_t)(lane * 4 + i % 4)];
-    float scale;
-    memcpy(&scale, group + lane * 4, sizeof scale);
-    return (double)scale * ((i % 8 < 4 ? byte & 15 : byte >> 4) - 8);
+// In units of the row: stretches of 128 inputs, a vector of scales and 4 groups of 4 vectors and
+// one more for each bit above 4.
+static double from_groups(const char *block, size_t step, int bits, int32_t lane, int32_t k) {
+    const int32_t i = k % 32, byte = lane * 4 + i % 4, more = bits - 4, at = i / 4 * more;
+    const char *stretch = block + (size_t)(k / 128 * (1 + 4 * bits)) * step;
+    const char *group = stretch + (size_t)(1 + k / 32 % 4 * bits) * step;
+    const int nibbles = (uint8_t)group[(size_t)(more + i / 8) * step + (size_t)byte];
+    int code = i % 8 < 4 ? nibbles & 15 : nibbles >> 4;
+    if (more > 0) {
+        const int above = (uint8_t)group[(size_t)(at / 8) * step + (size_t)byte];
+        code |= (above >> at % 8 & ((1 << more) - 1)) << 4;
+    }
+    return (int8_t)stretch[k / 32 % 4 * 16 + lane] * (code - (1 << (bits - 1)));
 }
 
 static size_t block_bytes(const cpu_slice *s) { // 16 rows over all inputs
@@ -47,7 +53,9 @@ static size_t block_bytes(const cpu_slice *s) { // 16 rows over all inputs
     case CPU_W_INT8:
         return inputs * 16;
     case CPU_W_INT4:
-        return inputs / CPU_GROUP * 5 * 64;
+    case CPU_W_INT5:
+    case CPU_W_INT6:
+        return (inputs / 32 * (size_t)(4 + s->format - CPU_W_INT4) + (inputs + 127) / 128) * 64;
     default:
         return inputs * 32;
     }
@@ -83,7 +91,10 @@ static double packed_weight(const cpu_slice *s, int32_t row, int32_t k) {
     case CPU_W_INT8:
         return (double)s->scale[row] * (int8_t)p[input / 4 * step + (size_t)(lane * 4 + k % 4)];
     case CPU_W_INT4:
-        return from_int4(p, step, lane, k);
+    case CPU_W_INT5:
+    case CPU_W_INT6:
+        return (double)s->scale[row] *
+               from_groups(p, step, 4 + (int)s->format - CPU_W_INT4, lane, k);
     }
     return (double)NAN;
 }
@@ -276,6 +287,8 @@ static cpu_form form_of(cpu_format format) {
     case CPU_W_INT8:
         return CPU_X_Q16;
     case CPU_W_INT4:
+    case CPU_W_INT5:
+    case CPU_W_INT6:
         return CPU_X_Q15;
     default:
         return CPU_X_F32;

@@ -36,7 +36,7 @@ enum { N_SHAPES = sizeof shapes / sizeof shapes[0], LENGTH = 210, SLOTS = 8 };
 #if defined(__SANITIZE_THREAD__)
 enum { N_FORMATS = 0, N_PIECES = 0, N_COMPANIES = 1 };
 #else
-enum { N_FORMATS = 5, N_PIECES = 6, N_COMPANIES = 3 };
+enum { N_FORMATS = 7, N_PIECES = 6, N_COMPANIES = 3 };
 #endif
 
 #ifdef __aarch64__
@@ -189,11 +189,10 @@ START_TEST(other_formats_are_near_the_reference) {
     const struct {
         ssm_dtype weights, activations;
         double bound;
-    } formats[] = {{SSM_DTYPE_F16, SSM_DTYPE_AUTO, 0.02},
-                   {SSM_DTYPE_BF16, SSM_DTYPE_AUTO, 0.1},
-                   {SSM_DTYPE_BF16, SSM_DTYPE_BF16, 0.15},
-                   {SSM_DTYPE_INT8, SSM_DTYPE_AUTO, 0.1},
-                   {SSM_DTYPE_INT4, SSM_DTYPE_AUTO, 0.7}};
+    } formats[] = {{SSM_DTYPE_F16, SSM_DTYPE_AUTO, 0.02},  {SSM_DTYPE_BF16, SSM_DTYPE_AUTO, 0.1},
+                   {SSM_DTYPE_BF16, SSM_DTYPE_BF16, 0.15}, {SSM_DTYPE_INT8, SSM_DTYPE_AUTO, 0.1},
+                   {SSM_DTYPE_INT4, SSM_DTYPE_AUTO, 0.7},  {SSM_DTYPE_INT5, SSM_DTYPE_AUTO, 0.35},
+                   {SSM_DTYPE_INT6, SSM_DTYPE_AUTO, 0.2}};
     random_model m;
     random_model_init(&m, shape, 1);
     answer want = reference_answer(&m);
@@ -217,6 +216,7 @@ static const ssm_device_options option_sets[] = {
     {.weight_dtype = SSM_DTYPE_BF16, .activation_dtype = SSM_DTYPE_BF16},
     {.weight_dtype = SSM_DTYPE_INT8},
     {.weight_dtype = SSM_DTYPE_INT4},
+    {.weight_dtype = SSM_DTYPE_INT6},
 };
 enum { N_OPTIONS = sizeof option_sets / sizeof option_sets[0] };
 

@@ -37,8 +37,8 @@ static double product_error(const cpu_kernels *k, const op_matrix *m, cpu_format
 
 // ---- products
 
-static const char *const format_names[] = {"f32",       "f16",  "bf16", "bf16 dot",
-                                           "bf16 word", "int8", "int4"};
+static const char *const format_names[] = {"f32",  "f16",  "bf16", "bf16 dot", "bf16 word",
+                                           "int8", "int4", "int5", "int6"};
 
 // Chains of K roundings end 2e-6 sqrt(K) / 16 from the sum and an ulp; integers' sums are exact
 // over a row (INT8) or a group, and what is left is a few roundings.
@@ -50,8 +50,9 @@ START_TEST(products) {
     const int32_t rows[] = {1, 16, 17, 48, 65, 130}, cols[] = {1, 15, 16, 33, 257};
     const int32_t tokens[] = {1, 2, 3, 5, 7, 8, 9, 17};
     const cpu_format format = (cpu_format)_i;
-    const ssm_dtype stored[] = {SSM_DTYPE_F32,  SSM_DTYPE_F16,  SSM_DTYPE_BF16, SSM_DTYPE_BF16,
-                                SSM_DTYPE_BF16, SSM_DTYPE_BF16, SSM_DTYPE_F32};
+    const ssm_dtype stored[] = {SSM_DTYPE_F32,  SSM_DTYPE_F16,  SSM_DTYPE_BF16,
+                                SSM_DTYPE_BF16, SSM_DTYPE_BF16, SSM_DTYPE_BF16,
+                                SSM_DTYPE_F32,  SSM_DTYPE_BF16, SSM_DTYPE_F32};
     for (int i = 0; i < 6 * 5; i++) {
         op_matrix *m = op_matrix_create(stored[_i], rows[i / 5], cols[i % 5], format, 0);
         for (int j = 0; j < N_ISAS * 8; j++) {
@@ -130,7 +131,8 @@ START_TEST(word_sums_at_their_limit) {
 END_TEST
 
 // As stored: bit by bit. From another type: half a unit in the last place. Of uniform weights, int8
-// keeps 1 / 127 / 2 and int4 1 / 15 of a row's or a group's largest, by their root mean square.
+// keeps 1 / 127 / 2 and int4 1 / 15 of a row's or a group's largest, by their root mean square; a
+// bit more halves it.
 START_TEST(packed_weights_are_those_stored) {
     const struct {
         ssm_dtype stored;
@@ -141,7 +143,9 @@ START_TEST(packed_weights_are_those_stored) {
                  {SSM_DTYPE_BF16, CPU_W_WORD, 1e-3},  {SSM_DTYPE_F32, CPU_W_WORD, 0x1p-8},
                  {SSM_DTYPE_F32, CPU_W_F16, 0x1p-11}, {SSM_DTYPE_F32, CPU_W_BF16, 0x1p-8},
                  {SSM_DTYPE_F32, CPU_W_INT8, 5e-3},   {SSM_DTYPE_F32, CPU_W_INT4, 0.08},
-                 {SSM_DTYPE_BF16, CPU_W_INT8, 5e-3},  {SSM_DTYPE_BF16, CPU_W_INT4, 0.08}};
+                 {SSM_DTYPE_BF16, CPU_W_INT8, 5e-3},  {SSM_DTYPE_BF16, CPU_W_INT4, 0.08},
+                 {SSM_DTYPE_F32, CPU_W_INT5, 0.04},   {SSM_DTYPE_F32, CPU_W_INT6, 0.02},
+                 {SSM_DTYPE_BF16, CPU_W_INT5, 0.04},  {SSM_DTYPE_BF16, CPU_W_INT6, 0.02}};
     const int32_t rows[] = {1, 17, 65}, cols[] = {1, 33, 257};
     for (size_t i = 0; i < sizeof cases / sizeof cases[0] * 9; i++) {
         op_matrix *m = op_matrix_create(cases[i / 9].stored, rows[i % 3], cols[i / 3 % 3],
@@ -336,7 +340,7 @@ static void convert_without_last_token(cpu_form form, const float *x, int32_t bl
 START_TEST(wrong_products_are_found) {
     void (*const wrongs[])(const cpu_slice *, const cpu_input *, const cpu_output *) = {
         product_without_last_input, product_without_add, product_without_last_block};
-    for (cpu_format format = CPU_W_F32; format <= CPU_W_INT4; format++) {
+    for (cpu_format format = CPU_W_F32; format <= CPU_W_INT6; format++) {
         right = cpu_kernels_choose(format == CPU_W_WORD ? "avx512vnni" : NULL);
         if (!right || !op_has_format(right, format))
             continue;
@@ -386,8 +390,8 @@ int main(void) {
     Suite *suite = suite_create("ops");
     TCase *tc = tcase_create("all");
     tcase_set_timeout(tc, 120);
-    tcase_add_loop_test(tc, products, CPU_W_F32, CPU_W_INT4 + 1);
-    tcase_add_loop_test(tc, long_products, CPU_W_F32, CPU_W_INT4 + 1);
+    tcase_add_loop_test(tc, products, CPU_W_F32, CPU_W_INT6 + 1);
+    tcase_add_loop_test(tc, long_products, CPU_W_F32, CPU_W_INT6 + 1);
     tcase_add_test(tc, word_sums_at_their_limit);
     tcase_add_test(tc, packed_weights_are_those_stored);
     tcase_add_loop_test(tc, conversions, 0, N_ISAS);

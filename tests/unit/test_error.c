@@ -38,6 +38,9 @@ START_TEST(dtypes_by_name) {
     ck_assert_int_eq(ssm_dtype_parse("bf17"), -1);
     ck_assert_str_eq(ssm_dtype_name(SSM_DTYPE_F16), "f16");
     ck_assert_uint_eq(ssm_dtype_bytes(SSM_DTYPE_INT4, 3), 2);
+    ck_assert_uint_eq(ssm_dtype_bytes(SSM_DTYPE_INT5, 32), 20);
+    ck_assert_uint_eq(ssm_dtype_bytes(SSM_DTYPE_INT6, 5), 4);
+    ck_assert_int_eq(ssm_dtype_parse("int6"), SSM_DTYPE_INT6);
 }
 END_TEST
 
