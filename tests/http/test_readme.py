@@ -123,8 +123,9 @@ def test_a_book_and_ten_questions(start, tmp_path):
 @pytest.mark.own_server
 def test_two_servers_and_a_redis(tmp_path):
     """As typed, on ports of its own, with time for the servers to come up."""
-    need()
+    redis = need()
     (text,) = commands("redis-server ")
+    text = text.replace("redis-server", redis)
     ports = free_ports(3)
     for name, port in zip(("6379", "8080", "8081"), ports):
         text = text.replace(name, str(port))

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A redis-server of a test's own, on a free port, keeping what it is told in a folder."""
+"""A Redis or Valkey of a test's own, on a free port, keeping what it is told in a folder.
+
+SSM_TEST_REDIS picks the program, by name or path; else redis-server serves, or valkey-server.
+"""
 
 import os
 import shutil
@@ -12,13 +15,23 @@ import pytest
 from .program import BINARY, SCALE, _end_with_parent, wait_until
 
 
+def _find():
+    wanted = os.environ.get("SSM_TEST_REDIS")
+    names = (wanted,) if wanted else ("redis-server", "valkey-server")
+    found = next(filter(None, map(shutil.which, names)), None)
+    assert found or not wanted, f"SSM_TEST_REDIS={wanted}: there is no such program"
+    return found
+
+
 def need():
-    """Its tests are left out where there is none, or where the program was built without hiredis."""
-    if not shutil.which("redis-server"):
-        pytest.skip("there is no redis-server")
+    """The server program. Its tests are left out where there is none, or where ssmd was built without hiredis."""
+    found = _find()
+    if not found:
+        pytest.skip("there is neither redis-server nor valkey-server")
     version = subprocess.run([BINARY, "--version"], capture_output=True, text=True, timeout=30 * SCALE).stdout
     if "redis" not in version:
         pytest.skip(f"{BINARY} was built without hiredis")
+    return found
 
 
 def free_ports(n):
@@ -41,14 +54,14 @@ class Redis:
 
     def start(self):
         self.process = subprocess.Popen(
-            ["redis-server", "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder),
+            [_find(), "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder),
              "--save", "", "--appendonly", "yes", "--appendfsync", "always", *self.options],
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT,
             preexec_fn=_end_with_parent)
-        wait_until(self._answers, 30, "redis-server answers")
+        wait_until(self._answers, 30, "it answers")
 
     def _answers(self):
-        assert self.process.poll() is None, "redis-server has ended"
+        assert self.process.poll() is None, f"{self.process.args[0]} has ended"
         try:
             return self.ask("PING") == b"PONG"
         except (OSError, RuntimeError):  # not yet; loading

@@ -17,12 +17,28 @@
 
 enum { MOST_WORDS = 32 };
 
+static bool can_run(const char *name) {
+    char command[512];
+    snprintf(command, sizeof command, "command -v '%s' >/dev/null 2>&1", name);
+    return system(command) == 0;
+}
+
+static const char *find_program(void) {
+    const char *wanted = getenv("SSM_TEST_REDIS");
+    if (wanted) {
+        ck_assert_msg(can_run(wanted), "SSM_TEST_REDIS=%s: there is no such program", wanted);
+        return wanted;
+    }
+    return can_run("redis-server")    ? "redis-server"
+           : can_run("valkey-server") ? "valkey-server"
+                                      : NULL;
+}
+
 bool redis_is_here(void) {
-    const bool is_here = strstr(ssm_engine_stores(), "redis") &&
-                         system("command -v redis-server >/dev/null 2>&1") == 0;
-    ck_assert_msg(is_here || !getenv("SSM_EXPECT_REDIS"), "no redis-server, or no hiredis");
+    const bool is_here = strstr(ssm_engine_stores(), "redis") && find_program();
+    ck_assert_msg(is_here || !getenv("SSM_EXPECT_REDIS"), "no Redis or Valkey, or no hiredis");
     if (!is_here)
-        printf("skipped: no redis-server, or no hiredis\n");
+        printf("skipped: no Redis or Valkey, or no hiredis\n");
     return is_here;
 }
 
@@ -39,7 +55,7 @@ static bool answers(const redis_server *r) {
 }
 
 void redis_restart(redis_server *r, const char *const *words) {
-    const char *args[MOST_WORDS] = {"redis-server", "--port", "0", "--unixsocket", r->path, "--dir",
+    const char *args[MOST_WORDS] = {find_program(), "--port", "0", "--unixsocket", r->path, "--dir",
                                     r->folder,      "--save", "",  "--logfile",    "log"};
     int n = 11;
     for (; words && *words; words++)
@@ -55,7 +71,7 @@ void redis_restart(redis_server *r, const char *const *words) {
         _exit(127);
     }
     for (int i = 0; !answers(r); i++) {
-        ck_assert_msg(i < 2000 && waitpid(r->pid, NULL, WNOHANG) == 0, "redis-server is not up");
+        ck_assert_msg(i < 2000 && waitpid(r->pid, NULL, WNOHANG) == 0, "%s is not up", args[0]);
         usleep(10000);
     }
 }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A redis-server of a test's own, on a socket in a folder of its own; it ends with the test.
+// A Redis or Valkey of a test's own, on a socket in a folder of its own; it ends with the test.
+// SSM_TEST_REDIS picks the program, by name or path; else redis-server serves, or valkey-server.
 #ifndef SSM_TESTS_REDIS_H
 #define SSM_TESTS_REDIS_H
 
