@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`./run image` picks the builder that is there: docker with an engine, else podman, else buildah."""
+"""`./run image` picks the builder that is there: docker with an engine, else podman, else buildah.
+What the images are built with is what ./run builds with."""
 
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 
@@ -84,3 +86,12 @@ def test_arguments_go_to_the_builder(image, builder):
 @pytest.mark.parametrize("builder", ["docker", "podman", "buildah"])
 def test_a_failed_build_is_a_failure(image, builder):
     assert image(builder, status=3)[0] == 3
+
+
+@pytest.mark.parametrize("name, more", [("Dockerfile", set()), ("Dockerfile.cuda", {"g++"})])
+def test_an_image_is_built_with_the_packages_of_run(name, more):
+    """But for libcurl, which run names apart: it is `ssmd session`'s alone."""
+    wanted = re.search(r"^build_packages=\(([^)]*)\)", (ROOT / "run").read_text(), re.M)[1].split()
+    stage = (ROOT / "docker" / name).read_text().split("\nFROM ")[1].replace("\\\n", "")
+    installed = re.search(r"apt-get install -y --no-install-recommends ([^&]*)&&", stage)[1].split()
+    assert set(installed) == set(wanted) | more
