@@ -4,8 +4,8 @@
 # Builds docker/Dockerfile and runs its image locked down, on a machine without a Docker engine and
 # without a registry (Debian 12, root): the base image is made by mmdebstrap from the machine's own
 # apt sources, buildah builds, podman and runc run. Checks the image, then the running container,
-# then sends it the HTTP tests, then stops it under load. Everything is made from nothing and
-# removed again.
+# then sends it the HTTP tests, has two of it share a session through a Redis (shared_sessions.sh),
+# then stops it under load. Everything is made from nothing and removed again.
 #
 #   tests/container/run.sh [PYTEST ARGUMENTS]
 #
@@ -69,6 +69,7 @@ pod() { # podman without its complaints about a missing systemd
 
 # Images go through podman: a plain rm meets busy overlay mounts.
 cleanup() {
+    stop_redis
     podman rm -fa -t 0 >/dev/null 2>&1 || true # of this store alone
     [[ -z ${CT_STATE:-} ]] || return 0
     buildah rm -a >/dev/null 2>&1 || true
@@ -76,6 +77,8 @@ cleanup() {
     awk -v d="$state/" 'index($2, d) == 1 {print $2}' /proc/mounts | sort -r | xargs -r umount 2>/dev/null || true
     rm -rf "$state"
 }
+# shellcheck source=tests/container/shared_sessions.sh
+source "$root/tests/container/shared_sessions.sh"
 trap cleanup EXIT
 
 # runc, not crun, which refuses a hybrid cgroup mount; the ulimits, because podman's own defaults
@@ -139,10 +142,11 @@ need_tools() {
         command -v "$tool" >/dev/null || missing=1
     done
     [[ -x /usr/lib/podman/netavark ]] || missing=1
+    [[ -n ${SSM_TEST_REDIS:-} ]] || command -v redis-server >/dev/null || command -v valkey-server >/dev/null || missing=1
     [[ -n $missing ]] || return 0
     apt-get update -qq
     DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300 install -y -qq --no-install-recommends \
-        buildah podman runc mmdebstrap netavark iptables catatonit curl >"$state/apt.log" 2>&1 || {
+        buildah podman runc mmdebstrap netavark iptables catatonit curl redis-server >"$state/apt.log" 2>&1 || {
         tail -n 20 "$state/apt.log"
         exit 1
     }
@@ -335,6 +339,7 @@ show_memory
 check "HTTP tests against the container" http_tests "$@"
 tail -n 1 "$state/last"
 show_memory
+shared_sessions
 stop_under_load
 if [[ -z ${CT_CUDA:-} ]]; then
     as_the_readme_says
