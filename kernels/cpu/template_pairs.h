@@ -85,8 +85,9 @@ TEMPLATE void pairs_hear(const lti_pairs *a, int32_t first, int32_t row, const i
     }
     const int32_t both = first + CPU_LANES;
     pairs_apply(a, first, row, 0, both, sum, 0, tiles, rows);
-    if (tiles > 1)
-        pairs_apply(a, first, row, both, both + CPU_LANES, sum, 1, tiles, rows);
+#if SIMD_PAIR_TILES > 1
+    pairs_apply(a, first, row, both, both + CPU_LANES, sum, 1, tiles, rows);
+#endif
     float *y = a->y + (size_t)row * LTI_PAIRS + first;
     UNROLL for (int r = 0; r < rows; r++) {
         UNROLL for (int u = 0; u < tiles; u++)

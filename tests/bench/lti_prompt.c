@@ -90,7 +90,9 @@ static int prompts(const ssm_weights *w, const ssm_backend *backend, const char 
     const int32_t pieces[] = {1, n, n, 8192, 8192, 512, 512};
     const size_t floats = ssm_state_conv_floats(&w->geometry) + ssm_state_ssm_floats(&w->geometry);
     outcome first = {0};
-    printf("| %s, %d tokens | s | tokens/s | logits | state |\n|---|---|---|---|---|\n", name, n);
+    const char *slash = strrchr(name, '/');
+    printf("| %s, %d tokens | s | tokens/s | logits | state |\n|---|---|---|---|---|\n",
+           slash ? slash + 1 : name, n);
     for (int i = 0; i < 7; i++) {
         outcome o = {0};
         if (run(w, backend, forms[i], tokens, n, pieces[i], threads, &o) != 0)
