@@ -77,8 +77,8 @@ typedef struct ssm_sampled {
 } ssm_sampled;
 
 // How a linear time-invariant layer runs a prompt: as a recurrence, as a convolution from one exact
-// state to the next (CPU: by FFT, H3 in blocks; CUDA: S4D and S4 in blocks, H3 never), or as
-// whichever is faster for its length.
+// state to the next (CPU: by FFT, H3 in blocks; CUDA: in blocks, H3 where asked for alone), or
+// as whichever is faster for its length.
 typedef enum ssm_prompt_form {
     SSM_PROMPT_AUTO,
     SSM_PROMPT_SCAN,

@@ -86,6 +86,9 @@ struct lti_weights { // S4D, S4, H3; fp32, rounded from fp64. n: pairs of poles,
     const float *power;   // S4 of at most LTI_DENSE numbers, with LTI_PART = L: Ab^L, as ab
     const float *in;      // [d_model][L][N] Ab^(L - 1 - j) Bb
     const float *out;     // [d_model][N][L] C Ab^(t + 1)
+    // H3, a head in place of a channel: in, out (numbers of a pole side by side, C doubled), L =
+    // LTI_PAIRS, and the kernel, D in its first
+    const float *kernel; // [heads][L]
 };
 
 struct layer_weights { // T: the projections' type; the rest fp32

@@ -22,7 +22,8 @@
 //
 // A prompt as a scan (lti_scan.cu): pieces of a span run from zeros at once, what each leaves is
 // carried on by a power of Ab, and they run again from where they should have begun. Or, S4D and
-// S4, as a convolution in blocks (lti_block.cu), chosen by tokens and spans of the step.
+// S4, as a convolution in blocks (lti_block.cu), chosen by tokens and spans of the step; H3's
+// (lti_pairs.cu) runs where it is asked for.
 //
 // Ladder, H200, shakespeare-s4d (bf16, state 786 KB), us a step:
 //                                                        b1    b8    b64   b512  b2048
@@ -60,6 +61,8 @@ static int32_t blocks_a_piece(const device *d) {
 // but fill a tile for each span. S4's scan has nothing to set against a whole column.
 static bool convolves(const device *d, int32_t n_spans, int32_t tokens) {
     const ssm_prompt_form form = d->options.prompt_form;
+    if (d->g.kind == SSM_BLOCK_H3)
+        return n_spans > 0 && form == SSM_PROMPT_CONVOLUTION && lti_pairs_fit(d);
     if (n_spans == 0 || form == SSM_PROMPT_SCAN || !lti_block_fits(d))
         return false;
     const int64_t least =
@@ -68,10 +71,11 @@ static bool convolves(const device *d, int32_t n_spans, int32_t tokens) {
 }
 
 // Tokens of a piece. S4's states follow one another alone: no powers of a matrix for any number of
-// tokens.
+// tokens. H3's pieces are a scan's in both forms.
 int32_t lti_plan_spans(const device *d, int32_t n_spans, int32_t tokens, batch *b) {
-    const bool blocks_only = convolves(d, n_spans, tokens);
-    if (blocks_only)
+    const bool convolved = convolves(d, n_spans, tokens);
+    const bool blocks_only = convolved && d->g.kind != SSM_BLOCK_H3;
+    if (convolved)
         b->columns = tokens / n_spans > 32 * LTI_PART ? 64 : 32;
     if (d->g.kind == SSM_BLOCK_S4)
         return INT32_MAX;
@@ -143,7 +147,8 @@ static int h3_layer(device *d, int layer, const batch &b, bool few, ssm_error *e
         SSM_CUDA(d, lti_pair_rows(d, layer, b), err);
     if (b.n_spans > 0) {
         SSM_CUDA(d, lti_shift(d, layer, b), err);
-        SSM_CUDA(d, lti_pole_scan(d, layer, b), err);
+        SSM_CUDA(d, b.columns > 0 ? lti_convolve_pairs(d, layer, b) : lti_pole_scan(d, layer, b),
+                 err);
     }
     if (few) {
         SSM_CUDA(d, lti_few_out(d, layer, b), err);

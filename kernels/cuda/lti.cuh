@@ -10,6 +10,7 @@
 namespace ssm {
 
 enum { LTI_PART = 64, LTI_DENSE = 64 }; // tokens of a column (lti_block.cu); widest S4 state there
+enum { LTI_PAIRS = 32 };                // tokens of a block (lti_pairs.cu)
 
 // A layer's poles and where its states lie. S4D: a channel has its own poles and one state. H3: a
 // channel (h, b) has the poles of head h and a state for every a.
@@ -46,6 +47,17 @@ __device__ __forceinline__ float pole_step(float2 ab, float2 bb, float2 c, float
     s.y = fmaf(ab.x, s.y, fmaf(ab.y, s.x, bb.y * u));
     s.x = re;
     return fmaf(c.x, s.x, c.y * s.y);
+}
+
+// ab^n in fp64: its rounding must not grow with n.
+__device__ __forceinline__ double2 pole_power(float2 ab, int n) {
+    double2 x = make_double2((double)ab.x, (double)ab.y), out = make_double2(1, 0);
+    for (; n; n >>= 1) {
+        if (n & 1)
+            out = make_double2(out.x * x.x - out.y * x.y, out.x * x.y + out.y * x.x);
+        x = make_double2(x.x * x.x - x.y * x.y, 2 * x.x * x.y);
+    }
+    return out;
 }
 
 // Sum of squares of a row of n numbers over a warp.
@@ -88,6 +100,10 @@ cudaError_t lti_shift(device *d, int layer, const batch &b); // k of xz to lti_u
 // lti_block.cu: spans of S4D and S4 as a convolution
 bool lti_block_fits(const device *d);
 cudaError_t lti_convolve(device *d, int layer, const batch &b);
+
+// lti_pairs.cu: spans of H3 as a convolution
+bool lti_pairs_fit(const device *d);
+cudaError_t lti_convolve_pairs(device *d, int layer, const batch &b);
 
 // lti_few.cu: products for few rows, with what comes before and after
 bool lti_few_fits(const device *d, int32_t n);

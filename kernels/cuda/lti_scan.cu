@@ -13,9 +13,8 @@
 // that they should have begun with. Bytes: inputs and outputs, and the states of each piece twice.
 // Measured, H200, 8,192 tokens of a layer of shakespeare-s4d: 47, 11 and 78 us.
 //
-// H3 has no other form here: in blocks of tokens, y_t = sum_j K_(t-j) (q_t . k'_j) v_j and the
-// states would take 40 to 65% of a scan's multiply-adds with heads of 8 by 8 (counted, not tried),
-// and its prompts are launches: 4,096 tokens of induction-h3 take 230 us in 23 of them.
+// H3's other form, lti_pairs.cu, is there to be asked for; its prompts are launches: 4,096 tokens
+// of induction-h3 take 230 us in 23 of them.
 #include "lti.cuh"
 
 namespace ssm {
@@ -171,17 +170,6 @@ __global__ void __launch_bounds__(MOST_WARPS * 32) scan_kernel(scan_args a) {
     }
 }
 
-// ab^n in fp64: its rounding must not grow with n.
-__device__ __forceinline__ double2 power(float2 ab, int n) {
-    double2 x = make_double2((double)ab.x, (double)ab.y), out = make_double2(1, 0);
-    for (; n; n >>= 1) {
-        if (n & 1)
-            out = make_double2(out.x * x.x - out.y * x.y, out.x * x.y + out.y * x.x);
-        x = make_double2(x.x * x.x - x.y * x.y, 2 * x.x * x.y);
-    }
-    return out;
-}
-
 // carry: from what each piece leaves on its own to what it begins with. A thread a pole of a span.
 template <bool PAIRS> __global__ void carry_kernel(scan_args a) {
     const int e = blockIdx.x * blockDim.x + threadIdx.x;
@@ -191,7 +179,7 @@ template <bool PAIRS> __global__ void carry_kernel(scan_args a) {
     const int head = PAIRS ? e / (a.p.head_dim * a.p.head_dim * a.p.n) : e / a.p.n;
     const float2 ab = a.p.ab[head * a.p.n + e % a.p.n];
     const int length = a.pieces[span.first_piece].count; // all but the last one's
-    const double2 w = power(ab, length);
+    const double2 w = pole_power(ab, length);
     float2 *carry = a.carry + e;
     const float2 old = a.p.state[(size_t)span.slot * a.p.slot_pairs + e];
     double2 s = span.fresh ? make_double2(0, 0) : make_double2((double)old.x, (double)old.y);

@@ -47,19 +47,6 @@ static int upload_doubles(uploader *u, const double *in, size_t n, double even, 
     return give(u, &v, out);
 }
 
-static int upload_diagonal(uploader *u, const ssm_layer *from, lti_weights *to) {
-    lti_diagonal s;
-    SSM_TRY(lti_diagonal_init(&s, &u->d->g, from, u->err));
-    const size_t n = 2 * s.channels * s.n;
-    int rc = upload_doubles(u, s.ab, n, 1, 1, &to->ab);
-    if (rc == 0)
-        rc = upload_doubles(u, s.bb, n, 1, 1, &to->bb);
-    if (rc == 0)
-        rc = upload_doubles(u, s.c, n, 2, -2, &to->c);
-    lti_diagonal_dispose(&s);
-    return rc;
-}
-
 static int upload_transposed(uploader *u, const lti_dense *s, const float **out) {
     const size_t n = s->n;
     vector v;
@@ -169,6 +156,76 @@ static int upload_dense(uploader *u, const ssm_layer *from, lti_weights *to) {
     return rc;
 }
 
+// ---- H3's convolution: a head's powers of its poles as the recurrence has them
+
+struct pair_tables {
+    vector in, out, kernel; // [head] [L][N], [N][L], [L]
+};
+
+static void make_pole(const lti_diagonal *s, size_t head, size_t i, pair_tables *t,
+                      double kernel[LTI_PAIRS]) {
+    const size_t at = 2 * (head * s->n + i), numbers = 2 * s->n;
+    const double ab[2] = {(double)(float)s->ab[at], (double)(float)s->ab[at + 1]};
+    const double bb[2] = {(double)(float)s->bb[at], (double)(float)s->bb[at + 1]};
+    const double c[2] = {2 * s->c[at], -2 * s->c[at + 1]};
+    float *in = t->in.data + head * LTI_PAIRS * numbers + 2 * i;
+    float *out = t->out.data + (head * numbers + 2 * i) * LTI_PAIRS;
+    double re = 1, im = 0; // Ab^l
+    for (size_t l = 0; l < LTI_PAIRS; l++) {
+        const double x = re * bb[0] - im * bb[1], y = re * bb[1] + im * bb[0];
+        in[(LTI_PAIRS - 1 - l) * numbers] = (float)x;
+        in[(LTI_PAIRS - 1 - l) * numbers + 1] = (float)y;
+        kernel[l] += c[0] * x + c[1] * y;
+        const double next = re * ab[0] - im * ab[1];
+        im = re * ab[1] + im * ab[0];
+        re = next;
+        out[l] = (float)(c[0] * re + c[1] * im);
+        out[LTI_PAIRS + l] = (float)(c[1] * re - c[0] * im);
+    }
+}
+
+static int upload_pairs(uploader *u, const lti_diagonal *s, lti_weights *to) {
+    pair_tables t = {};
+    int rc = take(&t.in, s->channels * 2 * s->n * LTI_PAIRS, u->err);
+    if (rc == 0)
+        rc = take(&t.out, s->channels * 2 * s->n * LTI_PAIRS, u->err);
+    if (rc == 0)
+        rc = take(&t.kernel, s->channels * LTI_PAIRS, u->err);
+    for (size_t h = 0; rc == 0 && h < s->channels; h++) {
+        double kernel[LTI_PAIRS] = {s->d[h]};
+        for (size_t i = 0; i < s->n; i++)
+            make_pole(s, h, i, &t, kernel);
+        for (size_t l = 0; l < LTI_PAIRS; l++)
+            t.kernel.data[h * LTI_PAIRS + l] = (float)kernel[l];
+    }
+    if (rc == 0)
+        rc = give(u, &t.in, &to->in);
+    if (rc == 0)
+        rc = give(u, &t.out, &to->out);
+    if (rc == 0)
+        rc = give(u, &t.kernel, &to->kernel);
+    free(t.in.data);
+    free(t.out.data);
+    free(t.kernel.data);
+    return rc;
+}
+
+static int upload_diagonal(uploader *u, const ssm_layer *from, lti_weights *to) {
+    lti_diagonal s;
+    SSM_TRY(lti_diagonal_init(&s, &u->d->g, from, u->err));
+    const size_t n = 2 * s.channels * s.n;
+    int rc = upload_doubles(u, s.ab, n, 1, 1, &to->ab);
+    if (rc == 0)
+        rc = upload_doubles(u, s.bb, n, 1, 1, &to->bb);
+    if (rc == 0)
+        rc = upload_doubles(u, s.c, n, 2, -2, &to->c);
+    const bool is_h3 = u->d->g.kind == SSM_BLOCK_H3;
+    if (rc == 0 && is_h3 && u->d->options.prompt_form == SSM_PROMPT_CONVOLUTION)
+        rc = upload_pairs(u, &s, to);
+    lti_diagonal_dispose(&s);
+    return rc;
+}
+
 // [channel][N] to [N][channel].
 static int upload_by_number(uploader *u, const ssm_tensor *t, const float **out) {
     const size_t channels = (size_t)u->d->g.d_model, n = (size_t)u->d->g.d_state;
@@ -235,7 +292,7 @@ int lti_upload_layer(uploader *u, const ssm_layer *from, layer_weights *to) {
 
 void lti_free_layer(const layer_weights *w) {
     const float *all[] = {w->lti.ab,      w->lti.bb,    w->lti.c,  w->lti.shift_b, w->lti.shift_c,
-                          w->lti.shift_k, w->lti.power, w->lti.in, w->lti.out};
+                          w->lti.shift_k, w->lti.power, w->lti.in, w->lti.out,     w->lti.kernel};
     for (const float *p : all)
         cudaFree((void *)p);
 }

@@ -319,13 +319,18 @@ START_TEST(forms_agree) {
     make_ids(ids, LENGTH, w->geometry.vocab_size);
     rig r = rig_open_for("cuda", w, SSM_DTYPE_F32, SSM_PROMPT_SCAN, 4, LENGTH);
     float *logits = rig_feed(&r, 1, ids, LENGTH, 1, true), *state = rig_state(&r, 1);
+    float *scanned = rig_feed(&r, 0, ids, LENGTH, LENGTH, true);
+    const size_t bytes = (size_t)r.vocab * sizeof *scanned;
     rig_close(&r);
     for (ssm_prompt_form form = SSM_PROMPT_AUTO; form <= SSM_PROMPT_CONVOLUTION; form++) {
         double worst[2] = {0};
         r = rig_open_for("cuda", w, SSM_DTYPE_F32, form, 4, LENGTH);
         for (int i = 0; i < 6; i++) {
-            const double off = relative(rig_feed(&r, i % 4, ids, LENGTH, pieces[i], true), logits,
-                                        (size_t)r.vocab);
+            float *got = rig_feed(&r, i % 4, ids, LENGTH, pieces[i], true);
+            if (i == 0 && form == SSM_PROMPT_CONVOLUTION)
+                ck_assert_msg(memcmp(got, scanned, bytes) != 0, "%s: no convolution ran",
+                              models[_i].name);
+            const double off = relative(got, logits, (size_t)r.vocab);
             const double moved = relative(rig_state(&r, i % 4), state, r.state_floats);
             agree(off, models[_i].bound, models[_i].name, names[form]);
             agree(moved, models[_i].bound, models[_i].name, "the state after it");
@@ -337,6 +342,7 @@ START_TEST(forms_agree) {
     }
     free(logits);
     free(state);
+    free(scanned);
     ssm_model_free(model);
 }
 END_TEST
