@@ -147,20 +147,6 @@ START_TEST(random_plans_agree_with_the_reference) {
 END_TEST
 
 // Steps of any number of rows; the reference runs every 13th alone.
-enum { MANY = 600, EACH = 13 };
-
-static void step_rows(rig *r, int32_t n, int32_t each, int32_t step) {
-    static int32_t tokens[MANY];
-    static ssm_segment segments[MANY];
-    int32_t used = 0;
-    for (int32_t i = 0; i < n; i += each, used++) {
-        segments[used] =
-            (ssm_segment){(i * 7 + n) % MANY, used, 1, step == 0 || i % 5 == 4, SSM_WANT_LAST};
-        tokens[used] = (i * 31 + step * 17 + n) % r->vocab;
-    }
-    rig_step(r, tokens, segments, used);
-}
-
 START_TEST(many_rows_agree_with_the_reference) {
     static const int of[] = {0, 1, 7, 12, 0};
     static const int32_t counts[] = {1, 2, 3, 8, 9, 16, 33, 64, 129, 257, 600};
@@ -173,8 +159,8 @@ START_TEST(many_rows_agree_with_the_reference) {
     rig reference = rig_open("reference", &m.weights, type, SSM_PROMPT_AUTO, MANY);
     for (size_t c = 0; c < sizeof counts / sizeof counts[0]; c++) {
         for (int32_t step = 0; step < 3; step++) {
-            step_rows(&cuda, counts[c], 1, step);
-            step_rows(&reference, counts[c], EACH, step);
+            rig_step_rows(&cuda, counts[c], 1, step);
+            rig_step_rows(&reference, counts[c], EACH, step);
         }
         for (int32_t i = 0, row = 0; i < counts[c]; i += EACH, row++) {
             const int32_t slot = (i * 7 + counts[c]) % MANY;

@@ -89,6 +89,18 @@ static bool is_usable(const ssm_weights *w, char *why, size_t size) {
     return rc == 0;
 }
 
+void rig_step_rows(rig *r, int32_t n, int32_t each, int32_t step) {
+    static int32_t tokens[MANY];
+    static ssm_segment segments[MANY];
+    int32_t used = 0;
+    for (int32_t i = 0; i < n; i += each, used++) {
+        segments[used] =
+            (ssm_segment){(i * 7 + n) % MANY, used, 1, step == 0 || i % 5 == 4, SSM_WANT_LAST};
+        tokens[used] = (i * 31 + step * 17 + n) % r->vocab;
+    }
+    rig_step(r, tokens, segments, used);
+}
+
 int device_missing(const ssm_weights *w) {
     char why[512];
     setvbuf(stdout, NULL, _IOLBF, 0);

@@ -29,6 +29,11 @@ float *rig_logits(rig *r, int32_t row); // the caller frees
 float *rig_state(rig *r, int32_t slot); // the caller frees
 void rig_restore(rig *r, int32_t slot, const float *state);
 
+// A step of one token for every `each`-th of n rows, whose tokens and slots follow from their
+// numbers: all of them on a device, some alone on the reference.
+enum { MANY = 600, EACH = 13 }; // most rows; of them the reference runs
+void rig_step_rows(rig *r, int32_t n, int32_t each, int32_t step);
+
 // Feeds a prompt to a slot in pieces; returns its last logits.
 float *rig_feed(rig *r, int32_t slot, const int32_t *ids, int32_t n, int32_t piece, bool fresh);
 

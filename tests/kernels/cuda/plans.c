@@ -65,20 +65,6 @@ END_TEST
 
 // Steps of any number of rows, at sizes that give every product, convolution and advance kernel a
 // full card: rows are independent, so the reference runs every 13th alone.
-enum { MANY = 600, EACH = 13 };
-
-static void step_rows(rig *r, int32_t n, int32_t each, int32_t step) {
-    static int32_t tokens[MANY];
-    static ssm_segment segments[MANY];
-    int32_t used = 0;
-    for (int32_t i = 0; i < n; i += each, used++) {
-        segments[used] =
-            (ssm_segment){(i * 7 + n) % MANY, used, 1, step == 0 || i % 5 == 4, SSM_WANT_LAST};
-        tokens[used] = (i * 31 + step * 17 + n) % r->vocab;
-    }
-    rig_step(r, tokens, segments, used);
-}
-
 START_TEST(many_rows_agree_with_the_reference) {
     const ssm_dtype states[] = {SSM_DTYPE_F32, SSM_DTYPE_F16};
     const int32_t counts[] = {1, 2, 5, 8, 9, 14, 16, 20, 33, 48, 61, 64, 65, 100, 257, 600};
@@ -94,8 +80,8 @@ START_TEST(many_rows_agree_with_the_reference) {
         if (wide[_i / 2].d_model > 512 && (counts[c] < 8 || counts[c] > 20))
             continue; // for the products of 9 to 16 rows; the reference takes its time
         for (int32_t step = 0; step < 3; step++) {
-            step_rows(&p.cuda, counts[c], 1, step);
-            step_rows(&p.reference, counts[c], EACH, step);
+            rig_step_rows(&p.cuda, counts[c], 1, step);
+            rig_step_rows(&p.reference, counts[c], EACH, step);
         }
         for (int32_t i = 0, row = 0; i < counts[c]; i += EACH, row++) {
             const int32_t slot = (i * 7 + counts[c]) % MANY;
@@ -122,7 +108,7 @@ START_TEST(many_rows_twice_are_the_same_bits) {
         float *first[3];
         for (int round = 0; round < 4; round++) {
             for (int32_t step = 0; step < 3; step++)
-                step_rows(&r, counts[c], 1, step);
+                rig_step_rows(&r, counts[c], 1, step);
             for (int k = 0; k < 3; k++) {
                 float *logits = rig_logits(&r, rows[k]);
                 if (round == 0) {
