@@ -21,9 +21,8 @@
 // by channel: a snapshot of another backend goes on here.
 //
 // A prompt as a scan (lti_scan.cu): pieces of a span run from zeros at once, what each leaves is
-// carried on by a power of Ab, and they run again from where they should have begun. Or, S4D and
-// S4, as a convolution in blocks (lti_block.cu), chosen by tokens and spans of the step; H3's
-// (lti_pairs.cu) runs where it is asked for.
+// carried on by a power of Ab, and they run again from where they should have begun. Or as a
+// convolution in blocks (lti_block.cu; H3's: lti_pairs.cu), chosen by tokens and spans of the step.
 //
 // Ladder, H200, shakespeare-s4d (bf16, state 786 KB), us a step:
 //                                                        b1    b8    b64   b512  b2048
@@ -50,6 +49,7 @@ enum {
     SCAN_BLOCKS = 4,    // an SM that a scan should have
     LEAST_PIECE = 64,   // tokens
     BLOCK_PIECE = 4096, // of a convolution
+    H3_SCAN = 3072,     // a step's tokens from which H3 scans
 };
 
 static int32_t blocks_a_piece(const device *d) {
@@ -58,16 +58,21 @@ static int32_t blocks_a_piece(const device *d) {
 
 // Measured (H200, shakespeare-s4d and copying-s4d): a scan's time is its tokens', a convolution's a
 // third of that and what eleven microseconds a span are worth, as its blocks make P, Q and K once
-// but fill a tile for each span. S4's scan has nothing to set against a whole column.
+// but fill a tile for each span. S4's scan has nothing to set against a whole column. H3 (H100,
+// induction-h3): a convolution is up to 11% faster to 2,048 tokens, from 4,096 on there is nothing
+// between them.
 static bool convolves(const device *d, int32_t n_spans, int32_t tokens) {
     const ssm_prompt_form form = d->options.prompt_form;
-    if (d->g.kind == SSM_BLOCK_H3)
-        return n_spans > 0 && form == SSM_PROMPT_CONVOLUTION && lti_pairs_fit(d);
-    if (n_spans == 0 || form == SSM_PROMPT_SCAN || !lti_block_fits(d))
+    const bool h3 = d->g.kind == SSM_BLOCK_H3;
+    if (n_spans == 0 || form == SSM_PROMPT_SCAN || !(h3 ? lti_pairs_fit(d) : lti_block_fits(d)))
         return false;
+    if (form == SSM_PROMPT_CONVOLUTION)
+        return true;
+    if (h3)
+        return tokens < H3_SCAN;
     const int64_t least =
         d->g.kind == SSM_BLOCK_S4 ? LTI_PART * (int64_t)n_spans : 1024 * (int64_t)n_spans - 896;
-    return form == SSM_PROMPT_CONVOLUTION || tokens >= least;
+    return tokens >= least;
 }
 
 // Tokens of a piece. S4's states follow one another alone: no powers of a matrix for any number of

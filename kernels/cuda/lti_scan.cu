@@ -13,8 +13,7 @@
 // that they should have begun with. Bytes: inputs and outputs, and the states of each piece twice.
 // Measured, H200, 8,192 tokens of a layer of shakespeare-s4d: 47, 11 and 78 us.
 //
-// H3's other form, lti_pairs.cu, is there to be asked for; its prompts are launches: 4,096 tokens
-// of induction-h3 take 230 us in 23 of them.
+// H3's prompts are launches: 4,096 tokens of induction-h3 take 230 us in 23 of them.
 #include "lti.cuh"
 
 namespace ssm {

@@ -220,7 +220,7 @@ static int upload_diagonal(uploader *u, const ssm_layer *from, lti_weights *to) 
     if (rc == 0)
         rc = upload_doubles(u, s.c, n, 2, -2, &to->c);
     const bool is_h3 = u->d->g.kind == SSM_BLOCK_H3;
-    if (rc == 0 && is_h3 && u->d->options.prompt_form == SSM_PROMPT_CONVOLUTION)
+    if (rc == 0 && is_h3 && u->d->options.prompt_form != SSM_PROMPT_SCAN)
         rc = upload_pairs(u, &s, to);
     lti_diagonal_dispose(&s);
     return rc;
