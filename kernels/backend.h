@@ -95,7 +95,6 @@ typedef struct ssm_device_options {
     int32_t vocab_limit; // ids from here on are never drawn or listed; 0: vocab_size
     ssm_dtype weight_dtype, state_dtype, activation_dtype;
     ssm_prompt_form prompt_form;
-    int32_t few_rows; // CUDA: most rows of a step by few.cu, up to 8; 0: what is known to be right
 } ssm_device_options;
 
 typedef struct ssm_device_info {

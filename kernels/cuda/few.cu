@@ -18,19 +18,15 @@
 // ahead. Kernels that ask for different splits of shared memory against cache do not run side by
 // side, whatever they use: all of them ask for the same (7% of a step).
 //
-// A row's sums depend on the bucket (where token rows lie, see STREAM) but on no other row. Mamba-1
-// with 5 to 8 rows is left to skinny.cu (MAMBA_ROWS): at 2,560 channels and 8 rows another place in
-// a step gave other bits once (few_rows_of_published_widths_agree, in a run beside eight other
-// tests), cause not found; 4 rows and fewer, and Mamba-2 with 8, did not. It took 0.315 and 2.53 ms
-// at b8, skinny.cu 0.368 and 2.95. Not it: a block's own work (this source, lane by lane on a CPU
-// at that shape, warps and copies in random order: the same bits in any place, slot and company);
-// in the machine code, other sums in unrolled rows, reads moved before the wait, a slot given back
-// before it is read. Left, likeliest first, and what `test_cuda look` then says:
-//   kernels side by side on an SM, under other programs' slices of time    again; beside, not alone
-//   states and rings read from an L1 that another SM's step left behind    place, 3 steps, not 1
-//   x_proj's sums: added before they are cleared, or read before added     ssm alone, at 1 step
-//   slots refilled by the asynchronous proxy with no fence in between      conv or logits, again
-//   lm_head's second chunk, which no other tested width has                logits alone, at 6,000
+// A row's sums depend on the bucket (where token rows lie, see STREAM) but on no other row.
+//
+// A slot is given back once the products of what was read from it are there (ring_arrive_after). An
+// arrive alone overtakes its warp's reads: behind the token rows' loads from L2, which share their
+// way (STREAM), they can take longer than the eighth arrive, the next rows' being asked for and
+// their coming. At 2,560 channels and 8 rows, one step in four had multiplied a few weight rows'
+// last 64 of 160 columns as the rows that came into the slot next have them: those that the
+// compiler had read last, right before the arrive (the sums say so to 1e-6). Where it happened to
+// wait for them first (every kernel but STREAM's) nothing was ever wrong. test_cuda few looks.
 //
 // Ladder, one H200, bf16 weights, f32 state, ms a step       130m b1  b8     2.8b b1  b8
 //   skinny.cu: four launches, weights through registers      0.301   0.368   2.26    2.99
@@ -41,6 +37,8 @@
 //     ahead of time, out_proj's rows streamed at b8          0.228   0.398   1.77    2.57
 //   rolled loops (few_end.cuh)                               0.213           1.77
 //   in_proj asks L2 for the out_proj before it (ask_l2)                      1.70
+//   slots given back after their products                    0.208   0.315   1.68   2.56
+//   (one more H200; in turns with it, 8 rows by skinny.cu           0.370          2.99)
 //
 // Read off by %globaltimer, 2.8b b1, a layer of 25.7 us whose bytes take 18.8: in_proj 14.2,
 // advance 2.9 (its one trip to L2 takes 1.4 beside the prefetches), out_proj 6.2, three boundaries
@@ -355,19 +353,10 @@ int few_out_blocks(const device *d) {
     return d->g.d_model < d->n_sms ? d->g.d_model : d->n_sms;
 }
 
-// Of a step, unless options.few_rows says more: see above.
-enum { MAMBA_ROWS = 4, MAMBA2_ROWS = FEW_ROWS };
-
-static int most_rows(const device *d) {
-    const int usual = d->g.kind == SSM_BLOCK_MAMBA ? MAMBA_ROWS : MAMBA2_ROWS;
-    const int32_t asked = d->options.few_rows;
-    return asked <= 0 ? usual : asked < FEW_ROWS ? asked : FEW_ROWS;
-}
-
 bool few_fits(const device *d, int32_t n) {
     const ssm_geometry &g = d->g;
     const bool mamba = g.kind == SSM_BLOCK_MAMBA;
-    if (d->weight_type != SSM_DTYPE_BF16 || d->arch < 90 || n > most_rows(d) || g.d_conv > 4)
+    if (d->weight_type != SSM_DTYPE_BF16 || d->arch < 90 || n > FEW_ROWS || g.d_conv > 4)
         return false;
     if (mamba && (g.d_state != 16 || g.dt_rank % 8 != 0 || g.dt_rank > 256 || g.d_inner % 8 != 0))
         return false;

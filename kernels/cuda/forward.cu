@@ -2,8 +2,8 @@
 // All layers of a batch, as launches on the device's stream: run as they are for a mixed step,
 // captured into a graph for a decode bucket. Launches a layer:
 //
-//   few.cu      3     up to 4 decode rows (Mamba-2: 8) on Hopper and later
-//   skinny.cu   4     to 8, and all these elsewhere and in odd shapes (Mamba-2: 3)
+//   few.cu      3     up to 8 decode rows on Hopper and later
+//   skinny.cu   4     elsewhere and in odd shapes (Mamba-2: 3)
 //   medium.cu   4     to 64 rows
 //   product.cu  6 up  otherwise: norm, in_proj, conv, x_proj (to 1,024: medium), advance and / or
 //                     scan, out_proj

@@ -41,8 +41,15 @@ __device__ __forceinline__ void ring_barrier_init(uint64_t *bar, int arrivals) {
                  "r"(arrivals));
 }
 
-__device__ __forceinline__ void ring_arrive(uint64_t *bar) {
-    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(bar)) : "memory");
+// Once `sum` is there, one of a matrix instruction's that no token row gives: zero, or NaN. What
+// the instruction was fed has then come from shared memory. An arrive alone overtakes reads that
+// queue behind the SM's loads from L2: the slot was filled again in front of them (few.cu).
+__device__ __forceinline__ void ring_arrive_after(uint64_t *bar, float sum) {
+    asm volatile("{\n.reg .pred p;\n"
+                 "setp.neu.f32 p, %1, 0f3F800000;\n" // it is not one
+                 "@p mbarrier.arrive.shared::cta.b64 _, [%0];\n}" ::"r"(shared_address(bar)),
+                 "f"(sum)
+                 : "memory");
 }
 
 // Named barriers: `threads` in all take part.
@@ -164,6 +171,7 @@ template <int NB, bool STREAM> struct block_ring {
         }
     }
 
+    // c1 is the last to take anything that was read from the slot.
     template <class X>
     __device__ __forceinline__ void multiply(float (&c0)[4], float (&c1)[4], X x) {
         const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, q = lane & 3;
@@ -179,7 +187,7 @@ template <int NB, bool STREAM> struct block_ring {
         }
         __syncwarp();
         if (lane == 0)
-            ring_arrive(empty + at);
+            ring_arrive_after(empty + at, c1[3]);
         next();
     }
 

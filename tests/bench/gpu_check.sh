@@ -87,19 +87,7 @@ if command -v compute-sanitizer >/dev/null; then
 else
     echo 'not run: compute-sanitizer is not installed'
 fi
-# Mamba-1's 5 to 8 rows by few.cu, which are not let in: a question (few.cu), so its answer fails
-# nothing. Beside the tests, and alone once they are done.
-look() { timeout 120 "$test_cuda" look >"$out/$1.txt" 2>&1; }
-look look-beside &
-looking=$!
 finish
-wait "$looking"
-look look-alone
-for name in look-beside look-alone; do
-    printf 'looked  %-16s %s\n' "$name" "$(grep -c ' 0, ssm 0, logits 0 differ' "$out/$name.txt") of $(grep -c ' differ' "$out/$name.txt") the same bits"
-    grep ' differ' "$out/$name.txt" | grep -v ' 0, ssm 0, logits 0 differ'
-    tail -1 "$out/$name.txt"
-done
 [[ -n $quick ]] && exit "$failed"
 
 bench() { # bench NAME ARGUMENTS...

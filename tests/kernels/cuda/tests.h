@@ -42,7 +42,6 @@ typedef enum cuda_part {
     PART_QUICK, // under a sanitizer: bf16, both kinds
     PART_RACE,  // under racecheck, which makes kernels hundreds of times slower
     PART_FEW,   // what few.cu can break, no more
-    PART_LOOK,  // of it: rows that few.cu is not let have yet
 } cuda_part;
 
 void plans_tests(TCase *tc, cuda_part part);
