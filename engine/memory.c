@@ -43,14 +43,24 @@ static int32_t reach_of(const double *k) {
     return 0;
 }
 
+// Four poles beside each other: a pole's next power waits for its last one.
+enum { TOGETHER = 4 };
+typedef double poles_of __attribute__((vector_size(TOGETHER * sizeof(double))));
+
 static void diagonal_kernel(const lti_diagonal *s, size_t ch, double *k) {
+    const size_t end = 2 * (ch + 1) * s->n;
     memset(k, 0, SSM_MEMORY_MOST * sizeof *k);
-    for (size_t i = 2 * ch * s->n; i < 2 * (ch + 1) * s->n; i += 2) {
-        double re = s->bb[i], im = s->bb[i + 1];
+    for (size_t at = 2 * ch * s->n; at < end; at += 2 * TOGETHER) {
+        poles_of re = {0}, im = {0}, a_re = {0}, a_im = {0}, c_re = {0}, c_im = {0};
+        for (size_t j = 0, i = at; j < TOGETHER && i < end; j++, i += 2) {
+            re[j] = s->bb[i], im[j] = s->bb[i + 1];
+            a_re[j] = s->ab[i], a_im[j] = s->ab[i + 1];
+            c_re[j] = 2 * s->c[i], c_im[j] = 2 * s->c[i + 1];
+        }
         for (int32_t t = 0; t < SSM_MEMORY_MOST; t++) {
-            k[t] += 2 * (s->c[i] * re - s->c[i + 1] * im);
-            const double next = s->ab[i] * re - s->ab[i + 1] * im;
-            im = s->ab[i] * im + s->ab[i + 1] * re;
+            const poles_of heard = c_re * re - c_im * im, next = a_re * re - a_im * im;
+            k[t] += (heard[0] + heard[1]) + (heard[2] + heard[3]);
+            im = a_re * im + a_im * re;
             re = next;
         }
     }

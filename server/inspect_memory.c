@@ -59,9 +59,9 @@ static int measure_steps(memory_report *r, const ssm_model *model, const ssm_tok
 
 // ---- the report
 
-static bool is_lti(const ssm_model *model) {
+static bool is_lti(const ssm_model *model) { // no layer, so that none is measured for this
     ssm_layer_memory m;
-    return ssm_model_get_memory(model, 0, &m, NULL) != SSM_EUNSUPPORTED;
+    return ssm_model_get_memory(model, -1, &m, NULL) != SSM_EUNSUPPORTED;
 }
 
 int memory_report_make(memory_report *r, const ssm_model *model, const ssm_tokenizer *tokenizer,
