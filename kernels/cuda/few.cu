@@ -49,7 +49,13 @@
 // +21%); token rows in registers (128 of them: nothing fits beside); one copy of x_proj's sums
 // instead of four (2.8b +5%, 130m b8 +20%); streaming out_proj's token rows at one and two rows
 // (+25%, its registers keep the advance off the SM); asking L2 for all of out_proj at once after
-// in_proj (+4%: the advance's loads queue behind it); slots of 1 KB rows (2.8b b8 3.0).
+// in_proj (+4%: the advance's loads queue behind it); slots of 1 KB rows (2.8b b8 3.0); a proxy
+// fence in place of the arrive after the products (130m b1 +1%, once); rings no larger than a
+// block's rows, with zeros at a step's start (130m b2 +2%, b8 +1%); one row's advance and out_proj
+// in one launch, 16 channels a block, shares of out_proj's sums added up in fixed point in L2 and
+// to the residual by the next product (one H100, right, but 130m b1 0.212 to 0.224 ms and 370m
+// 0.455 to 0.576: 74,000 and 131,000 additions a layer cost more than a boundary and a trip to L2
+// save).
 #include "few_end.cuh"
 
 namespace ssm {
