@@ -83,7 +83,16 @@ if command -v compute-sanitizer >/dev/null; then
     sanitize=(compute-sanitizer --error-exitcode 1 --tool)
     check memcheck "${sanitize[@]}" memcheck "$test_cuda" quick
     [[ -n $test_cuda_lti ]] && check memcheck_lti "${sanitize[@]}" memcheck "$test_cuda_lti" quick
-    check racecheck "${sanitize[@]}" racecheck "$test_cuda" race # a few steps: hundreds of times slower
+    # Steps of few rows, and kernels of ours alone. cuBLASLt's algorithms are chosen (and remembered)
+    # before: timed under racecheck they took 53 GB of the host's memory in 40 s, and ended by signal 9.
+    # At 12 rows and at prompts racecheck itself fails (2025.3.1: "The Sanitizer failed to handle a
+    # hardware exception"; memcheck is clean there), so that these are not checked for races.
+    timeout 60 "$test_cuda" race >"$out/race.txt" 2>&1 || {
+        printf 'FAILED  race, see %s\n' "$out/race.txt"
+        failed=1
+    }
+    check racecheck "${sanitize[@]}" racecheck --kernel-name kns=ssm "$test_cuda" race
+    echo 'not run: racecheck of more than 8 rows and of prompts, where it fails itself'
 else
     echo 'not run: compute-sanitizer is not installed'
 fi

@@ -40,7 +40,7 @@ void compare(pair *p, float *a, float *b, size_t n, const char *of); // frees a 
 typedef enum cuda_part {
     PART_ALL,
     PART_QUICK, // under a sanitizer: bf16, both kinds
-    PART_RACE,  // under racecheck, which makes kernels hundreds of times slower
+    PART_RACE,  // under racecheck, which makes kernels hundreds of times slower: few rows
     PART_FEW,   // what few.cu can break, no more
 } cuda_part;
 
