@@ -51,7 +51,7 @@ int main(int argc, char **argv) {
     const cuda_part part = part_of(argc > 1 ? argv[1] : NULL);
     Suite *suite = suite_create("cuda");
     TCase *tc = suite_case(suite, "device"), *states = suite_case(suite, "states"),
-          *prompts = suite_case(suite, "prompts");
+          *prompts = suite_case(suite, "prompts"), *large = suite_case(suite, "large");
     if (argc > 2) { // test_cuda few N: this width alone
         few_tests(tc, states, part, atoi(argv[2]));
         return suite_run(suite);
@@ -66,5 +66,6 @@ int main(int argc, char **argv) {
     replay_tests(states, part);
     traffic_tests(states, part);
     prompts_tests(prompts, part);
+    large_tests(large, part);
     return suite_run(suite);
 }

@@ -46,6 +46,7 @@ typedef enum cuda_part {
 
 void plans_tests(TCase *tc, cuda_part part);
 void prompts_tests(TCase *tc, cuda_part part);
+void large_tests(TCase *tc, cuda_part part);
 void rows_tests(TCase *tc, cuda_part part);
 void few_tests(TCase *tc, TCase *states, cuda_part part, int one); // of the widths; -1: all
 void states_tests(TCase *tc, cuda_part part);
