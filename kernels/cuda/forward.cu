@@ -7,6 +7,47 @@
 //   medium.cu   4     to 64 rows
 //   product.cu  6 up  otherwise: norm, in_proj, conv, x_proj (to 1,024: medium), advance and / or
 //                     scan, out_proj
+//
+// Where a large step's time goes, us a layer by CUPTI, 2.8b, H200 for rows, H100 for prompts:
+//                       norm  in_proj  conv  x_proj  advance, scan  out_proj  sum with what is
+//   512 rows, f16        3.5   37.8     9.9   9.5     61 (6 beside    23.1    140     between
+//                                                     x_proj)
+//   8 x 2,048            93    1,095    133   74      949            586      2,940
+//   1 x 2,048            13    138      20    13      90, 191 beside 76       456
+//
+// Tried and dropped, ms a step on an H200 if nothing else is said. Products wait for the matrix
+// units and advances for the memory, so two halves of a step, side by side on two streams, should
+// gain. They do not, neither in rows nor in prompts. Measured before building it, by two devices
+// with half of the rows or prompts each on two threads of one process:
+//                        2.8b f16  b512   b1024   f32 b512  8 x 2,048   130m b1024  8 x 2,048
+//   whole                          9.11   17.29   12.58     183.1       1.765       12.79
+//   in halves                      9.87   17.50   12.75     189.8       1.885       13.50
+//   + advance in 132 / 66 blocks   9.74 / 11.3
+// A product of cuBLASLt takes all registers and shared memory of its SMs, an advance all registers
+// of its own: their blocks never share an SM, so only their ends overlap (12 us of 150 a layer),
+// and weights are read twice and products are half as large. Halves by medium.cu's kernels, which
+// do share SMs with an advance: 20.3 ms at b512 where this takes 10.4 (H100), as much as twice the
+// 10.3 that they take for 256 rows alone. What could still gain is a product at full rate in half
+// an SM's registers.
+//
+// cuBLASLt has no better algorithms: it offers eight for these shapes, and other splits, clusters
+// and stages than those of its best three end at the same 35.0 us (in_proj, 512 rows) and 19.4
+// (out_proj) in a chain of their own. In a step they take 37.8 and 23.1, beside what the advance
+// left to be written back.
+//
+// Convolution and x_proj in one kernel (blocks of 32 rows or 64 or 128 tokens that walk the
+// channels in pieces of 64: inputs by cp.async into a ring, four channels of four tokens a thread,
+// wgmma of one piece beside the convolution of the next, a cluster's sums by bulk copies; right in
+// every case tried), us against the two kernels' sum:
+//             512 rows 2.8b   1,024 rows 130m   8 x 2,048 2.8b   130m       1 x 2,048 2.8b   130m
+//   H200      20.7 (18)       12.4              201 (187)        55         40 (33)          12.8
+//   H100, tiles of 64 / 128                     195 / 216 (207)  57 / 61 (68)   37 (33)      12
+// In steps 2% faster at 130m 8 x 2,048 (13.29 against 13.55, H100), slower elsewhere (b512, one
+// prompt: 1 to 3%). A piece takes 1.8 us for 64 tokens whatever is multiplied and by whom outputs
+// are stored, where its instructions need 0.4 by count: something waits for a trip to memory. Not
+// looked into: fence.proxy.async behind cp.async that are still under way (inputs by tensor map
+// would tell). Letting a scan start early cost 45 to 58 us a layer: most likely its blocks pile up
+// on the few SMs that have room.
 #include "cuda.h"
 
 namespace ssm {
