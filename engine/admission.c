@@ -76,9 +76,7 @@ void admission_give_slot(ssm_engine *engine, choice *c, int32_t slot) {
 // A prompt of no tokens has the zero state and the logits of a zero residual: zeros, as no head of
 // the family has a bias.
 static bool start_empty(ssm_engine *engine, job *j) {
-    const size_t n = engine->state_floats + (size_t)engine->info.vocab_size;
-    j->snapshot = calloc(n, sizeof *j->snapshot);
-    return j->snapshot != NULL;
+    return (j->hit = cache_hold_zeros(&engine->cache)) != NULL;
 }
 
 static void start_job(ssm_engine *engine, job *j) {

@@ -42,7 +42,7 @@ static int64_t cpu_cache_bytes(const ssm_engine *engine) {
 
 static int32_t cache_rows(const ssm_engine *engine, bool is_gpu, int32_t sessions) {
     const int64_t bytes = engine->options.cache_bytes;
-    const int64_t row = (int64_t)engine->info.state_bytes;
+    const int64_t row = (int64_t)engine->info.saved_bytes;
     int64_t rows = bytes / row;
     if (bytes < 0) {
         rows = is_gpu ? sessions / 4 : cpu_cache_bytes(engine) / row;
@@ -57,6 +57,7 @@ static int open_backend(ssm_engine *engine, ssm_device_options *d, ssm_error *er
     int32_t sessions = o->max_sessions > 0 ? o->max_sessions : is_gpu ? 0 : CPU_SESSIONS;
     int32_t rows = cache_rows(engine, is_gpu, sessions);
     d->n_slots = sessions > 0 ? sessions + rows : 0;
+    d->kept_rows = sessions > 0 || o->cache_bytes >= 0 ? rows : -1;
     d->max_rows = sessions > 0 ? sessions + 128 : 0;
     const int rc = engine->backend->open(ssm_model_weights(engine->model), d, &engine->device, err);
     if (rc != 0)
@@ -67,6 +68,7 @@ static int open_backend(ssm_engine *engine, ssm_device_options *d, ssm_error *er
         rows = cache_rows(engine, is_gpu, n);
         sessions = rows < n / 2 ? n - rows : n - n / 2;
     }
+    assert(engine->device_info.kept_rows >= n - sessions);
     assert(sessions > 0 && sessions <= n);
     engine->n_sessions = sessions;
     return 0;

@@ -59,8 +59,7 @@ static int open_disk(ssm_engine *engine, cache_options *c, ssm_error *err) {
     const ssm_engine_options *o = &engine->options;
     if (!o->cache_dir || c->n_slots == 0)
         return 0;
-    const int rc =
-        spill_open(o->cache_dir, c->state_floats, c->vocab, on_moved, engine, &c->disk, err);
+    const int rc = spill_open(o->cache_dir, engine->states.bytes, on_moved, engine, &c->disk, err);
     if (rc != 0)
         return rc;
     const uint64_t rows = o->cache_disk_bytes / spill_row_bytes(c->disk);
@@ -77,8 +76,8 @@ static int allocate(ssm_engine *engine, ssm_error *err) {
                              "a step of %d tokens cannot hold a row for each of %d sessions",
                              d->max_tokens, engine->n_sessions);
     engine->state_floats = ssm_state_conv_floats(g) + ssm_state_ssm_floats(g);
-    int rc = state_pool_init(&engine->states, engine->state_floats * sizeof(float), engine->backend,
-                             engine->device);
+    int rc =
+        state_pool_init(&engine->states, engine->info.saved_bytes, engine->backend, engine->device);
     if (rc != 0)
         return ssm_error_set(err, rc, NULL, "no memory for states on the host");
     const size_t n = (size_t)engine->n_sessions;
@@ -89,6 +88,7 @@ static int allocate(ssm_engine *engine, ssm_error *err) {
                        .device = engine->device,
                        .first_slot = engine->n_sessions,
                        .n_slots = d->n_slots - engine->n_sessions,
+                       .first_row = d->max_rows,
                        .host_bytes = engine->options.cache_host_bytes,
                        .state_floats = engine->state_floats,
                        .vocab = (size_t)engine->info.vocab_size,

@@ -106,7 +106,6 @@ void job_free(job *j) {
     free((void *)j->sampling.bad_ends);
     free(j->prompt);
     free(j->stops);
-    free(j->snapshot);
     free(j);
 }
 
@@ -125,7 +124,7 @@ bool job_needs_history(const job *j) {
 }
 
 bool job_has_end(const job *j) {
-    return j->snapshot || (j->hit && j->hit->position == j->base + j->n_prompt);
+    return j->hit && j->hit->position == j->base + j->n_prompt;
 }
 
 bool choice_remember(choice *c, int32_t id) {

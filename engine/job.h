@@ -4,8 +4,8 @@
 // A job is a request that submit accepted: a copy of all it needs in one allocation's worth of
 // arrays, made on the submitter's thread and handed over once; from then on only the engine thread
 // touches it. It has n choices. The first runs the prompt; at the prompt's end the others continue
-// from copies of its state (directly while slots are free, else from a snapshot that the job keeps
-// in host memory until the last choice has been admitted).
+// from copies of its state (directly while slots are free, else from a snapshot that is held until
+// the last choice has been admitted).
 //
 //     choice:  PENDING -> PREFILL -> DECODE -> ENDED         (the first)
 //                                   DECODE -> HELD -> ENDED (of a session's turn, turn.c)
@@ -15,7 +15,7 @@
 // A job that is known whole from the cache has all its choices take the last way; one of which only
 // a beginning is known starts its PREFILL there (reuse.c).
 //
-// A prompt of no tokens is a snapshot of zeros that no step had to make.
+// A prompt of no tokens begins at a snapshot of zeros that no step had to make.
 //
 // choice_end is the one way into ENDED. A job is freed when all its choices have ended and no step
 // in flight refers to it.
@@ -36,7 +36,7 @@
 typedef enum choice_state {
     CHOICE_PENDING, // has no slot yet
     CHOICE_PREFILL,
-    CHOICE_RESTORE, // has a slot: its state is to be written from the job's snapshot
+    CHOICE_RESTORE, // has a slot: its state is to be restored from the job's hit
     CHOICE_DECODE,
     CHOICE_HELD, // over, and its consumer has the last word: no slot, its end is in job.last
     CHOICE_ENDED,
@@ -88,7 +88,6 @@ struct job {
     int32_t n_stores; // writes that its DONE waits for
     int error;
     char message[128];
-    float *snapshot; // state, then logits, at the prompt's end, for choices that wait for slots
     bool uses_cache;
     bool keeps_tokens;       // of its choices, as a key for their ends
     int32_t tenant[4];       // cache_salt

@@ -180,7 +180,7 @@ int reuse_enter(ssm_engine *engine, choice *c, ssm_error *err) {
     c->state = job_has_end(j) ? CHOICE_RESTORE : CHOICE_PREFILL;
     if (c->state == CHOICE_RESTORE || !j->hit)
         return 0;
-    const int rc = cache_restore(&engine->cache, j->hit, c->slot, err);
+    const int rc = cache_restore(&engine->cache, j->hit, c->slot, -1, err);
     reuse_forget(engine, j);
     return rc;
 }

@@ -74,17 +74,13 @@ static int fork_session(ssm_engine *engine, session_call *call, const session *f
 }
 
 int session_image(ssm_engine *engine, const session *s, snapshot_image *image, ssm_error *err) {
-    const size_t vocab = (size_t)engine->info.vocab_size;
     const bool has_logits = s->text.n_pending == 0;
     *image = (snapshot_image){.pool = &engine->states};
-    image->state = state_pool_take(image->pool, engine->state_floats * sizeof(float));
-    image->logits = has_logits ? malloc(vocab * sizeof(float)) : NULL;
-    if (!image->state || (has_logits && !image->logits) ||
-        !session_text_copy(&image->text, &s->text))
+    image->state = state_pool_take(image->pool, image->pool->bytes);
+    if (!image->state || !session_text_copy(&image->text, &s->text))
         return ssm_error_set(err, SSM_ENOMEM, NULL, "no memory for a session's state");
-    if (has_logits)
-        memcpy(image->logits, s->state->logits, vocab * sizeof(float));
-    return cache_read(&engine->cache, s->state, image->state, &image->ticket, err);
+    image->logits = has_logits ? image->state + engine->state_floats : NULL;
+    return cache_read(&engine->cache, s->state, has_logits, image->state, &image->ticket, err);
 }
 
 static int write_session(ssm_engine *engine, session_call *call, bool *waits) {

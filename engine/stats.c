@@ -20,6 +20,11 @@ void stats_step(ssm_engine *engine, const flight *f, double seconds) {
     pthread_mutex_unlock(&engine->lock);
 }
 
+// Of a row of the cache's beside its slot.
+static uint64_t logits_bytes(const ssm_engine *engine) {
+    return engine->info.saved_bytes - engine->info.state_bytes;
+}
+
 void stats_cache(ssm_engine *engine) {
     const cache *c = &engine->cache;
     ssm_stats *s = &engine->stats;
@@ -40,7 +45,7 @@ void stats_cache(ssm_engine *engine) {
     s->store_seconds = engine->session_counts.store_seconds;
     memcpy(s->cache, c->counts.tier, sizeof s->cache);
     s->cache[SSM_TIER_DEVICE].bytes =
-        (uint64_t)s->cache_slots_used * engine->device_info.slot_bytes;
+        (uint64_t)s->cache_slots_used * (engine->device_info.slot_bytes + logits_bytes(engine));
     s->cache[SSM_TIER_HOST].bytes = cache_host_bytes(c);
     s->cache[SSM_TIER_DISK].bytes = cache_disk_bytes(c);
     s->cache_misses = c->counts.misses;
@@ -70,7 +75,8 @@ void ssm_engine_get_stats(const ssm_engine *const_engine, ssm_stats *out) {
     out->slots_used = engine->slots.total - engine->n_free_slots;
     out->requests_waiting = engine->n_waiting + engine->n_inbox_jobs;
     out->requests_running = engine->n_running;
-    out->state_bytes = engine->device_info.slot_bytes * (uint64_t)engine->device_info.n_slots;
+    out->state_bytes = engine->device_info.slot_bytes * (uint64_t)engine->device_info.n_slots +
+                       logits_bytes(engine) * (uint64_t)engine->device_info.kept_rows;
     out->draining = engine->is_draining;
     out->failed = engine->is_failed;
     out->idle_seconds = engine->has_work || engine->inbox_first

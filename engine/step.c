@@ -2,10 +2,9 @@
 // Launching a planned step and its draws, and waiting for them.
 //
 // Device calls go in this order: the step; states that it brought to checkpoints saved; states and
-// logits written from snapshots; copies of the
-// states of prompts that have just ended to the slots of their other choices; the draws. A prompt
-// whose choices do not all get slots now is held in the cache, or read back once, state and logits,
-// into the job's snapshot.
+// logits restored from snapshots; copies of the states of prompts that have just ended to the slots
+// of their other choices; the draws. None of them waits for the device. The end of a prompt whose
+// choices do not all get slots now is held in the cache.
 #include "engine.h"
 
 #include <assert.h>
@@ -17,28 +16,17 @@ static int write_restores(ssm_engine *engine, flight *f, ssm_error *err) {
         const choice *c = f->restores[i];
         const job *j = c->job;
         assert(job_has_end(j));
-        const float *logits = j->snapshot ? j->snapshot + engine->state_floats : j->hit->logits;
-        int rc = j->snapshot
-                     ? engine->backend->slot_write(engine->device, c->slot, j->snapshot, err)
-                     : cache_restore(&engine->cache, j->hit, c->slot, err);
-        if (rc == 0)
-            rc = engine->backend->logits_write(engine->device, f->n_rows + i, logits, err);
+        const int rc = cache_restore(&engine->cache, j->hit, c->slot, f->n_rows + i, err);
         if (rc != 0)
             return rc;
     }
     return 0;
 }
 
-static int take_snapshot(ssm_engine *engine, job *j, int32_t slot, int32_t row, ssm_error *err) {
-    const size_t n = engine->state_floats + (size_t)engine->info.vocab_size;
-    if (!(j->snapshot = malloc(n * sizeof *j->snapshot))) {
+static int hold_end(ssm_engine *engine, job *j, int32_t slot, int32_t row, ssm_error *err) {
+    const int rc = cache_hold(&engine->cache, j->base + j->n_prompt, slot, row, &j->hit, err);
+    if (rc == 0 && !j->hit)
         job_end(engine, j, SSM_FINISH_ERROR, SSM_ENOMEM, "no memory for a snapshot of the prompt");
-        return 0;
-    }
-    int rc = engine->backend->slot_read(engine->device, slot, j->snapshot, err);
-    if (rc == 0)
-        rc = engine->backend->logits_read(engine->device, row, j->snapshot + engine->state_floats,
-                                          err);
     return rc;
 }
 
@@ -57,7 +45,7 @@ static int fork_siblings(ssm_engine *engine, flight *f, choice *first, int32_t r
     }
     if (!job_pending_choice(j) || reuse_hold_end(engine, j))
         return 0;
-    return take_snapshot(engine, j, first->slot, row, err);
+    return hold_end(engine, j, first->slot, row, err);
 }
 
 static int fork_prompts(ssm_engine *engine, flight *f, ssm_error *err) {
@@ -78,19 +66,16 @@ static int fork_prompts(ssm_engine *engine, flight *f, ssm_error *err) {
     return 0;
 }
 
-// A snapshot goes when no choice waits for it any more.
-static void drop_snapshots(ssm_engine *engine, flight *f) {
+// A snapshot is let go when no choice waits for it any more.
+static void forget_snapshots(ssm_engine *engine, flight *f) {
     for (int32_t i = 0; i < f->n_restores; i++) {
         job *j = f->restores[i]->job;
         bool is_wanted = false;
         for (int32_t k = 0; k < j->n_choices; k++)
             is_wanted |=
                 j->choices[k].state == CHOICE_PENDING || j->choices[k].state == CHOICE_RESTORE;
-        if (is_wanted)
-            continue;
-        free(j->snapshot);
-        j->snapshot = NULL;
-        reuse_forget(engine, j);
+        if (!is_wanted)
+            reuse_forget(engine, j);
     }
 }
 
@@ -110,7 +95,7 @@ int step_launch(ssm_engine *engine, flight *f, ssm_error *err) {
         rc = write_restores(engine, f, err);
     if (rc == 0)
         rc = fork_prompts(engine, f, err);
-    drop_snapshots(engine, f);
+    forget_snapshots(engine, f);
     flight_seal(f);
     if (rc == 0 && f->n_samples > 0)
         rc = engine->backend->sample(engine->device, f->samples, f->n_samples, err);

@@ -118,7 +118,7 @@ int turn_keep(ssm_engine *engine, choice *c, int32_t row, ssm_error *err) {
 }
 
 void turn_keep_hit(job *j) {
-    if (!j->hit || !job_has_end(j))
+    if (!j->hit || !job_has_end(j) || j->hit->position == 0)
         return;
     j->kept = j->hit;
     j->kept->keeps++;
@@ -145,13 +145,13 @@ static snapshot *take_state(ssm_engine *engine, choice *c, int64_t keep, int64_t
     if (c->fed <= keep && c->slot >= 0)
         state = keep_slot(engine, c, c->fed == keep);
     *covered = c->fed;
-    if (state && (c->fed < keep || (c->fed == keep && state->logits)))
+    if (state && (c->fed < keep || (c->fed == keep && state->has_logits)))
         return state;
     if (state)
         cache_release(&engine->cache, state);
     *covered = 0;
     state = j->kept;
-    if (!state || (keep == 0 && !state->logits))
+    if (!state || (keep == 0 && !state->has_logits))
         return NULL;
     j->kept = NULL;
     return state;

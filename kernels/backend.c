@@ -19,18 +19,23 @@ const ssm_backend *ssm_backend_find(const char *name) {
     return NULL;
 }
 
-int ssm_slot_export(const ssm_backend *b, ssm_device *device, int32_t slot, float *out,
+int ssm_slot_export(const ssm_backend *b, ssm_device *device, int32_t slot, int32_t row, float *out,
                     uint64_t *ticket, ssm_error *err) {
     *ticket = 0;
-    return b->slot_export ? b->slot_export(device, slot, out, ticket, err)
-                          : b->slot_read(device, slot, out, err);
+    if (b->slot_export)
+        return b->slot_export(device, slot, row, out, ticket, err);
+    const int rc = b->slot_read(device, slot, out, err);
+    return rc != 0 || row < 0 ? rc : b->logits_read(device, row, out + device->state_floats, err);
 }
 
-int ssm_slot_import(const ssm_backend *b, ssm_device *device, int32_t slot, const float *state,
-                    uint64_t after, uint64_t *ticket, ssm_error *err) {
+int ssm_slot_import(const ssm_backend *b, ssm_device *device, int32_t slot, int32_t row,
+                    const float *state, uint64_t after, uint64_t *ticket, ssm_error *err) {
     *ticket = 0;
-    return b->slot_import ? b->slot_import(device, slot, state, after, ticket, err)
-                          : b->slot_write(device, slot, state, err);
+    if (b->slot_import)
+        return b->slot_import(device, slot, row, state, after, ticket, err);
+    const int rc = b->slot_write(device, slot, state, err);
+    return rc != 0 || row < 0 ? rc
+                              : b->logits_write(device, row, state + device->state_floats, err);
 }
 
 int ssm_ticket_wait(const ssm_backend *b, ssm_device *device, uint64_t ticket, ssm_error *err) {

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // What a backend is: a const table of functions that advance sessions' states by a plan.
 //
-// A device holds one model's weights in its own layout, an array of state slots, and the logits of
-// the last step. It is used by one thread at a time (the engine's); it may run threads of its own.
-// A backend never logs and never exits: every failure is a code and a ssm_error. After SSM_EDEVICE
-// the device can only be closed. Nothing but open allocates.
+// A device holds one model's weights in its own layout, an array of state slots, the logits of the
+// last step, and rows of logits that are kept beyond it. It is used by one thread at a time (the
+// engine's); it may run threads of its own. A backend never logs and never exits: every failure is
+// a code and a ssm_error. After SSM_EDEVICE the device can only be closed. Nothing but open
+// allocates.
 //
 // A step takes a plan: tokens of several sequences, back to back, cut into segments. A decode row
 // is a segment of one token, a prompt is any number of segments over any number of steps; the
@@ -89,7 +90,9 @@ typedef struct ssm_device_options {
     int32_t index;      // which device of the kind
     int32_t n_slots;    // 0: what fits (a GPU), 64 (a CPU)
     int32_t max_tokens; // a step; 0: the backend's choice
-    int32_t max_rows;   // logits rows a step; 0: n_slots + 128
+    int32_t max_rows;   // logits rows a step, at least; 0: n_slots + 128
+    int32_t kept_rows;  // more of them, numbered from info's max_rows on: no step writes there;
+                        // n_slots at most; -1: a fourth of them, 4 at least
     int32_t threads;    // CPU; 0: one a usable core
     bool pin_threads;
     int32_t vocab_limit; // ids from here on are never drawn or listed; 0: vocab_size
@@ -99,7 +102,7 @@ typedef struct ssm_device_options {
 
 typedef struct ssm_device_info {
     char text[192]; // for people: "cpu avx512bf16, 2 threads, bf16 weights, f32 activations"
-    int32_t n_slots, max_tokens, max_rows;
+    int32_t n_slots, max_tokens, max_rows, kept_rows;
     uint64_t slot_bytes, weight_bytes; // resident
     bool run_ahead; // step and sample return early: plan the next before collecting
 } ssm_device_info;
@@ -116,6 +119,7 @@ typedef struct ssm_backend ssm_backend;
 // The first member of every backend's own device struct.
 typedef struct ssm_device {
     const ssm_backend *backend;
+    size_t state_floats; // of a slot in canonical form
 } ssm_device;
 
 struct ssm_backend {
@@ -145,6 +149,10 @@ struct ssm_backend {
     int (*slot_read)(ssm_device *device, int32_t slot, float *out, ssm_error *err);
     int (*slot_write)(ssm_device *device, int32_t slot, const float *state, ssm_error *err);
 
+    // Row src[i] of logits to row dst[i]; no row is both a source and a destination.
+    int (*logits_copy)(ssm_device *device, const int32_t *src, const int32_t *dst, int32_t n,
+                       ssm_error *err);
+
     // One row of logits, [vocab_size] fp32.
     int (*logits_read)(ssm_device *device, int32_t row, float *out, ssm_error *err);
     int (*logits_write)(ssm_device *device, int32_t row, const float *logits, ssm_error *err);
@@ -158,22 +166,30 @@ struct ssm_backend {
     void *(*host_alloc)(ssm_device *device, size_t bytes); // any thread
     void (*host_free)(ssm_device *device, void *memory);   // any thread
 
-    // slot_read and slot_write that return at once. The slot is as it will be for all later calls;
-    // `out` is not to be read, nor `out` or `state` written or given back, before the ticket is
-    // due. `after`: 0, or the ticket of the export that fills `state`.
-    int (*slot_export)(ssm_device *device, int32_t slot, float *out, uint64_t *ticket,
+    // slot_read and slot_write that return at once. With row >= 0 that row of logits goes with the
+    // state, right behind it in `out` or `state`. Slot and row are as they will be for all later
+    // calls; `out` is not to be read, nor `out` or `state` written or given back, before the ticket
+    // is due. `after`: 0, or the ticket of the export that fills `state`.
+    int (*slot_export)(ssm_device *device, int32_t slot, int32_t row, float *out, uint64_t *ticket,
                        ssm_error *err);
-    int (*slot_import)(ssm_device *device, int32_t slot, const float *state, uint64_t after,
-                       uint64_t *ticket, ssm_error *err);
+    int (*slot_import)(ssm_device *device, int32_t slot, int32_t row, const float *state,
+                       uint64_t after, uint64_t *ticket, ssm_error *err);
     int (*ticket_wait)(ssm_device *device, uint64_t ticket, ssm_error *err); // any thread; 0 is due
 };
 
+// For backends: how many rows the options ask for.
+static inline int32_t ssm_kept_rows(const ssm_device_options *o, int32_t n_slots) {
+    const int32_t fourth = n_slots / 4 > 4 ? n_slots / 4 : 4;
+    const int32_t rows = o->kept_rows >= 0 ? o->kept_rows : fourth;
+    return rows < n_slots ? rows : n_slots;
+}
+
 // The same for every backend: where states are in the host's memory anyway they wait, and tickets
 // are 0.
-int ssm_slot_export(const ssm_backend *b, ssm_device *device, int32_t slot, float *out,
+int ssm_slot_export(const ssm_backend *b, ssm_device *device, int32_t slot, int32_t row, float *out,
                     uint64_t *ticket, ssm_error *err);
-int ssm_slot_import(const ssm_backend *b, ssm_device *device, int32_t slot, const float *state,
-                    uint64_t after, uint64_t *ticket, ssm_error *err);
+int ssm_slot_import(const ssm_backend *b, ssm_device *device, int32_t slot, int32_t row,
+                    const float *state, uint64_t after, uint64_t *ticket, ssm_error *err);
 int ssm_ticket_wait(const ssm_backend *b, ssm_device *device, uint64_t ticket,
                     ssm_error *err); // any thread
 

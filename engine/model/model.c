@@ -112,6 +112,7 @@ void model_describe(ssm_model *model, const blueprint *b) {
     info->vocab_size = g->vocab_size;
     info->tied = b->tied;
     info->state_bytes = sizeof(float) * (ssm_state_conv_floats(g) + ssm_state_ssm_floats(g));
+    info->saved_bytes = info->state_bytes + (uint64_t)g->vocab_size * sizeof(float);
     count_weights(model, info);
 }
 

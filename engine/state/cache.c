@@ -17,7 +17,7 @@ int cache_init(cache *c, const cache_options *options) {
     prefix_init(&c->tree);
     c->free = malloc(((size_t)options->n_slots + 1) * sizeof *c->free);
     if (options->poison)
-        c->nan = malloc(tiers_state_bytes(c) + 1);
+        c->nan = malloc(tiers_bytes(c));
     c->n_disk_rows = c->n_free_disk = options->disk ? options->n_disk_rows : 0;
     c->free_disk = malloc(((size_t)c->n_disk_rows + 1) * sizeof *c->free_disk);
     c->disk = options->disk;
@@ -25,7 +25,7 @@ int cache_init(cache *c, const cache_options *options) {
         cache_dispose(c);
         return SSM_ENOMEM;
     }
-    for (size_t i = 0; c->nan && i < options->state_floats; i++)
+    for (size_t i = 0; c->nan && i < tiers_bytes(c) / sizeof(float); i++)
         c->nan[i] = NAN;
     for (int32_t i = 0; i < c->n_disk_rows; i++)
         c->free_disk[i] = c->n_disk_rows - 1 - i;
@@ -64,7 +64,7 @@ void cache_check(const cache *c) {
     }
     size_t n_disk = (size_t)c->n_free_disk;
     for (const snapshot *s = c->on_disk.oldest; s; s = s->newer) {
-        assert(s->slot < 0 && !s->host && !s->logits && s->node && s->node->value == s);
+        assert(s->slot < 0 && !s->host && s->node && s->node->value == s);
         assert(s->disk_row >= 0 && s->keeps == 0 && s->pins == 0);
         n_nodes++;
         n_disk++;
@@ -95,16 +95,11 @@ snapshot *cache_find(const cache *c, const int32_t tenant[4], const int32_t *tok
     return node ? node->value : NULL;
 }
 
-// Logits of a row, or NULL without memory.
-static int read_logits(cache *c, int32_t row, float **out, ssm_error *err) {
-    *out = NULL;
-    if (row < 0 || !(*out = malloc(c->o.vocab * sizeof(float))))
-        return 0;
-    const int rc = c->o.backend->logits_read(c->o.device, row, *out, err);
-    if (rc != 0) {
-        free(*out);
-        *out = NULL;
-    }
+// Logits of a step's row to where a snapshot on the device keeps its own.
+static int copy_logits(cache *c, snapshot *s, int32_t row, ssm_error *err) {
+    const int32_t to = tiers_logits_row(c, s->slot);
+    const int rc = c->o.backend->logits_copy(c->o.device, &row, &to, 1, err);
+    s->has_logits = rc == 0;
     return rc;
 }
 
@@ -123,27 +118,28 @@ static int create(cache *c, uint64_t position, int32_t slot, int32_t row, bool e
     }
     *s = (snapshot){.position = position, .slot = to, .disk_row = -1};
     rc = c->o.backend->slots_copy(c->o.device, &slot, &to, 1, err);
-    if (rc == 0)
-        rc = read_logits(c, row, &s->logits, err);
-    s->has_logits = s->logits;
+    if (rc == 0 && row >= 0)
+        rc = copy_logits(c, s, row, err);
     tiers_add(c, s);
     if (rc != 0) {
         tiers_discard(c, s);
         return rc;
     }
-    c->counts.saves++;
     *out = s;
     return 0;
 }
 
+// Whether a state at hand had better be saved anew than be kept where it is: off the device
+// without the logits that are at hand too, or on the disk.
+static bool is_poor(const snapshot *s, int32_t row) {
+    const bool gets_logits = row >= 0 && !s->has_logits;
+    return tiers_is_idle(s) && (cache_is_away(s) || (s->slot < 0 && gets_logits));
+}
+
 // A state that is known already was used again; it may get the logits that it lacks.
-static int add_logits(cache *c, snapshot *s, int32_t row, ssm_error *err) {
+static int use_again(cache *c, snapshot *s, int32_t row, ssm_error *err) {
     tiers_touch(c, s);
-    if (s->has_logits || s->is_moving || cache_is_away(s))
-        return 0;
-    const int rc = read_logits(c, row, &s->logits, err);
-    s->has_logits = s->logits;
-    return rc;
+    return s->slot >= 0 && row >= 0 && !s->has_logits ? copy_logits(c, s, row, err) : 0;
 }
 
 int cache_save(cache *c, const cache_text *text, int32_t slot, int32_t row, bool eager,
@@ -154,15 +150,15 @@ int cache_save(cache *c, const cache_text *text, int32_t slot, int32_t row, bool
     const prefix_match match = prefix_find(&c->tree, &key);
     if (match.node && match.node->depth == TENANT + position) { // known already
         snapshot *known = match.node->value;
-        const bool is_replaced = cache_is_away(known) && eager && tiers_is_idle(known);
-        if (!is_replaced)
-            return add_logits(c, known, row, err);
-        tiers_discard(c, known); // what is at hand is as good, and nearer
+        if (!eager || !is_poor(known, row))
+            return use_again(c, known, row, err);
+        tiers_discard(c, known);
     }
     snapshot *s;
     const int rc = create(c, position, slot, row, eager, &s, err);
     if (rc != 0 || !s)
         return rc;
+    c->counts.saves++;
     s->node = prefix_insert(&c->tree, &key);
     if (s->node)
         s->node->value = s;
@@ -173,34 +169,63 @@ int cache_save(cache *c, const cache_text *text, int32_t slot, int32_t row, bool
 
 // ---- sessions
 
-int cache_keep(cache *c, uint64_t position, int32_t slot, int32_t row, snapshot **out,
-               ssm_error *err) {
-    snapshot *s;
-    int rc = create(c, position, slot, row, true, &s, err);
-    *out = s;
-    if (rc != 0)
+// Kept, on the device if there is room, else on the host.
+static int keep(cache *c, uint64_t position, int32_t slot, int32_t row, bool eager, snapshot **out,
+                ssm_error *err) {
+    int rc = create(c, position, slot, row, eager, out, err);
+    if (rc != 0 || *out) {
+        if (*out)
+            (*out)->keeps = 1;
         return rc;
-    if (s) {
-        s->keeps = 1;
-        return 0;
     }
-    float *state = tiers_take_host(c), *logits = NULL; // no row: straight to the host
+    float *state = tiers_take_host(c);
     if (!state)
         return 0;
     uint64_t ticket = 0;
-    rc = ssm_slot_export(c->o.backend, c->o.device, slot, state, &ticket, err);
-    if (rc == 0)
-        rc = read_logits(c, row, &logits, err);
-    if (rc == 0 && (*out = cache_adopt(c, position, state, logits))) {
+    rc = ssm_slot_export(c->o.backend, c->o.device, slot, row, state, &ticket, err);
+    if (rc == 0 && (*out = cache_adopt(c, position, state, row >= 0))) {
         (*out)->ticket = ticket;
         return 0;
     }
     state_pool_give(c->o.states, state, ticket);
-    free(logits);
     return rc;
 }
 
-snapshot *cache_adopt(cache *c, uint64_t position, float *state, float *logits) {
+int cache_keep(cache *c, uint64_t position, int32_t slot, int32_t row, snapshot **out,
+               ssm_error *err) {
+    const int rc = keep(c, position, slot, row, true, out, err);
+    c->counts.saves += *out && (*out)->slot >= 0;
+    return rc;
+}
+
+// From kept to pinned.
+static snapshot *hold(cache *c, snapshot *s) {
+    if (s) {
+        cache_pin(c, s);
+        cache_release(c, s);
+    }
+    return s;
+}
+
+int cache_hold(cache *c, uint64_t position, int32_t slot, int32_t row, snapshot **out,
+               ssm_error *err) {
+    const int rc = keep(c, position, slot, row, false, out, err);
+    hold(c, *out);
+    return rc;
+}
+
+snapshot *cache_hold_zeros(cache *c) {
+    float *state = tiers_take_host(c);
+    if (!state)
+        return NULL;
+    memset(state, 0, tiers_bytes(c));
+    snapshot *s = cache_adopt(c, 0, state, true);
+    if (!s)
+        state_pool_give(c->o.states, state, 0);
+    return hold(c, s);
+}
+
+snapshot *cache_adopt(cache *c, uint64_t position, float *state, bool has_logits) {
     snapshot *s = calloc(1, sizeof *s);
     if (!s)
         return NULL;
@@ -208,8 +233,7 @@ snapshot *cache_adopt(cache *c, uint64_t position, float *state, float *logits) 
                     .slot = -1,
                     .disk_row = -1,
                     .host = state,
-                    .logits = logits,
-                    .has_logits = logits,
+                    .has_logits = has_logits,
                     .keeps = 1};
     tiers_add(c, s);
     return s;
@@ -236,52 +260,64 @@ void cache_unpin(cache *c, snapshot *s) {
         tiers_discard(c, s);
 }
 
-// A snapshot that is used again moves back to the device, by way of the slot that it was written
-// to.
-static int promote(cache *c, snapshot *s, int32_t slot, ssm_error *err) {
-    int32_t row;
+// A snapshot that is used again moves back to the device if there is room. One that is only held
+// takes nobody's place.
+static int promote(cache *c, snapshot *s, ssm_error *err) {
+    const bool is_held = !s->node && s->keeps == 0;
+    int32_t to;
     if (s->is_moving) // it is being written from where it is
         return 0;
     s->pins++; // not for itself
-    int rc = tiers_take_row(c, true, &row, err);
+    int rc = tiers_take_row(c, !is_held, &to, err);
     s->pins--;
-    if (rc != 0 || row < 0)
+    if (rc != 0 || to < 0)
         return rc;
-    rc = c->o.backend->slots_copy(c->o.device, &slot, &row, 1, err);
+    rc =
+        ssm_slot_import(c->o.backend, c->o.device, to, s->has_logits ? tiers_logits_row(c, to) : -1,
+                        s->host, s->ticket, &s->ticket, err);
     if (rc != 0) {
-        tiers_give_row(c, row);
+        tiers_give_row(c, to);
         return rc;
     }
     tiers_remove(c, s);
     tiers_give_host(c, s);
-    s->slot = row;
+    s->slot = to;
     tiers_add(c, s);
     return 0;
 }
 
-int cache_restore(cache *c, snapshot *s, int32_t slot, ssm_error *err) {
+// From the device's row.
+static int copy_out(cache *c, const snapshot *s, int32_t slot, int32_t row, ssm_error *err) {
+    const int32_t from = tiers_logits_row(c, s->slot);
+    const int rc = c->o.backend->slots_copy(c->o.device, &s->slot, &slot, 1, err);
+    return rc != 0 || row < 0 ? rc : c->o.backend->logits_copy(c->o.device, &from, &row, 1, err);
+}
+
+int cache_restore(cache *c, snapshot *s, int32_t slot, int32_t row, ssm_error *err) {
     const ssm_tier tier = cache_tier(s);
     const uint64_t began_ns = engine_now_ns();
-    assert(!cache_is_away(s));
-    int rc =
-        tier == SSM_TIER_DEVICE
-            ? c->o.backend->slots_copy(c->o.device, &s->slot, &slot, 1, err)
-            : ssm_slot_import(c->o.backend, c->o.device, slot, s->host, s->ticket, &s->ticket, err);
+    assert(!cache_is_away(s) && (row < 0 || s->has_logits));
+    int rc = tier == SSM_TIER_HOST ? promote(c, s, err) : 0;
+    if (rc == 0)
+        rc = s->slot >= 0 ? copy_out(c, s, slot, row, err)
+                          : ssm_slot_import(c->o.backend, c->o.device, slot, row, s->host,
+                                            s->ticket, &s->ticket, err);
     if (rc != 0)
         return rc;
     tiers_restored(c, tier, began_ns);
-    if (tier == SSM_TIER_HOST)
-        return promote(c, s, slot, err);
     tiers_touch(c, s);
     return 0;
 }
 
-int cache_read(cache *c, const snapshot *s, float *out, uint64_t *ticket, ssm_error *err) {
+int cache_read(cache *c, const snapshot *s, bool with_logits, float *out, uint64_t *ticket,
+               ssm_error *err) {
+    assert(!with_logits || s->has_logits);
     *ticket = 0;
     if (s->slot >= 0)
-        return ssm_slot_export(c->o.backend, c->o.device, s->slot, out, ticket, err);
+        return ssm_slot_export(c->o.backend, c->o.device, s->slot,
+                               with_logits ? tiers_logits_row(c, s->slot) : -1, out, ticket, err);
     const int rc = ssm_ticket_wait(c->o.backend, c->o.device, s->ticket, err);
     if (rc == 0)
-        memcpy(out, s->host, tiers_state_bytes(c));
+        memcpy(out, s->host, tiers_image_bytes(c, with_logits));
     return rc;
 }

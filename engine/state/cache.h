@@ -12,16 +12,21 @@
 //              copies beside its steps: whoever looks at one waits for its ticket
 //     disk     the same in a file (spill.h), without --cache-dir none
 //
+// At prompt ends a snapshot holds the next token's logits: an exact repeat then draws at once and
+// neither runs a token nor advances the state twice. A snapshot without them is of use only to a
+// longer text. They are wherever the state is: on the device in a row of logits behind those of the
+// steps, one for each row of states, so that they come and go by backend->logits_copy in the
+// stream's order; elsewhere right behind the state, in the same buffer under the same ticket. The
+// room is there with or without them: 7% of a row of mamba-130m, 1% of mamba-2.8b's, counted in
+// every place's bytes. Dropped: page-locked buffers for logits alone, to which each prompt's end
+// would have sent 200 KB over the bus, one copy a prompt, with memory to be locked as they grow.
+//
 // A snapshot is in one of them. Each place has a list by last use. When a row is needed the oldest
 // goes: to the host if it may (host_bytes) or must (a session has no other copy of it), else away.
 // Sessions that can be read back from a store are asked first whether they let go of theirs.
 // One that is pinned - a restore from it is planned - is passed over. What falls off the host's end
 // goes to the disk, and what falls off that is forgotten. A state on the disk is of use only when
 // it has been fetched, which nobody waits for but the request that wants it.
-//
-// At prompt ends a snapshot holds the next token's logits: an exact repeat then draws at once and
-// neither runs a token nor advances the state twice. A snapshot without them is of use only to a
-// longer text.
 //
 // Failures here cost speed, never an answer: no memory, no room: nothing is saved. The only errors
 // returned are the device's own. Engine thread only.
@@ -46,10 +51,9 @@ typedef struct snapshot {
     int32_t slot;                   // the device's row, or -1
     int32_t disk_row;               // or -1
     bool is_moving;                 // to the disk, from the host; or back
-    bool has_logits;                // wherever it is
-    float *host;                    // [state_floats] canonical, if it is on the host
+    bool has_logits;                // of the next token
+    float *host;                    // [state_floats] canonical, [vocab], if it is on the host
     uint64_t ticket;                // of the last copy from or to there (kernels/backend.h)
-    float *logits;                  // [vocab] of the next token, or NULL
     uint64_t sum[2];                // on the disk: its checksum
     int32_t pins;                   // restores that are planned
     int32_t keeps;                  // sessions, and jobs of sessions, that own it
@@ -65,6 +69,7 @@ typedef struct cache_options {
     const ssm_backend *backend;
     ssm_device *device;
     int32_t first_slot, n_slots; // rows that are the cache's
+    int32_t first_row;           // of logits, n_slots of them
     uint64_t host_bytes;         // for what falls off the device; sessions beyond it all the same
     size_t state_floats, vocab;
     state_pool *states; // where states on the host are from
@@ -127,20 +132,29 @@ int cache_save(cache *c, const cache_text *text, int32_t slot, int32_t row, bool
 int cache_keep(cache *c, uint64_t position, int32_t slot, int32_t row, snapshot **out,
                ssm_error *err);
 
-// A kept snapshot from a canonical state of the pool and logits from malloc (NULL: none), both
-// taken over.
-snapshot *cache_adopt(cache *c, uint64_t position, float *state, float *logits);
+// A pinned one for whoever is to begin there soon; nothing makes room for it on the device, and it
+// goes when it is unpinned. *out stays NULL if memory is short.
+int cache_hold(cache *c, uint64_t position, int32_t slot, int32_t row, snapshot **out,
+               ssm_error *err);
+snapshot *cache_hold_zeros(cache *c); // of no tokens; NULL: no memory
+
+// A kept snapshot from a buffer of the pool, which is taken over: a canonical state, and logits
+// behind it if it has them. NULL: no memory.
+snapshot *cache_adopt(cache *c, uint64_t position, float *state, bool has_logits);
 void cache_release(cache *c, snapshot *s); // one session less keeps it
 
 // A pinned snapshot stays; pinning makes it the last used.
 void cache_pin(cache *c, snapshot *s);
 void cache_unpin(cache *c, snapshot *s);
 
-// The snapshot's state into a slot; it may move to the device on the way.
-int cache_restore(cache *c, snapshot *s, int32_t slot, ssm_error *err);
+// The snapshot's state into a slot, its logits into a row of the device's if row >= 0; it may move
+// to the device on the way.
+int cache_restore(cache *c, snapshot *s, int32_t slot, int32_t row, ssm_error *err);
 
-// The snapshot's state in canonical form, there when the ticket is due.
-int cache_read(cache *c, const snapshot *s, float *out, uint64_t *ticket, ssm_error *err);
+// The snapshot's state in canonical form, the logits behind it if they are wanted; there when the
+// ticket is due.
+int cache_read(cache *c, const snapshot *s, bool with_logits, float *out, uint64_t *ticket,
+               ssm_error *err);
 
 uint64_t cache_host_bytes(const cache *c);
 uint64_t cache_disk_bytes(const cache *c);

@@ -140,7 +140,6 @@ void put_start(op *o) {
             return;
         }
         state_pool_give(r->image.pool, r->image.state, 0); // in the bytes; its text is still wanted
-        free(r->image.logits);
         r->image.state = r->image.logits = NULL;
     }
     o->n_parts = (o->size + redis_part_bytes - 1) / redis_part_bytes;

@@ -196,7 +196,7 @@ void sessions_dispose(session_table *t, cache *c) {
 }
 
 void session_set(session *s, cache *c, snapshot *state, session_text *text) {
-    assert(state->keeps > 0 && (text->n_pending > 0 || state->logits));
+    assert(state->keeps > 0 && (text->n_pending > 0 || state->has_logits));
     assert(state->position + text->n_pending == text->n_tokens);
     drop_state(s, c);
     session_text_dispose(&s->text);

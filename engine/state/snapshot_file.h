@@ -34,9 +34,9 @@
 
 typedef struct snapshot_image {
     state_pool *pool; // of the state; NULL: malloc
-    float *state;     // canonical
+    float *state;     // canonical, with room for logits behind it
     uint64_t ticket;  // of the copy that fills it; 0: it is filled
-    float *logits;    // [vocab], if text.n_pending is 0
+    float *logits;    // [vocab] there, if text.n_pending is 0, else NULL
     session_text text;
 } snapshot_image;
 

@@ -240,12 +240,13 @@ static int take_tensor(const reader *r, const safetensor *t, uint8_t *out, bool 
 
 static int make_room(const reader *r, const snapshot_part parts[N_PARTS], snapshot_image *image) {
     const bool has_logits = image->text.n_pending == 0;
-    image->state = state_pool_take(image->pool, parts[PART_CONV].bytes + parts[PART_SSM].bytes);
-    image->logits = has_logits ? malloc(parts[PART_REST].bytes) : NULL;
+    const ssm_model_info *info = ssm_model_get_info(r->model);
+    image->state = state_pool_take(image->pool, info->saved_bytes);
     image->text.pending = malloc(has_logits ? 1 : parts[PART_REST].bytes);
-    if (image->state && (image->logits || !has_logits) && image->text.pending)
-        return 0;
-    return ssm_error_set(r->err, SSM_ENOMEM, NULL, "no memory for a session's state");
+    if (!image->state || !image->text.pending)
+        return ssm_error_set(r->err, SSM_ENOMEM, NULL, "no memory for a session's state");
+    image->logits = has_logits ? image->state + info->state_bytes / sizeof(float) : NULL;
+    return 0;
 }
 
 static uint8_t *place_of(const safetensor *t, const snapshot_part parts[N_PARTS],

@@ -20,7 +20,6 @@ int snapshot_image_wait(const snapshot_image *image, ssm_error *err) {
 
 void snapshot_image_dispose(snapshot_image *image) {
     state_pool_give(image->pool, image->state, image->ticket);
-    free(image->logits);
     session_text_dispose(&image->text);
     *image = (snapshot_image){.pool = image->pool};
 }

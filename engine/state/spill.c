@@ -15,7 +15,7 @@
 
 struct spill {
     int fd;
-    size_t state_bytes, logits_bytes;
+    size_t row_bytes;
     void (*on_done)(void *ctx, spill_move *move);
     void *ctx;
     pthread_t thread;
@@ -26,7 +26,7 @@ struct spill {
 };
 
 uint64_t spill_row_bytes(const spill *s) {
-    return (uint64_t)s->state_bytes + s->logits_bytes;
+    return s->row_bytes;
 }
 
 // ---- the thread
@@ -47,28 +47,15 @@ static int transfer(const spill *s, bool is_read, char *bytes, size_t n, uint64_
     return 0;
 }
 
-static void sum_of(const spill *s, const spill_move *m, uint64_t out[2]) {
-    const XXH128_hash_t a = XXH3_128bits(m->state, s->state_bytes);
-    out[0] = a.high64;
-    out[1] = a.low64;
-    if (m->logits) {
-        const XXH128_hash_t b = XXH3_128bits(m->logits, s->logits_bytes);
-        out[0] ^= b.high64 * 0x9e3779b97f4a7c15u;
-        out[1] += b.low64;
-    }
-}
-
 static int run(const spill *s, spill_move *m) {
-    const uint64_t at = (uint64_t)m->row * spill_row_bytes(s);
-    uint64_t sum[2];
     int rc = m->ticket ? ssm_ticket_wait(m->pool->backend, m->pool->device, m->ticket, NULL) : 0;
     if (rc == 0)
-        rc = transfer(s, m->is_read, (char *)m->state, s->state_bytes, at);
-    if (rc == 0 && m->logits)
-        rc = transfer(s, m->is_read, (char *)m->logits, s->logits_bytes, at + s->state_bytes);
+        rc = transfer(s, m->is_read, (char *)m->state, m->bytes,
+                      (uint64_t)m->row * spill_row_bytes(s));
     if (rc != 0)
         return rc;
-    sum_of(s, m, sum);
+    const XXH128_hash_t h = XXH3_128bits(m->state, m->bytes);
+    const uint64_t sum[2] = {h.high64, h.low64};
     if (m->is_read)
         return memcmp(sum, m->sum, sizeof sum) == 0 ? 0 : SSM_EIO;
     memcpy(m->sum, sum, sizeof sum);
@@ -121,17 +108,12 @@ static int open_file(const char *folder) {
     return fd;
 }
 
-int spill_open(const char *folder, size_t state_floats, size_t vocab,
-               void (*on_done)(void *ctx, spill_move *move), void *ctx, spill **out,
-               ssm_error *err) {
+int spill_open(const char *folder, size_t row_bytes, void (*on_done)(void *ctx, spill_move *move),
+               void *ctx, spill **out, ssm_error *err) {
     spill *s = calloc(1, sizeof *s);
     if (!s)
         return ssm_error_set(err, SSM_ENOMEM, NULL, "no memory for the cache's disk");
-    *s = (spill){.fd = open_file(folder),
-                 .state_bytes = state_floats * sizeof(float),
-                 .logits_bytes = vocab * sizeof(float),
-                 .on_done = on_done,
-                 .ctx = ctx};
+    *s = (spill){.fd = open_file(folder), .row_bytes = row_bytes, .on_done = on_done, .ctx = ctx};
     s->last = &s->first;
     pthread_mutex_init(&s->lock, NULL);
     pthread_cond_init(&s->wake, NULL);

@@ -29,8 +29,8 @@ typedef struct spill_move {
     int32_t row;
     const state_pool *pool;    // to be written: of the state, whose last copy
     uint64_t ticket;           // is waited for here
-    float *state;              // [state_floats]; the caller's, as is
-    float *logits;             // [vocab], or NULL: the row has none
+    float *state;              // the caller's
+    size_t bytes;              // of it, a row's at most
     uint64_t sum[2];           // written: filled; to be read: what it must be
     int rc;                    // 0, SSM_EIO, SSM_ECANCELED
     struct snapshot *snapshot; // the caller's, not looked at
@@ -40,9 +40,8 @@ typedef struct spill_move {
 typedef struct spill spill;
 
 // SSM_EIO: no file can be made in the folder.
-int spill_open(const char *folder, size_t state_floats, size_t vocab,
-               void (*on_done)(void *ctx, spill_move *move), void *ctx, spill **out,
-               ssm_error *err);
+int spill_open(const char *folder, size_t row_bytes, void (*on_done)(void *ctx, spill_move *move),
+               void *ctx, spill **out, ssm_error *err);
 void spill_submit(spill *s, spill_move *move);
 
 // What has not begun comes back as SSM_ECANCELED; then frees. NULL is allowed.

@@ -71,7 +71,7 @@ void tiers_restored(cache *c, ssm_tier tier, uint64_t began_ns) {
 // ---- rows and bytes
 
 uint64_t cache_host_bytes(const cache *c) {
-    return (uint64_t)c->on_host.n * tiers_state_bytes(c);
+    return (uint64_t)c->on_host.n * tiers_bytes(c);
 }
 
 uint64_t cache_disk_bytes(const cache *c) {
@@ -80,12 +80,14 @@ uint64_t cache_disk_bytes(const cache *c) {
 
 // Of states that are to stay.
 static uint64_t resting_bytes(const cache *c) {
-    return (uint64_t)(c->on_host.n - (size_t)c->n_leaving) * tiers_state_bytes(c);
+    return (uint64_t)(c->on_host.n - (size_t)c->n_leaving) * tiers_bytes(c);
 }
 
 void tiers_give_row(cache *c, int32_t slot) {
-    if (c->nan)
+    if (c->nan) {
         c->o.backend->slot_write(c->o.device, slot, c->nan, NULL);
+        c->o.backend->logits_write(c->o.device, tiers_logits_row(c, slot), c->nan, NULL);
+    }
     c->free[c->n_free++] = slot;
     assert(c->n_free <= c->o.n_slots);
 }
@@ -105,7 +107,6 @@ void tiers_discard(cache *c, snapshot *s) {
     if (s->node)
         prefix_drop(&c->tree, s->node);
     tiers_give_host(c, s);
-    free(s->logits);
     free(s);
 }
 
@@ -152,18 +153,13 @@ static bool start_leaving(cache *c, snapshot *s) {
     c->n_leaving++;
     *m = (spill_move){.row = row, .pool = c->o.states, .ticket = s->ticket};
     m->state = s->host;
-    m->logits = s->logits;
+    m->bytes = tiers_image_bytes(c, s->has_logits);
     submit(c, s, m);
     return true;
 }
 
 bool cache_is_away(const snapshot *s) {
     return cache_tier(s) == SSM_TIER_DISK;
-}
-
-static void free_buffers(const cache *c, const spill_move *m) {
-    state_pool_give(c->o.states, m->state, 0);
-    free(m->logits);
 }
 
 bool cache_fetch(cache *c, snapshot *s) {
@@ -174,11 +170,9 @@ bool cache_fetch(cache *c, snapshot *s) {
     if (m) {
         *m = (spill_move){.is_read = true, .row = s->disk_row, .sum = {s->sum[0], s->sum[1]}};
         m->state = tiers_take_host(c);
-        m->logits = s->has_logits ? malloc(c->o.vocab * sizeof *m->logits) : NULL;
+        m->bytes = tiers_image_bytes(c, s->has_logits);
     }
-    if (!m || !m->state || (s->has_logits && !m->logits)) {
-        if (m)
-            free_buffers(c, m);
+    if (!m || !m->state) {
         free(m);
         evict(c, s);
         return false;
@@ -198,8 +192,6 @@ static void on_written(cache *c, snapshot *s, const spill_move *m) {
     }
     tiers_remove(c, s);
     tiers_give_host(c, s);
-    free(s->logits);
-    s->logits = NULL;
     s->disk_row = m->row;
     s->sum[0] = m->sum[0];
     s->sum[1] = m->sum[1];
@@ -210,7 +202,7 @@ static void on_written(cache *c, snapshot *s, const spill_move *m) {
 static bool on_read(cache *c, snapshot *s, const spill_move *m) {
     c->counts.disk_failures += m->rc != 0 && m->rc != SSM_ECANCELED;
     if (m->rc != 0) {
-        free_buffers(c, m);
+        state_pool_give(c->o.states, m->state, 0);
         evict(c, s);
         return false;
     }
@@ -218,7 +210,6 @@ static bool on_read(cache *c, snapshot *s, const spill_move *m) {
     give_disk_row(c, s->disk_row);
     s->disk_row = -1;
     s->host = m->state;
-    s->logits = m->logits;
     tiers_add(c, s);
     tiers_restored(c, SSM_TIER_DISK, m->began_ns);
     return true;
@@ -270,10 +261,10 @@ void cache_trim(cache *c) {
 
 // Whether one more state may go to the host; the oldest there make room.
 static bool has_host_room(cache *c) {
-    if (c->o.host_bytes < tiers_state_bytes(c))
+    if (c->o.host_bytes < tiers_bytes(c))
         return false;
-    trim_host(c, c->o.host_bytes - tiers_state_bytes(c));
-    return resting_bytes(c) + tiers_state_bytes(c) <= c->o.host_bytes;
+    trim_host(c, c->o.host_bytes - tiers_bytes(c));
+    return resting_bytes(c) + tiers_bytes(c) <= c->o.host_bytes;
 }
 
 // Moves a snapshot from its row to the host; rc is the device's. Without memory it stays.
@@ -281,8 +272,9 @@ static int demote(cache *c, snapshot *s, ssm_error *err) {
     float *host = tiers_take_host(c);
     if (!host)
         return 0;
+    const int32_t row = s->has_logits ? tiers_logits_row(c, s->slot) : -1;
     uint64_t ticket;
-    const int rc = ssm_slot_export(c->o.backend, c->o.device, s->slot, host, &ticket, err);
+    const int rc = ssm_slot_export(c->o.backend, c->o.device, s->slot, row, host, &ticket, err);
     if (rc != 0) {
         state_pool_give(c->o.states, host, ticket);
         return rc;

@@ -17,12 +17,22 @@ static inline bool tiers_is_idle(const snapshot *s) {
     return s->pins == 0 && s->keeps == 0 && !s->is_moving;
 }
 
-static inline size_t tiers_state_bytes(const cache *c) {
-    return c->o.state_floats * sizeof(float);
+// Of a state on the host, with or without the logits behind it.
+static inline size_t tiers_image_bytes(const cache *c, bool with_logits) {
+    return (c->o.state_floats + (with_logits ? c->o.vocab : 0)) * sizeof(float);
+}
+
+static inline size_t tiers_bytes(const cache *c) { // of a buffer
+    return tiers_image_bytes(c, true);
+}
+
+// Where a row of the device has its logits.
+static inline int32_t tiers_logits_row(const cache *c, int32_t slot) {
+    return c->o.first_row + slot - c->o.first_slot;
 }
 
 static inline float *tiers_take_host(const cache *c) { // NULL: no memory
-    return state_pool_take(c->o.states, tiers_state_bytes(c));
+    return state_pool_take(c->o.states, tiers_bytes(c));
 }
 
 static inline void tiers_give_host(const cache *c, snapshot *s) {

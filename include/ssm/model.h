@@ -27,6 +27,7 @@ typedef struct ssm_model_info {
     uint64_t parameters;                 // a tied head counted once
     uint64_t weight_bytes;               // as stored
     uint64_t state_bytes;                // one session: SSM and convolution state, fp32
+    uint64_t saved_bytes;                // one that is saved: with the next token's logits
     ssm_dtype weight_dtype;              // of the projections, as stored
     int32_t bos_id, pad_id;              // -1: none
     int32_t eos_ids[SSM_MAX_EOS];        // config.json and generation_config.json together

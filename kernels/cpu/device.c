@@ -93,6 +93,7 @@ static int open_all(cpu_device *d, const ssm_weights *weights, const ssm_device_
     const int32_t window =
         d->max_tokens < CPU_WINDOW || is_lti ? d->max_tokens : CPU_WINDOW; // lti_step.c
     const int32_t max_rows = o->max_rows > 0 ? o->max_rows : d->n_slots + 128;
+    const int32_t kept_rows = ssm_kept_rows(o, d->n_slots);
     d->pool = cpu_pool_create(threads, o->pin_threads);
     if (!d->pool)
         return ssm_error_set(err, SSM_ENOMEM, "threads", "%d threads cannot be started", threads);
@@ -103,7 +104,8 @@ static int open_all(cpu_device *d, const ssm_weights *weights, const ssm_device_
         return rc;
     d->step.wanted = calloc((size_t)max_rows, sizeof *d->step.wanted);
     if (!d->step.wanted || cpu_model_load(&d->model, d->pool) != 0 ||
-        cpu_work_init(&d->work, &d->model, window, max_rows) != 0 || open_sampling(d, o) != 0)
+        cpu_work_init(&d->work, &d->model, window, max_rows, kept_rows) != 0 ||
+        open_sampling(d, o) != 0)
         return ssm_error_set(err, SSM_ENOMEM, NULL, "no memory for the packed model");
     d->step.model = &d->model;
     d->step.pool = d->pool;
@@ -117,6 +119,8 @@ static int open_device(const ssm_weights *weights, const ssm_device_options *o, 
     if (!d)
         return ssm_error_set(err, SSM_ENOMEM, NULL, "no memory for a device");
     d->base.backend = &ssm_backend_cpu;
+    d->base.state_floats =
+        ssm_state_conv_floats(&weights->geometry) + ssm_state_ssm_floats(&weights->geometry);
     const int rc = open_all(d, weights, o, err);
     if (rc != 0) {
         close_device(&d->base);
@@ -137,6 +141,7 @@ static void get_info(const ssm_device *device, ssm_device_info *out) {
         .n_slots = d->n_slots,
         .max_tokens = d->max_tokens,
         .max_rows = d->work.max_rows,
+        .kept_rows = d->work.kept_rows,
         .slot_bytes = d->step.slot_floats * sizeof(float),
         .weight_bytes = cpu_model_bytes(&d->model),
     };
@@ -151,7 +156,7 @@ static float *state_of(cpu_device *d, int32_t slot) {
 }
 
 static float *row_of(cpu_device *d, int32_t row) {
-    assert(row >= 0 && row < d->work.max_rows);
+    assert(row >= 0 && row < d->work.max_rows + d->work.kept_rows);
     return d->work.logits + (size_t)row * (size_t)d->model.vocab_blocks * CPU_LANES;
 }
 
@@ -244,6 +249,14 @@ static int slot_write(ssm_device *device, int32_t slot, const float *state, ssm_
     return 0;
 }
 
+static int logits_copy(ssm_device *device, const int32_t *src, const int32_t *dst, int32_t n,
+                       ssm_error *err) {
+    cpu_device *d = (cpu_device *)device;
+    for (int32_t i = 0; i < n; i++)
+        memcpy(row_of(d, dst[i]), row_of(d, src[i]), (size_t)d->model.g.vocab_size * sizeof(float));
+    return 0;
+}
+
 static int logits_read(ssm_device *device, int32_t row, float *out, ssm_error *err) {
     cpu_device *d = (cpu_device *)device;
     memcpy(out, row_of(d, row), (size_t)d->model.g.vocab_size * sizeof *out);
@@ -274,6 +287,7 @@ const ssm_backend ssm_backend_cpu = {
     .slots_copy = slots_copy,
     .slot_read = slot_read,
     .slot_write = slot_write,
+    .logits_copy = logits_copy,
     .logits_read = logits_read,
     .logits_write = logits_write,
     .ceilings = ceilings,

@@ -21,7 +21,7 @@ typedef struct cpu_stage {
 
 // Buffers of a step of N tokens, blocked (kernels.h).
 typedef struct cpu_work {
-    int32_t max_tokens, max_rows;
+    int32_t max_tokens, max_rows, kept_rows;
     float *residual; // [model_blocks][N][16]
     float *x, *z;    // [inner_blocks][N][16]; x becomes y
     float *bc;       // [bc_blocks][N][16]
@@ -29,13 +29,14 @@ typedef struct cpu_work {
     void *x_bytes;   // x in the form that x_proj takes, NULL if that is fp32
     cpu_stage shared;
     cpu_stage *own;   // [threads], of CPU_FEW_TOKENS tokens
-    float *logits;    // [max_rows][vocab_blocks * 16]
+    float *logits;    // [max_rows + kept_rows][vocab_blocks * 16]
     float **lti_next; // S4 [threads]: [N filled up to 4][16]
     float **lti_work; // [threads]: of lti_block u, y, work and states; H3: lti_pairs.c
     cpu_arena arena;
 } cpu_work;
 
-int cpu_work_init(cpu_work *work, const cpu_model *model, int32_t max_tokens, int32_t max_rows);
+int cpu_work_init(cpu_work *work, const cpu_model *model, int32_t max_tokens, int32_t max_rows,
+                  int32_t kept_rows);
 void cpu_work_dispose(cpu_work *work);
 
 // Tokens that pass through all layers together: enough to use each weight many times from the

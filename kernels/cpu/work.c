@@ -48,7 +48,7 @@ static void take_all(cpu_work *w, const cpu_model *m) {
         w->lti_next[i] = blocks_of(w, 1, m->g.d_state + LTI_ROWS);
     for (int i = 0; m->lti_least != INT32_MAX && is_lti && i < m->n_threads; i++)
         w->lti_work[i] = cpu_arena_take(&w->arena, lti_work_floats(m) * sizeof **w->lti_work);
-    w->logits = blocks_of(w, m->vocab_blocks, w->max_rows);
+    w->logits = blocks_of(w, m->vocab_blocks, w->max_rows + w->kept_rows);
     if (m->small_form == CPU_X_F32)
         return;
     w->x_bytes = blocks_of(w, m->inner_blocks, w->max_tokens);
@@ -56,8 +56,9 @@ static void take_all(cpu_work *w, const cpu_model *m) {
         w->own[i].dt_bytes = blocks_of(w, m->b_block, w->max_tokens);
 }
 
-int cpu_work_init(cpu_work *w, const cpu_model *m, int32_t max_tokens, int32_t max_rows) {
-    *w = (cpu_work){.max_tokens = max_tokens, .max_rows = max_rows};
+int cpu_work_init(cpu_work *w, const cpu_model *m, int32_t max_tokens, int32_t max_rows,
+                  int32_t kept_rows) {
+    *w = (cpu_work){.max_tokens = max_tokens, .max_rows = max_rows, .kept_rows = kept_rows};
     w->own = calloc((size_t)m->n_threads, sizeof *w->own);
     w->lti_next = calloc((size_t)m->n_threads, sizeof *w->lti_next);
     w->lti_work = calloc((size_t)m->n_threads, sizeof *w->lti_work);

@@ -121,7 +121,8 @@ struct device {
     int32_t n_in; // rows of in_proj; S4D, S4: of out_proj
     int32_t n_x;  // rows of x_proj: dt_rank + 2 N
     int32_t vocab_limit;
-    int32_t n_slots, max_tokens, max_rows;
+    int32_t n_slots, max_tokens, kept_rows;
+    int32_t max_rows; // a bucket: what fills one up is no kept row
     int32_t index, n_sms, arch;
     size_t shared_sm; // bytes of shared memory an SM
     char name[64];
@@ -158,7 +159,7 @@ struct device {
     float *carry;     // scans' end states and sums by piece: MAMBA [piece][N + 1][d_inner], MAMBA2
                       // [piece][H][SSD_CARRY]
     float *lti_u;     // S4D, S4 [token row][d_model] normed; H3: k after the shift SSM
-    float *logits;    // [max_rows][vocab]
+    float *logits;    // [max_rows + kept_rows][vocab]
     float *canonical; // transfer.cu: where the next slots_convert reads or writes
 
     struct lt_plan *lt;
@@ -216,6 +217,7 @@ int weights_upload(device *d, const ssm_weights *w, ssm_error *err);
 
 int slots_alloc(device *d, ssm_error *err);
 int slots_copy(ssm_device *dev, const int32_t *src, const int32_t *dst, int32_t n, ssm_error *err);
+int logits_copy(ssm_device *dev, const int32_t *src, const int32_t *dst, int32_t n, ssm_error *err);
 // Between a slot and d->canonical, on the stream.
 cudaError_t slots_convert(device *d, int32_t slot, bool write);
 
@@ -226,9 +228,10 @@ void transfers_free(device *d);
 size_t transfers_bytes(const device *d);
 int slot_read(ssm_device *dev, int32_t slot, float *out, ssm_error *err);
 int slot_write(ssm_device *dev, int32_t slot, const float *state, ssm_error *err);
-int slot_export(ssm_device *dev, int32_t slot, float *out, uint64_t *ticket, ssm_error *err);
-int slot_import(ssm_device *dev, int32_t slot, const float *state, uint64_t after, uint64_t *ticket,
+int slot_export(ssm_device *dev, int32_t slot, int32_t row, float *out, uint64_t *ticket,
                 ssm_error *err);
+int slot_import(ssm_device *dev, int32_t slot, int32_t row, const float *state, uint64_t after,
+                uint64_t *ticket, ssm_error *err);
 int ticket_wait(ssm_device *dev, uint64_t ticket, ssm_error *err);
 void *host_alloc(ssm_device *dev, size_t bytes);
 void host_free(ssm_device *dev, void *memory);

@@ -2,10 +2,10 @@
 // The CUDA backend: what it owns, opening and closing, and what happens when the device fails.
 //
 // One device struct holds one model on one GPU: weights as stored (bf16, f16 or fp32; vectors in
-// fp32), the slots' states, one step's activations, the logits of the last step. Everything is
-// allocated in open. All work goes to one stream, so step, sample and copies follow each other
-// without waiting; states cross the bus beside it (transfer.cu). The host waits in collect,
-// slot_read, slot_write, ticket_wait, logits_read and logits_write alone.
+// fp32), the slots' states, one step's activations, the logits of the last step and those that are
+// kept. Everything is allocated in open. All work goes to one stream, so step, sample and copies
+// follow each other without waiting; states cross the bus beside it (transfer.cu). The host waits
+// in collect, slot_read, slot_write, ticket_wait, logits_read and logits_write alone.
 //
 // Numbers: activations have the projections' type, sums, norms, scans and the residual are fp32,
 // the state is fp32 or fp16 (saturating; bf16 at the same size is refused because it is worse).
@@ -171,7 +171,7 @@ static int list_activations(device *d, activation *out) {
         return lti_list_activations(d, out);
     const ssm_geometry *g = &d->g;
     const size_t t = type_bytes(d->weight_type), f = sizeof(float);
-    const size_t n = (size_t)step_bucket(d->max_tokens), rows = (size_t)step_bucket(d->max_rows);
+    const size_t n = (size_t)step_bucket(d->max_tokens), rows = (size_t)d->max_rows;
     const size_t most = n > rows ? n : rows;
     const bool mamba = g->kind == SSM_BLOCK_MAMBA;
     const size_t splits = (size_t)SPLIT_ROWS * skinny_x_splits(d);
@@ -188,7 +188,7 @@ static int list_activations(device *d, activation *out) {
     out[i++] = {(void **)&d->x_sums, (size_t)X_COPIES * FEW_ROWS * d->n_x * sizeof *d->x_sums};
     out[i++] = {(void **)&d->x_broken, FEW_ROWS * sizeof *d->x_broken};
     out[i++] = {(void **)&d->carry, carry_bytes(d)};
-    out[i++] = {(void **)&d->logits, rows * g->vocab_size * f};
+    out[i++] = {(void **)&d->logits, (rows + d->kept_rows) * g->vocab_size * f};
     return i;
 }
 
@@ -201,14 +201,17 @@ static size_t activation_bytes(device *d) {
            2 * step_staging_bytes(d->max_tokens, d->n_slots, d->max_rows);
 }
 
-// Bytes of everything but the weights, for so many slots.
-static size_t bytes_for(device *d, int32_t n_slots) {
-    const int32_t slots = d->n_slots, rows = d->max_rows;
+static void set_slots(device *d, int32_t n_slots) {
+    const ssm_device_options *o = &d->options;
     d->n_slots = n_slots;
-    d->max_rows = d->options.max_rows > 0 ? d->options.max_rows : n_slots + 128;
-    const size_t sum = activation_bytes(d) + (size_t)n_slots * d->slot_bytes + RESERVE;
-    d->n_slots = slots, d->max_rows = rows;
-    return sum;
+    d->max_rows = step_bucket(o->max_rows > 0 ? o->max_rows : n_slots + 128);
+    d->kept_rows = ssm_kept_rows(o, n_slots);
+}
+
+// Bytes of everything but the weights, for so many slots, which the device then has.
+static size_t bytes_for(device *d, int32_t n_slots) {
+    set_slots(d, n_slots);
+    return activation_bytes(d) + (size_t)n_slots * d->slot_bytes + RESERVE;
 }
 
 static int32_t slots_that_fit(device *d, size_t free_bytes) {
@@ -230,14 +233,12 @@ static int allocate(device *d, ssm_error *err) {
     d->slot_bytes = slot_bytes(d);
     d->max_tokens = d->options.max_tokens > 0 ? d->options.max_tokens : DEFAULT_TOKENS;
     const int32_t fit = slots_that_fit(d, free_bytes);
-    d->n_slots = d->options.n_slots > 0 ? d->options.n_slots : fit;
-    if (d->n_slots == 0 || (d->n_slots > fit && bytes_for(d, d->n_slots) > free_bytes))
+    const int32_t slots = d->options.n_slots > 0 ? d->options.n_slots : fit;
+    if (slots == 0 || (bytes_for(d, slots) > free_bytes && slots > fit))
         return ssm_error_set(err, SSM_ENOMEM, "max_sessions",
                              "%d sessions of %.1f MB do not fit beside the model in %.1f GB: %d "
                              "would",
-                             d->n_slots > 0 ? d->n_slots : 1, d->slot_bytes / 1e6, total / 1e9,
-                             fit);
-    d->max_rows = d->options.max_rows > 0 ? d->options.max_rows : d->n_slots + 128;
+                             slots > 0 ? slots : 1, d->slot_bytes / 1e6, total / 1e9, fit);
     activation list[16];
     const int n = list_activations(d, list);
     for (int i = 0; i < n; i++) {
@@ -300,6 +301,7 @@ static int open_device(const ssm_weights *w, const ssm_device_options *o, ssm_de
         return ssm_error_set(err, SSM_ENOMEM, NULL, "no memory for the device");
     d->base.backend = &ssm_backend_cuda_library;
     d->g = w->geometry;
+    d->base.state_floats = ssm_state_conv_floats(&d->g) + ssm_state_ssm_floats(&d->g);
     d->options = *o;
     const ssm_geometry *g = &d->g;
     d->n_in = g->kind == SSM_BLOCK_MAMBA ? 2 * g->d_inner
@@ -323,7 +325,8 @@ static void get_info(const ssm_device *dev, ssm_device_info *out) {
     *out = {};
     snprintf(out->text, sizeof out->text, "cuda:%d %s, %s weights and activations, %s state",
              d->index, d->name, ssm_dtype_name(d->weight_type), ssm_dtype_name(d->state_type));
-    out->n_slots = d->n_slots, out->max_tokens = d->max_tokens, out->max_rows = d->max_rows;
+    out->n_slots = d->n_slots, out->max_tokens = d->max_tokens;
+    out->max_rows = d->max_rows, out->kept_rows = d->kept_rows;
     out->slot_bytes = d->slot_bytes, out->weight_bytes = d->weight_bytes;
     out->run_ahead = true;
 }
@@ -355,9 +358,9 @@ static int logits_write(ssm_device *dev, int32_t row, const float *logits, ssm_e
 }
 
 extern "C" const ssm_backend ssm_backend_cuda_library = {
-    "cuda",  open_device, close_device, get_info,    step,        sample,
-    collect, slots_copy,  slot_read,    slot_write,  logits_read, logits_write,
-    nullptr, host_alloc,  host_free,    slot_export, slot_import, ticket_wait,
+    "cuda",     open_device, close_device, get_info,    step,        sample,       collect,
+    slots_copy, slot_read,   slot_write,   logits_copy, logits_read, logits_write, nullptr,
+    host_alloc, host_free,   slot_export,  slot_import, ticket_wait,
 };
 
 } // namespace ssm

@@ -102,6 +102,11 @@ static int slot_write(ssm_device *device, int32_t slot, const float *state, ssm_
     return library->slot_write(device, slot, state, err);
 }
 
+static int logits_copy(ssm_device *device, const int32_t *src, const int32_t *dst, int32_t n,
+                       ssm_error *err) {
+    return library->logits_copy(device, src, dst, n, err);
+}
+
 static int logits_read(ssm_device *device, int32_t row, float *out, ssm_error *err) {
     return library->logits_read(device, row, out, err);
 }
@@ -118,14 +123,14 @@ static void host_free(ssm_device *device, void *memory) {
     library->host_free(device, memory);
 }
 
-static int slot_export(ssm_device *device, int32_t slot, float *out, uint64_t *ticket,
+static int slot_export(ssm_device *device, int32_t slot, int32_t row, float *out, uint64_t *ticket,
                        ssm_error *err) {
-    return library->slot_export(device, slot, out, ticket, err);
+    return library->slot_export(device, slot, row, out, ticket, err);
 }
 
-static int slot_import(ssm_device *device, int32_t slot, const float *state, uint64_t after,
-                       uint64_t *ticket, ssm_error *err) {
-    return library->slot_import(device, slot, state, after, ticket, err);
+static int slot_import(ssm_device *device, int32_t slot, int32_t row, const float *state,
+                       uint64_t after, uint64_t *ticket, ssm_error *err) {
+    return library->slot_import(device, slot, row, state, after, ticket, err);
 }
 
 static int ticket_wait(ssm_device *device, uint64_t ticket, ssm_error *err) {
@@ -143,6 +148,7 @@ const ssm_backend ssm_backend_cuda = {
     .slots_copy = slots_copy,
     .slot_read = slot_read,
     .slot_write = slot_write,
+    .logits_copy = logits_copy,
     .logits_read = logits_read,
     .logits_write = logits_write,
     .host_alloc = host_alloc,

@@ -102,7 +102,7 @@ static int32_t most_pieces(const device *d) {
 int lti_list_activations(device *d, activation *out) {
     const ssm_geometry *g = &d->g;
     const size_t t = type_bytes(d->weight_type), f = sizeof(float);
-    const size_t n = (size_t)step_bucket(d->max_tokens), rows = (size_t)step_bucket(d->max_rows);
+    const size_t n = (size_t)step_bucket(d->max_tokens), rows = (size_t)d->max_rows;
     const size_t state = (size_t)g->d_inner * g->d_state * f;
     int i = 0;
     out[i++] = {(void **)&d->residual, n * g->d_model * f};
@@ -111,7 +111,7 @@ int lti_list_activations(device *d, activation *out) {
     out[i++] = {(void **)&d->lti_u, n * g->d_model * f};
     out[i++] = {&d->y, n * g->d_model * t};
     out[i++] = {(void **)&d->carry, g->kind == SSM_BLOCK_S4 ? 0 : (size_t)most_pieces(d) * state};
-    out[i++] = {(void **)&d->logits, rows * g->vocab_size * f};
+    out[i++] = {(void **)&d->logits, (rows + d->kept_rows) * g->vocab_size * f};
     return i;
 }
 

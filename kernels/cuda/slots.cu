@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Sessions' states as rows of two arrays: copies between slots, and a slot in canonical form, which
-// transfer.cu takes to the host and back.
+// transfer.cu takes to the host and back. Rows of logits are copied as slots of one layer.
 //
 // Layout [layer][slot][...]: a layer's step reads neighbours. All copies of a call are one launch
 // over (bytes, layer, pair); sources and destinations are disjoint, so their order is free. The
@@ -34,10 +34,11 @@ __global__ void copy_drawn_kernel(int32_t *drawn, slot_pairs pairs, int n) {
         drawn[pairs.dst[threadIdx.x]] = drawn[pairs.src[threadIdx.x]];
 }
 
-static cudaError_t copy_array(device *d, void *array, size_t bytes, const slot_pairs &p, int n) {
+static cudaError_t copy_array(device *d, void *array, size_t bytes, unsigned layers,
+                              const slot_pairs &p, int n) {
     if (bytes == 0)
         return cudaSuccess;
-    const unsigned layers = (unsigned)d->g.n_layers, pairs = (unsigned)n;
+    const unsigned pairs = (unsigned)n;
     if (bytes % 16 == 0) {
         const size_t units = bytes / 16;
         return launch(d, copy_kernel<uint4>, dim3((unsigned)ceil_div(units, 256), layers, pairs),
@@ -59,6 +60,7 @@ static size_t state_bytes(const device *d) {
 int slots_copy(ssm_device *dev, const int32_t *src, const int32_t *dst, int32_t n, ssm_error *err) {
     device *d = (device *)dev;
     SSM_TRY(device_refuse(d, err));
+    const unsigned layers = (unsigned)d->g.n_layers;
     for (int32_t i = 0; i < n; i += COPY_PAIRS) {
         slot_pairs p = {};
         const int count = n - i < COPY_PAIRS ? n - i : COPY_PAIRS;
@@ -67,15 +69,30 @@ int slots_copy(ssm_device *dev, const int32_t *src, const int32_t *dst, int32_t 
             d->ring_at[dst[i + k]] = d->ring_at[src[i + k]];
             d->held[dst[i + k]] = d->held[src[i + k]];
         }
-        SSM_CUDA(d, copy_array(d, d->ring, ring_bytes(d), p, count), err);
-        SSM_CUDA(d, copy_array(d, d->state, state_bytes(d), p, count), err);
+        SSM_CUDA(d, copy_array(d, d->ring, ring_bytes(d), layers, p, count), err);
+        SSM_CUDA(d, copy_array(d, d->state, state_bytes(d), layers, p, count), err);
         if (d->replays) {
             const replay_sizes each = replay_bytes(d);
-            SSM_CUDA(d, copy_array(d, d->replay_x, each.x, p, count), err);
-            SSM_CUDA(d, copy_array(d, d->replay_b, each.b, p, count), err);
-            SSM_CUDA(d, copy_array(d, d->replay_dt, each.dt, p, count), err);
+            SSM_CUDA(d, copy_array(d, d->replay_x, each.x, layers, p, count), err);
+            SSM_CUDA(d, copy_array(d, d->replay_b, each.b, layers, p, count), err);
+            SSM_CUDA(d, copy_array(d, d->replay_dt, each.dt, layers, p, count), err);
         }
         SSM_CUDA(d, launch(d, copy_drawn_kernel, dim3(1), COPY_PAIRS, 0, false, d->drawn, p, count),
+                 err);
+    }
+    return 0;
+}
+
+int logits_copy(ssm_device *dev, const int32_t *src, const int32_t *dst, int32_t n,
+                ssm_error *err) {
+    device *d = (device *)dev;
+    SSM_TRY(device_refuse(d, err));
+    for (int32_t i = 0; i < n; i += COPY_PAIRS) {
+        slot_pairs p = {};
+        const int count = n - i < COPY_PAIRS ? n - i : COPY_PAIRS;
+        for (int k = 0; k < count; k++)
+            p.src[k] = src[i + k], p.dst[k] = dst[i + k];
+        SSM_CUDA(d, copy_array(d, d->logits, (size_t)d->g.vocab_size * sizeof(float), 1, p, count),
                  err);
     }
     return 0;

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// Slots' states to the host and back, beside the steps.
+// Slots' states to the host and back, beside the steps, and rows of logits with them.
 //
 // A slot's canonical form is made on the device: on the step stream one kernel moves the state
 // between the slot and a staging buffer, at the speed of device memory (23 MB of mamba-2.8b: 10
-// us). The bus is crossed on streams of their own, one a direction, in order of events:
+// us). A row of logits, which the next step overwrites, is copied there behind the state. The bus
+// is crossed on streams of their own, one a direction, in order of events:
 //
 //     export   step stream: [wait: staging free] convert -> staging     (the slot may go on)
 //              out stream:  [wait: converted] staging -> host; ticket
@@ -48,17 +49,21 @@ struct transfer_state {
     cudaEvent_t converted, arrived;
 };
 
-static size_t canonical_bytes(const device *d) {
-    return (ssm_state_conv_floats(&d->g) + ssm_state_ssm_floats(&d->g)) * sizeof(float);
+static size_t logits_bytes(const device *d) {
+    return (size_t)d->g.vocab_size * sizeof(float);
+}
+
+static size_t canonical_bytes(const device *d, int32_t row) { // row -1: without logits
+    return d->base.state_floats * sizeof(float) + (row < 0 ? 0 : logits_bytes(d));
 }
 
 static int n_stagings(const device *d) {
-    const size_t n = STAGING_BYTES / (canonical_bytes(d) + 1);
+    const size_t n = STAGING_BYTES / canonical_bytes(d, 0);
     return n < STAGING_LEAST ? STAGING_LEAST : n > STAGING_MOST ? STAGING_MOST : (int)n;
 }
 
 size_t transfers_bytes(const device *d) {
-    return (size_t)n_stagings(d) * (canonical_bytes(d) + 256);
+    return (size_t)n_stagings(d) * (canonical_bytes(d, 0) + 256);
 }
 
 static int make_event(device *d, cudaEvent_t *out, ssm_error *err) {
@@ -79,7 +84,7 @@ int transfers_create(device *d, ssm_error *err) {
     SSM_TRY(make_event(d, &t->arrived, err));
     for (t->n = 0; t->n < n_stagings(d); t->n++) {
         SSM_TRY(make_event(d, &t->ring[t->n].free, err));
-        SSM_TRY(device_alloc(d, (void **)&t->ring[t->n].canonical, canonical_bytes(d), err));
+        SSM_TRY(device_alloc(d, (void **)&t->ring[t->n].canonical, canonical_bytes(d, 0), err));
     }
     return 0;
 }
@@ -137,7 +142,21 @@ static cudaEvent_t event_of(const device *d, uint64_t ticket) {
     return d->transfers->lanes[ticket % LANES].done[ticket / LANES % LANE_EVENTS];
 }
 
-int slot_export(ssm_device *dev, int32_t slot, float *out, uint64_t *ticket, ssm_error *err) {
+// A row of logits between its place and a staging buffer, on the stream; row -1: none.
+static int convert_logits(device *d, const staging *s, int32_t row, bool write, ssm_error *err) {
+    if (row < 0)
+        return 0;
+    float *at = d->logits + (size_t)row * d->g.vocab_size;
+    float *staged = s->canonical + d->base.state_floats;
+    SSM_CUDA(d,
+             cudaMemcpyAsync(write ? at : staged, write ? staged : at, logits_bytes(d),
+                             cudaMemcpyDeviceToDevice, d->stream),
+             err);
+    return 0;
+}
+
+int slot_export(ssm_device *dev, int32_t slot, int32_t row, float *out, uint64_t *ticket,
+                ssm_error *err) {
     device *d = (device *)dev;
     transfer_state *t = d->transfers;
     const cudaStream_t bus = t->lanes[OUT].stream;
@@ -145,16 +164,18 @@ int slot_export(ssm_device *dev, int32_t slot, float *out, uint64_t *ticket, ssm
     SSM_TRY(device_refuse(d, err));
     SSM_TRY(take_staging(d, d->stream, &s, err));
     SSM_CUDA(d, slots_convert(d, slot, false), err);
+    SSM_TRY(convert_logits(d, s, row, false, err));
     SSM_CUDA(d, cudaEventRecord(t->converted, d->stream), err);
     SSM_CUDA(d, cudaStreamWaitEvent(bus, t->converted, 0), err);
-    SSM_CUDA(d, cudaMemcpyAsync(out, s->canonical, canonical_bytes(d), cudaMemcpyDeviceToHost, bus),
-             err);
+    SSM_CUDA(
+        d, cudaMemcpyAsync(out, s->canonical, canonical_bytes(d, row), cudaMemcpyDeviceToHost, bus),
+        err);
     SSM_CUDA(d, cudaEventRecord(s->free, bus), err);
     return make_ticket(d, OUT, ticket, err);
 }
 
-int slot_import(ssm_device *dev, int32_t slot, const float *state, uint64_t after, uint64_t *ticket,
-                ssm_error *err) {
+int slot_import(ssm_device *dev, int32_t slot, int32_t row, const float *state, uint64_t after,
+                uint64_t *ticket, ssm_error *err) {
     device *d = (device *)dev;
     transfer_state *t = d->transfers;
     const cudaStream_t bus = t->lanes[IN].stream;
@@ -163,26 +184,28 @@ int slot_import(ssm_device *dev, int32_t slot, const float *state, uint64_t afte
     SSM_TRY(take_staging(d, bus, &s, err));
     if (after)
         SSM_CUDA(d, cudaStreamWaitEvent(bus, event_of(d, after), 0), err);
-    SSM_CUDA(d,
-             cudaMemcpyAsync(s->canonical, state, canonical_bytes(d), cudaMemcpyHostToDevice, bus),
-             err);
+    SSM_CUDA(
+        d,
+        cudaMemcpyAsync(s->canonical, state, canonical_bytes(d, row), cudaMemcpyHostToDevice, bus),
+        err);
     SSM_TRY(make_ticket(d, IN, ticket, err));
     SSM_CUDA(d, cudaEventRecord(t->arrived, bus), err);
     SSM_CUDA(d, cudaStreamWaitEvent(d->stream, t->arrived, 0), err);
     SSM_CUDA(d, slots_convert(d, slot, true), err);
+    SSM_TRY(convert_logits(d, s, row, true, err));
     SSM_CUDA(d, cudaEventRecord(s->free, d->stream), err);
     return 0;
 }
 
 int slot_read(ssm_device *dev, int32_t slot, float *out, ssm_error *err) {
     uint64_t ticket;
-    SSM_TRY(slot_export(dev, slot, out, &ticket, err));
+    SSM_TRY(slot_export(dev, slot, -1, out, &ticket, err));
     return ticket_wait(dev, ticket, err);
 }
 
 int slot_write(ssm_device *dev, int32_t slot, const float *state, ssm_error *err) {
     uint64_t ticket;
-    SSM_TRY(slot_import(dev, slot, state, 0, &ticket, err));
+    SSM_TRY(slot_import(dev, slot, -1, state, 0, &ticket, err));
     return ticket_wait(dev, ticket, err); // `state` is the caller's again
 }
 

@@ -16,10 +16,9 @@
 typedef struct ref_device {
     ssm_device base;
     ref_model model;
-    int32_t n_slots, max_tokens, max_rows;
-    size_t state_floats;
+    int32_t n_slots, max_tokens, max_rows, kept_rows;
     float *states;  // [n_slots][state_floats]
-    float *logits;  // [max_rows][vocab_size]
+    float *logits;  // [max_rows + kept_rows][vocab_size]
     int32_t *drawn; // [n_slots] what SSM_TOKEN_SAMPLED stands for
     ssm_sampler sampler;
     ssm_draws draws;
@@ -64,9 +63,11 @@ static int open_device(const ssm_weights *weights, const ssm_device_options *o, 
     d->n_slots = o->n_slots > 0 ? o->n_slots : 64;
     d->max_tokens = o->max_tokens > 0 ? o->max_tokens : 512;
     d->max_rows = o->max_rows > 0 ? o->max_rows : d->n_slots + 128;
-    d->state_floats = ssm_state_conv_floats(g) + ssm_state_ssm_floats(g);
-    d->states = calloc((size_t)d->n_slots * d->state_floats, sizeof *d->states);
-    d->logits = calloc((size_t)d->max_rows * (size_t)g->vocab_size, sizeof *d->logits);
+    d->kept_rows = ssm_kept_rows(o, d->n_slots);
+    d->base.state_floats = ssm_state_conv_floats(g) + ssm_state_ssm_floats(g);
+    d->states = calloc((size_t)d->n_slots * d->base.state_floats, sizeof *d->states);
+    d->logits =
+        calloc((size_t)(d->max_rows + d->kept_rows) * (size_t)g->vocab_size, sizeof *d->logits);
     d->drawn = calloc((size_t)d->n_slots, sizeof *d->drawn);
     if (!d->states || !d->logits || !d->drawn ||
         ssm_sampler_init(&d->sampler, limit < g->vocab_size ? limit : g->vocab_size) != 0 ||
@@ -90,7 +91,8 @@ static void get_info(const ssm_device *device, ssm_device_info *out) {
         .n_slots = d->n_slots,
         .max_tokens = d->max_tokens,
         .max_rows = d->max_rows,
-        .slot_bytes = d->state_floats * sizeof(float),
+        .kept_rows = d->kept_rows,
+        .slot_bytes = d->base.state_floats * sizeof(float),
         .weight_bytes = d->model.bytes,
     };
     snprintf(out->text, sizeof out->text, "reference, 1 thread, f32 weights, f32 activations");
@@ -98,11 +100,11 @@ static void get_info(const ssm_device *device, ssm_device_info *out) {
 
 static float *state_of(ref_device *d, int32_t slot) {
     assert(slot >= 0 && slot < d->n_slots);
-    return d->states + (size_t)slot * d->state_floats;
+    return d->states + (size_t)slot * d->base.state_floats;
 }
 
 static float *row_of(ref_device *d, int32_t row) {
-    assert(row >= 0 && row < d->max_rows);
+    assert(row >= 0 && row < d->max_rows + d->kept_rows);
     return d->logits + (size_t)row * (size_t)d->model.g.vocab_size;
 }
 
@@ -114,7 +116,7 @@ static int step(ssm_device *device, const ssm_plan *plan, ssm_error *err) {
         const ssm_segment *s = &plan->segments[i];
         float *state = state_of(d, s->slot);
         if (s->fresh)
-            memset(state, 0, d->state_floats * sizeof *state);
+            memset(state, 0, d->base.state_floats * sizeof *state);
         for (int32_t t = 0; t < s->count; t++) {
             const int32_t id = plan->tokens[s->first + t];
             const int32_t token = id == SSM_TOKEN_SAMPLED ? d->drawn[s->slot] : id;
@@ -152,7 +154,7 @@ static int slots_copy(ssm_device *device, const int32_t *src, const int32_t *dst
                       ssm_error *err) {
     ref_device *d = (ref_device *)device;
     for (int32_t i = 0; i < n; i++) {
-        memcpy(state_of(d, dst[i]), state_of(d, src[i]), d->state_floats * sizeof(float));
+        memcpy(state_of(d, dst[i]), state_of(d, src[i]), d->base.state_floats * sizeof(float));
         d->drawn[dst[i]] = d->drawn[src[i]];
     }
     return 0;
@@ -160,13 +162,21 @@ static int slots_copy(ssm_device *device, const int32_t *src, const int32_t *dst
 
 static int slot_read(ssm_device *device, int32_t slot, float *out, ssm_error *err) {
     ref_device *d = (ref_device *)device;
-    memcpy(out, state_of(d, slot), d->state_floats * sizeof *out);
+    memcpy(out, state_of(d, slot), d->base.state_floats * sizeof *out);
     return 0;
 }
 
 static int slot_write(ssm_device *device, int32_t slot, const float *state, ssm_error *err) {
     ref_device *d = (ref_device *)device;
-    memcpy(state_of(d, slot), state, d->state_floats * sizeof *state);
+    memcpy(state_of(d, slot), state, d->base.state_floats * sizeof *state);
+    return 0;
+}
+
+static int logits_copy(ssm_device *device, const int32_t *src, const int32_t *dst, int32_t n,
+                       ssm_error *err) {
+    ref_device *d = (ref_device *)device;
+    for (int32_t i = 0; i < n; i++)
+        memcpy(row_of(d, dst[i]), row_of(d, src[i]), (size_t)d->model.g.vocab_size * sizeof(float));
     return 0;
 }
 
@@ -193,6 +203,7 @@ const ssm_backend ssm_backend_reference = {
     .slots_copy = slots_copy,
     .slot_read = slot_read,
     .slot_write = slot_write,
+    .logits_copy = logits_copy,
     .logits_read = logits_read,
     .logits_write = logits_write,
 };

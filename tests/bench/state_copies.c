@@ -157,12 +157,12 @@ static void no_copy(void) {
 
 static void export_beside(void) {
     uint64_t ticket;
-    at.engine->backend->slot_export(at.engine->device, STEP_ROWS, at.host, &ticket, NULL);
+    at.engine->backend->slot_export(at.engine->device, STEP_ROWS, -1, at.host, &ticket, NULL);
 }
 
 static void import_beside(void) {
     uint64_t ticket;
-    at.engine->backend->slot_import(at.engine->device, STEP_ROWS, at.other, 0, &ticket, NULL);
+    at.engine->backend->slot_import(at.engine->device, STEP_ROWS, -1, at.other, 0, &ticket, NULL);
 }
 
 static void read_between(void) {
@@ -265,8 +265,8 @@ static void print(double times[N_ROWS][MOST_ROUNDS], int rounds) {
 static void prepare(void) {
     struct stat info;
     at.bytes = at.engine->state_floats * sizeof(float);
-    at.host = state_pool_take(&at.engine->states, at.bytes);
-    at.other = state_pool_take(&at.engine->states, at.bytes);
+    at.host = state_pool_take(&at.engine->states, at.engine->states.bytes);
+    at.other = state_pool_take(&at.engine->states, at.engine->states.bytes);
     at.pageable = calloc(1, at.bytes);
     memset(at.host, 0, at.bytes);
     memset(at.other, 0, at.bytes);

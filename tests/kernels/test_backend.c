@@ -368,6 +368,72 @@ START_TEST(slots_move_without_a_trace) {
 }
 END_TEST
 
+// ---- logits that are kept
+
+// Every row that a step can have is written, on both sides of the kept ones.
+static void run_full_step(ssm_device *d, int32_t vocab) {
+    int32_t tokens[2 * LENGTH];
+    const ssm_segment two[2] = {{5, 0, LENGTH, true, SSM_WANT_ALL},
+                                {6, LENGTH, LENGTH, true, SSM_WANT_ALL}};
+    const ssm_plan plan = {tokens, 2 * LENGTH, two, 2};
+    fill_tokens(tokens, 2 * LENGTH, vocab, 9);
+    ck_assert_int_eq(d->backend->step(d, &plan, NULL), 0);
+}
+
+static int32_t kept_for(const char *backend, const random_model *m, int32_t asked) {
+    ssm_device *d = open_on(backend, m, (ssm_device_options){.threads = 1, .kept_rows = asked});
+    ssm_device_info info;
+    d->backend->info(d, &info);
+    close_on(d);
+    return info.kept_rows;
+}
+
+START_TEST(kept_logits_stay_as_they_are) {
+    enum { SLOT = 1, ROW = 7, OTHER_SLOT = 4, VOCAB = 17 };
+    const char *name = _i == 0 ? "reference" : "cpu";
+    random_model m;
+    random_model_init(&m, &shapes[0], 6);
+    ssm_device *d = open_on(name, &m, (ssm_device_options){.threads = 2, .kept_rows = 3});
+    const ssm_backend *b = d->backend;
+    const size_t n = state_floats(&m);
+    ssm_device_info info;
+    b->info(d, &info);
+    ck_assert_int_ge(info.max_rows, 2 * LENGTH);
+    const int32_t row = ROW, first = info.max_rows, last = info.max_rows + 2;
+    float *image = malloc((n + VOCAB) * sizeof *image), *state = malloc(n * sizeof *state);
+    float want[VOCAB], got[VOCAB];
+    uint64_t ticket;
+    answer whole = answer_of(d, &m, SLOT, LENGTH);
+    ck_assert_uint_eq(d->state_floats, n);
+    b->logits_read(d, ROW, want, NULL);
+    ck_assert_int_eq(b->logits_copy(d, &row, &first, 1, NULL), 0);
+    run_full_step(d, m.weights.geometry.vocab_size);
+    b->logits_read(d, first, got, NULL);
+    ck_assert_mem_eq(got, want, sizeof want);
+    ck_assert_int_eq(ssm_slot_export(b, d, SLOT, first, image, &ticket, NULL), 0);
+    ck_assert_int_eq(ssm_ticket_wait(b, d, ticket, NULL), 0);
+    b->slot_read(d, SLOT, state, NULL);
+    ck_assert_mem_eq(image, state, n * sizeof *state);
+    ck_assert_mem_eq(image + n, want, sizeof want);
+    ck_assert_int_eq(ssm_slot_import(b, d, OTHER_SLOT, last, image, 0, &ticket, NULL), 0);
+    run_full_step(d, m.weights.geometry.vocab_size);
+    ck_assert_int_eq(b->logits_copy(d, &last, &row, 1, NULL), 0);
+    b->logits_read(d, ROW, got, NULL);
+    ck_assert_mem_eq(got, want, sizeof want);
+    b->slot_read(d, OTHER_SLOT, state, NULL);
+    ck_assert_mem_eq(image, state, n * sizeof *state);
+    close_on(d);
+    ck_assert_int_eq(kept_for(name, &m, 0), 0);
+    ck_assert_int_eq(kept_for(name, &m, 3), 3);
+    ck_assert_int_eq(kept_for(name, &m, 1000), SLOTS);
+    ck_assert_int_eq(kept_for(name, &m, -1), 4);
+    answer_free(&whole);
+    free(image);
+    free(state);
+    random_model_dispose(&m);
+}
+END_TEST
+
 // ---- draws
 
 static void check_draws(const char *backend) {
@@ -465,6 +531,7 @@ int main(void) {
     add_by_isa(tc, pieces_and_threads_do_not_matter, true);
     add_by_isa(tc, company_does_not_matter, true);
     tcase_add_loop_test(tc, slots_move_without_a_trace, 0, 2 * N_SHAPES);
+    tcase_add_loop_test(tc, kept_logits_stay_as_they_are, 0, 2);
     tcase_add_loop_test(tc, draws_follow_their_slots, 0, 2);
     tcase_add_test(tc, what_does_not_go_is_refused_by_name);
     suite_add_tcase(suite, tc);

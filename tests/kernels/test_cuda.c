@@ -22,6 +22,12 @@ START_TEST(too_many_sessions_say_how_many_would_fit) {
     ssm_device_info info;
     b->info(d, &info);
     ck_assert_int_gt(info.n_slots, 64);
+    ck_assert_int_eq(info.kept_rows, 0);
+    b->close(d);
+    o.kept_rows = -1;
+    ck_assert_int_eq(b->open(&m.weights, &o, &d, &err), 0);
+    b->info(d, &info);
+    ck_assert_int_eq(info.kept_rows, info.n_slots / 4);
     b->close(d);
     o.index = 99;
     ck_assert_int_eq(b->open(&m.weights, &o, &d, &err), SSM_EINVAL);

@@ -164,6 +164,87 @@ START_TEST(followers_are_let_go) {
 }
 END_TEST
 
+// A state that was saved inside a longer prompt has no logits until a prompt ends there: on the
+// device it gets them, on the host it is saved anew.
+START_TEST(a_state_gets_the_logits_that_it_lacks) {
+    const bool is_away = _i >= N_BACKENDS;
+    const setup s = {.sessions = 2, .rows = is_away ? 1 : 8, .host_rows = 8, .checkpoint = 64};
+    int32_t text[200];
+    waiter first, second;
+    begin(_i % N_BACKENDS, &s);
+    fill(text, 200, 8);
+    ssm_request r = request_of(text, 200);
+    ck_assert_uint_eq(cached_of(&r), 0);
+    r.n_prompt = 128;
+    consumer_run(&con, &first, &r);
+    ck_assert_uint_eq(first.usage.cached_tokens, 64);
+    consumer_run(&con, &second, &r);
+    ck_assert_uint_eq(second.usage.cached_tokens, 128);
+    assert_same_answer(&first.choices[0], &second.choices[0]);
+    waiter_dispose(&first);
+    waiter_dispose(&second);
+    finish();
+}
+END_TEST
+
+// The same request with and without the cache; the first answer is the one that all must be.
+static void check_requests(ssm_request r, waiter *first) {
+    waiter w;
+    for (int i = 0; i < 4; i++) {
+        r.cache_prompt = i % 2;
+        consumer_run(&con, &w, &r);
+        ck_assert_int_eq(w.error, 0);
+        for (int32_t k = 0; k < r.n; k++)
+            assert_same_answer(&first->choices[0], &w.choices[k]);
+        waiter_dispose(&w);
+    }
+}
+
+// Ends of prompts are saved, restored and held for choices without slots, by nothing that waits:
+// where there is another way the backend has none of its functions that do.
+START_TEST(no_prompt_end_waits_for_the_device) {
+    static const setup setups[] = {
+        {.sessions = 2, .rows = 8, .checkpoint = 64, .is_clean = true},
+        {.sessions = 2, .rows = 1, .host_rows = 3, .checkpoint = 64, .is_clean = true},
+        {.sessions = 2, .checkpoint = 64, .is_clean = true},
+    };
+    ssm_backend backend = *backend_at(1);
+    int32_t text[200];
+    waiter first;
+    backend.slot_read = NULL;
+    backend.slot_write = NULL;
+    backend.logits_read = NULL;
+    backend.logits_write = NULL;
+    open_model();
+    for (size_t i = 0; i < sizeof setups / sizeof setups[0]; i++) {
+        consumer_init(&con, open_engine(&backend, &setups[i]));
+        for (size_t length = 0; length <= 200; length += 100) {
+            fill(text, length, 9);
+            ssm_request r = request_of(text, length);
+            r.cache_prompt = false;
+            consumer_run(&con, &first, &r);
+            r.n = 5; // more than slots
+            check_requests(r, &first);
+            waiter_dispose(&first);
+        }
+        const ssm_stats before = stats_of(con.engine);
+        fill(text, 150, 10);
+        ssm_request r = request_of(text, 150);
+        r.n = 5;
+        r.cache_prompt = false;
+        consumer_run(&con, &first, &r);
+        const ssm_stats after = stats_of(con.engine); // what was held has gone
+        ck_assert_int_eq(after.cache_slots_used, before.cache_slots_used);
+        ck_assert_uint_eq(after.cache[SSM_TIER_HOST].bytes, before.cache[SSM_TIER_HOST].bytes);
+        ck_assert_uint_eq(after.cache_saves, before.cache_saves);
+        waiter_dispose(&first);
+        consumer_dispose(&con);
+        ssm_engine_free(con.engine);
+    }
+    close_model();
+}
+END_TEST
+
 int main(void) {
     Suite *suite = suite_create("cache");
     TCase *tc = tcase_create("all");
@@ -175,6 +256,8 @@ int main(void) {
     tcase_add_loop_test(tc, tenants_share_nothing, 0, N_BACKENDS);
     tcase_add_loop_test(tc, a_common_beginning_runs_once, 0, N_BACKENDS);
     tcase_add_loop_test(tc, followers_are_let_go, 0, N_BACKENDS);
+    tcase_add_loop_test(tc, a_state_gets_the_logits_that_it_lacks, 0, 2 * N_BACKENDS);
+    tcase_add_test(tc, no_prompt_end_waits_for_the_device);
     suite_add_tcase(suite, tc);
     return suite_run(suite);
 }

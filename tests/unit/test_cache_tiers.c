@@ -19,7 +19,7 @@ START_TEST(what_falls_off_the_host_comes_back) {
         ck_assert_uint_eq(cached_of(&r), 0);
         do // a disk that cannot keep up would lose some
             stats = stats_of(con.engine);
-        while (stats.cache[SSM_TIER_HOST].bytes > ssm_model_get_info(model)->state_bytes);
+        while (stats.cache[SSM_TIER_HOST].bytes > ssm_model_get_info(model)->saved_bytes);
     }
     const uint64_t ran = stats_of(con.engine).prompt_tokens;
     for (int i = 0; i < N; i++) {
@@ -54,7 +54,7 @@ START_TEST(each_tier_is_counted) {
     int32_t prompt[LENGTH];
     ssm_stats stats;
     begin(0, s);
-    const uint64_t row = ssm_model_get_info(model)->state_bytes;
+    const uint64_t row = ssm_model_get_info(model)->saved_bytes;
     for (uint32_t i = 0; i < N; i++) {
         fill(prompt, LENGTH, 500 + i);
         ssm_request r = request_of(prompt, LENGTH);
@@ -73,7 +73,7 @@ START_TEST(each_tier_is_counted) {
     ck_assert_uint_eq(hits_of(&stats), 1);
     ck_assert_uint_ge(stats.cache[SSM_TIER_DEVICE].bytes, (uint64_t)s->rows * row);
     ck_assert_uint_eq(stats.cache[SSM_TIER_HOST].bytes, (uint64_t)s->host_rows * row);
-    ck_assert_uint_eq(stats.cache[SSM_TIER_DISK].bytes, (uint64_t)s->disk_rows * (row + 4 * 16));
+    ck_assert_uint_eq(stats.cache[SSM_TIER_DISK].bytes, (uint64_t)s->disk_rows * row);
     for (int t = 0; t < SSM_TIERS; t++) {
         ck_assert_uint_eq(stats.cache[t].moves, moves[_i][t]);
         ck_assert_uint_eq(stats.cache[t].evictions, evictions[_i][t]);

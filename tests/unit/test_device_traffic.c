@@ -86,7 +86,7 @@ static ssm_engine *open_engine(ssm_dtype weights, bool company) {
     ssm_engine_options o;
     ssm_error err;
     ssm_engine_options_init(&o);
-    const int64_t state = (int64_t)ssm_model_get_info(model)->state_bytes;
+    const int64_t state = (int64_t)ssm_model_get_info(model)->saved_bytes;
     o.device = device_name();
     o.weight_dtype = weights;
     o.max_sessions = company ? 24 : 1;

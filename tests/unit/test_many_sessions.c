@@ -57,7 +57,7 @@ static ssm_engine *open_engine(int rows, bool stores) {
     o.device = "cpu";
     o.max_sessions = 32;
     o.threads = 1;
-    o.cache_bytes = rows * (int64_t)ssm_model_get_info(model)->state_bytes;
+    o.cache_bytes = rows * (int64_t)ssm_model_get_info(model)->saved_bytes;
     o.state_dir = stores && kind == BY_NAME ? folder : NULL;
     o.state_url = stores && kind == SHARED ? server.url : NULL;
     o.durability = SSM_DURABILITY_SYNC; // else what has not been written stays in memory

@@ -8,14 +8,14 @@
 
 #include "tests/suite.h"
 
-static int saved_states(int64_t cache_bytes, uint64_t host_bytes, size_t *state_bytes) {
+static int saved_states(int64_t cache_bytes, uint64_t host_bytes, size_t *saved_bytes) {
     ssm_model *model = NULL;
     ssm_engine *engine = NULL;
     ssm_engine_options options;
     ssm_error err = {0};
     ck_assert_msg(ssm_model_open(SSM_TEST_DATA "/models/induction-heads", &model, &err) == 0, "%s",
                   err.message);
-    *state_bytes = ssm_model_get_info(model)->state_bytes;
+    *saved_bytes = ssm_model_get_info(model)->saved_bytes;
     ssm_engine_options_init(&options);
     options.device = "cpu";
     options.max_sessions = 2;

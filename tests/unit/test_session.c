@@ -38,7 +38,7 @@ static ssm_engine *open_engine(const ssm_backend *backend, int32_t sessions, int
     ssm_engine_options_init(&o);
     o.max_sessions = sessions;
     o.threads = 1;
-    o.cache_bytes = rows * (int64_t)ssm_model_get_info(model)->state_bytes;
+    o.cache_bytes = rows * (int64_t)ssm_model_get_info(model)->saved_bytes;
     o.checkpoint_tokens = 64;
     o.poison_slots = true;
     const int rc = engine_create_on(backend, model, &o, &engine, &err);

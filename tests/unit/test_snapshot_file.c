@@ -31,7 +31,7 @@ static void begin(size_t n_pending, const snapshot_label *label) {
     static const int32_t tokens[] = {3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 9, 3, 2, 3, 8};
     open_model("copying-mamba", &model);
     const size_t n = state_floats();
-    image = (snapshot_image){.state = malloc(n * sizeof(float))};
+    image = (snapshot_image){.state = malloc((n + 16) * sizeof(float))};
     image.text.chain = chain_begin();
     session_text_add(&image.text, tokens, 19);
     image.text.n_pending = n_pending;
@@ -43,7 +43,7 @@ static void begin(size_t n_pending, const snapshot_label *label) {
     for (size_t i = 0; i < n; i++)
         image.state[i] = (float)i * 0.25f - 7;
     if (n_pending == 0) {
-        image.logits = malloc(16 * sizeof(float));
+        image.logits = image.state + n;
         for (int i = 0; i < 16; i++)
             image.logits[i] = (float)-i;
     }

@@ -107,52 +107,83 @@ START_TEST(forks_and_snapshots_go_on_as_their_source) {
 END_TEST
 
 // States go out while their slots are used again at once, and come back before anybody has waited:
-// more of them than there are staging buffers, so that each is waited for on the device.
+// more of them than there are staging buffers, so that each is waited for on the device. Each takes
+// its logits along, from a row that is kept and used again at once too, while a step writes all
+// rows that a step may.
 START_TEST(copies_beside_steps_keep_their_order) {
-    enum { N = 24, SPOILT = N };
+    enum { N = 24, SPOILT = N, STEPPING = N + 1, LONG = 150 }; // 150 rows of logits fill up to 192
     small_model m;
-    rig r;
     ssm_error err = {0};
-    int32_t ids[64];
+    ssm_device_info info;
+    int32_t ids[LONG];
     uint64_t out[N], in[N];
-    float *want[N];
+    float *want[N], *want_logits[N];
     small_model_create(&m, &shapes[_i], SSM_DTYPE_BF16, 6);
-    rig_open(&r, "cuda", &m.weights, SSM_DTYPE_BF16, SSM_DTYPE_F32);
-    const size_t bytes = r.state_floats * sizeof(float);
+    rig r = rig_open_with("cuda", &m.weights,
+                          (ssm_device_options){.n_slots = SLOTS,
+                                               .max_rows = ROWS,
+                                               .kept_rows = N,
+                                               .max_tokens = TOKENS,
+                                               .weight_dtype = SSM_DTYPE_BF16,
+                                               .state_dtype = SSM_DTYPE_F32});
+    r.b->info(r.d, &info);
+    ck_assert_int_eq(info.kept_rows, N);
+    const size_t states = r.state_floats * sizeof(float);
+    const size_t logits = (size_t)r.vocab * sizeof(float), bytes = states + logits;
     char *host = r.b->host_alloc(r.d, N * bytes);
     ck_assert_ptr_nonnull(host);
-    for (int i = 0; i < 64; i++)
+    for (int i = 0; i < LONG; i++)
         ids[i] = below(r.vocab);
-    for (int32_t i = 0; i <= SPOILT; i++)
-        free(rig_feed(&r, i, ids + i, 5 + i, 5 + i, true));
-    for (int32_t i = 0; i < N; i++)
+    for (int32_t i = 0; i < N; i++) {
+        const int32_t first = 0, row = info.max_rows + i;
+        want_logits[i] = rig_feed(&r, i, ids + i, 5 + i, 5 + i, true);
+        must(r.b->logits_copy(r.d, &first, &row, 1, &err), &err);
         want[i] = rig_state(&r, i);
+    }
+    free(rig_feed(&r, SPOILT, ids + SPOILT, 40, 40, true));
     for (int round = 0; round < 4; round++) {
         for (int32_t i = 0; i < N; i++) {
             float *to = (float *)(void *)(host + (size_t)i * bytes);
-            const int32_t spoilt = SPOILT;
-            must(r.b->slot_export(r.d, i, to, &out[i], &err), &err);
+            const int32_t spoilt = SPOILT, first = 0, row = info.max_rows + i;
+            must(r.b->slot_export(r.d, i, row, to, &out[i], &err), &err);
             must(r.b->slots_copy(r.d, &spoilt, &i, 1, &err), &err);
+            must(r.b->logits_copy(r.d, &first, &row, 1, &err), &err);
         }
+        rig_step(&r, ids, &(ssm_segment){STEPPING, 0, LONG, true, SSM_WANT_ALL}, 1);
         for (int32_t i = 0; i < N; i++) {
             const float *from = (const float *)(const void *)(host + (size_t)i * bytes);
-            must(r.b->slot_import(r.d, i, from, out[i], &in[i], &err), &err);
+            must(r.b->slot_import(r.d, i, info.max_rows + i, from, out[i], &in[i], &err), &err);
         }
+        rig_step(&r, ids, &(ssm_segment){STEPPING, 0, LONG, true, SSM_WANT_ALL}, 1);
         for (int32_t i = 0; i < N; i++) {
+            const char *image = host + (size_t)i * bytes;
             must(r.b->ticket_wait(r.d, in[i], &err), &err);
             must(r.b->ticket_wait(r.d, out[i], &err), &err);
-            ck_assert_msg(memcmp(host + (size_t)i * bytes, want[i], bytes) == 0, "%s: out %d",
+            ck_assert_msg(memcmp(image, want[i], states) == 0, "%s: out %d", shapes[_i].name, i);
+            ck_assert_msg(memcmp(image + states, want_logits[i], logits) == 0, "%s: logits out %d",
                           shapes[_i].name, i);
         }
         memset(host, 0xff, N * bytes); // it has been read
         for (int32_t i = 0; i < N; i++) {
-            float *state = rig_state(&r, i);
-            ck_assert_msg(memcmp(state, want[i], bytes) == 0, "%s: in %d", shapes[_i].name, i);
+            float *state = rig_state(&r, i), *kept = rig_logits(&r, info.max_rows + i);
+            ck_assert_msg(memcmp(state, want[i], states) == 0, "%s: in %d", shapes[_i].name, i);
+            ck_assert_msg(memcmp(kept, want_logits[i], logits) == 0, "%s: logits in %d",
+                          shapes[_i].name, i);
             free(state);
+            free(kept);
         }
     }
+    int32_t from[N], to[N];
     for (int32_t i = 0; i < N; i++)
+        from[i] = info.max_rows + i, to[i] = N - 1 - i;
+    must(r.b->logits_copy(r.d, from, to, N, &err), &err);
+    for (int32_t i = 0; i < N; i++) {
+        float *row = rig_logits(&r, to[i]);
+        ck_assert_msg(memcmp(row, want_logits[i], logits) == 0, "%s: row %d", shapes[_i].name, i);
+        free(row);
         free(want[i]);
+        free(want_logits[i]);
+    }
     r.b->host_free(r.d, host);
     rig_close(&r);
     small_model_free(&m);

@@ -14,14 +14,14 @@ enum { MOST_DEVICES = 8, MOST_COPIES = 4 }; // copies of a device that wait
 typedef struct copy {
     struct copy *next;
     uint64_t ticket;
-    int32_t slot;
+    int32_t slot, row;  // row -1: no logits behind the state
     float *out, *held;  // export: the state as it was, for out
     const float *state; // import
 } copy;
 
 typedef struct late {
     ssm_device *device;
-    size_t bytes; // of a state
+    size_t bytes, with_logits; // of a state
     copy *first, **last;
     int n;
 } late;
@@ -39,15 +39,20 @@ static late *find(const ssm_device *device) {
 
 // ---- copies, in order; the lock is held
 
+static size_t bytes_of(const late *d, const copy *c) {
+    return c->row < 0 ? d->bytes : d->with_logits;
+}
+
 static void finish_first(late *d) {
     copy *c = d->first;
     if (!(d->first = c->next))
         d->last = &d->first;
     d->n--;
+    uint64_t ticket;
     if (c->out)
-        memcpy(c->out, c->held, d->bytes);
+        memcpy(c->out, c->held, bytes_of(d, c));
     else
-        CPU->slot_write(d->device, c->slot, c->state, NULL);
+        ssm_slot_import(CPU, d->device, c->slot, c->row, c->state, 0, &ticket, NULL);
     free(c->held);
     free(c);
 }
@@ -65,12 +70,12 @@ static void finish_imports(late *d) {
     finish_until(d, last);
 }
 
-static copy *add(late *d, int32_t slot, uint64_t *ticket) {
+static copy *add(late *d, int32_t slot, int32_t row, uint64_t *ticket) {
     copy *c = calloc(1, sizeof *c);
     assert(c);
     while (d->n >= MOST_COPIES)
         finish_first(d);
-    *c = (copy){.ticket = ++last_ticket, .slot = slot};
+    *c = (copy){.ticket = ++last_ticket, .slot = slot, .row = row};
     *d->last = c;
     d->last = &c->next;
     d->n++;
@@ -90,22 +95,23 @@ static int leave(int rc) {
     return rc;
 }
 
-static int export_slot(ssm_device *device, int32_t slot, float *out, uint64_t *ticket,
+static int export_slot(ssm_device *device, int32_t slot, int32_t row, float *out, uint64_t *ticket,
                        ssm_error *err) {
+    uint64_t none;
     late *d = enter(device);
-    copy *c = add(d, slot, ticket);
+    copy *c = add(d, slot, row, ticket);
     c->out = out;
-    c->held = malloc(d->bytes);
+    c->held = malloc(bytes_of(d, c));
     assert(c->held);
-    memset(out, 0xff, d->bytes);
-    return leave(CPU->slot_read(device, slot, c->held, err));
+    memset(out, 0xff, bytes_of(d, c));
+    return leave(ssm_slot_export(CPU, device, slot, row, c->held, &none, err));
 }
 
-static int import_slot(ssm_device *device, int32_t slot, const float *state, uint64_t after,
-                       uint64_t *ticket, ssm_error *err) {
+static int import_slot(ssm_device *device, int32_t slot, int32_t row, const float *state,
+                       uint64_t after, uint64_t *ticket, ssm_error *err) {
     late *d = enter(device);
     assert(after <= last_ticket);
-    add(d, slot, ticket)->state = state;
+    add(d, slot, row, ticket)->state = state;
     return leave(0);
 }
 
@@ -134,7 +140,8 @@ static int open_late(const ssm_weights *weights, const ssm_device_options *optio
     pthread_mutex_lock(&lock);
     late *d = find(NULL);
     *d = (late){.device = *out};
-    d->bytes = (ssm_state_conv_floats(g) + ssm_state_ssm_floats(g)) * sizeof(float);
+    d->bytes = (*out)->state_floats * sizeof(float);
+    d->with_logits = d->bytes + (size_t)g->vocab_size * sizeof(float);
     d->last = &d->first;
     return leave(0);
 }
@@ -179,6 +186,17 @@ static int slot_write(ssm_device *device, int32_t slot, const float *state, ssm_
     return leave(CPU->slot_write(device, slot, state, err));
 }
 
+static int logits_copy(ssm_device *device, const int32_t *src, const int32_t *dst, int32_t n,
+                       ssm_error *err) {
+    enter(device);
+    return leave(CPU->logits_copy(device, src, dst, n, err));
+}
+
+static int logits_write(ssm_device *device, int32_t row, const float *logits, ssm_error *err) {
+    enter(device);
+    return leave(CPU->logits_write(device, row, logits, err));
+}
+
 const ssm_backend *late_backend(void) {
     static ssm_backend backend;
     backend = ssm_backend_cpu;
@@ -190,6 +208,8 @@ const ssm_backend *late_backend(void) {
     backend.slots_copy = slots_copy;
     backend.slot_read = slot_read;
     backend.slot_write = slot_write;
+    backend.logits_copy = logits_copy;
+    backend.logits_write = logits_write;
     backend.host_alloc = alloc;
     backend.host_free = give;
     backend.slot_export = export_slot;
