@@ -23,6 +23,7 @@ void job_post(ssm_engine *engine, job *j, const ssm_event *event) {
 static void poison(ssm_engine *engine, int32_t slot) {
     for (size_t i = 0; i < engine->state_floats; i++)
         engine->scratch[i] = NAN;
+    (void)cache_settle(&engine->cache, NULL); // it may have been saved; the next step tells
     engine->backend->slot_write(engine->device, slot, engine->scratch, NULL);
 }
 

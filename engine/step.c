@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Launching a planned step and its draws, and waiting for them.
 //
-// Device calls go in this order: the step; states that it brought to checkpoints saved; states and
-// logits restored from snapshots; copies of the states of prompts that have just ended to the slots
+// Device calls go in this order: states saved since the last one; the step; states and logits
+// restored from snapshots; copies of the states of prompts that have just ended to the slots
 // of their other choices; the draws. None of them waits for the device. The end of a prompt whose
 // choices do not all get slots now is held in the cache.
 #include "engine.h"
@@ -86,8 +86,8 @@ int step_launch(ssm_engine *engine, flight *f, ssm_error *err) {
                            .n_tokens = f->n_tokens,
                            .segments = f->segments,
                            .n_segments = f->n_segments};
-    int rc = 0;
-    if (f->n_segments > 0)
+    int rc = cache_settle(&engine->cache, err); // the step changes what they are copied from
+    if (rc == 0 && f->n_segments > 0)
         rc = engine->backend->step(engine->device, &plan, err);
     if (rc == 0)
         rc = reuse_save_checkpoints(engine, f, err);

@@ -13,7 +13,7 @@ enum { TENANT = 4 }; // tokens of a key before the text's own
 // ---- life
 
 int cache_init(cache *c, const cache_options *options) {
-    *c = (cache){.o = *options};
+    *c = (cache){.o = *options, .copies = {.backend = options->backend, .device = options->device}};
     prefix_init(&c->tree);
     c->free = malloc(((size_t)options->n_slots + 1) * sizeof *c->free);
     if (options->poison)
@@ -97,8 +97,7 @@ snapshot *cache_find(const cache *c, const int32_t tenant[4], const int32_t *tok
 
 // Logits of a step's row to where a snapshot on the device keeps its own.
 static int copy_logits(cache *c, snapshot *s, int32_t row, ssm_error *err) {
-    const int32_t to = tiers_logits_row(c, s->slot);
-    const int rc = c->o.backend->logits_copy(c->o.device, &row, &to, 1, err);
+    const int rc = copies_add_row(&c->copies, row, tiers_logits_row(c, s->slot), err);
     s->has_logits = rc == 0;
     return rc;
 }
@@ -117,7 +116,7 @@ static int create(cache *c, uint64_t position, int32_t slot, int32_t row, bool e
         return 0;
     }
     *s = (snapshot){.position = position, .slot = to, .disk_row = -1};
-    rc = c->o.backend->slots_copy(c->o.device, &slot, &to, 1, err);
+    rc = copies_add_slot(&c->copies, slot, to, err);
     if (rc == 0 && row >= 0)
         rc = copy_logits(c, s, row, err);
     tiers_add(c, s);
@@ -181,8 +180,8 @@ static int keep(cache *c, uint64_t position, int32_t slot, int32_t row, bool eag
     float *state = tiers_take_host(c);
     if (!state)
         return 0;
-    uint64_t ticket = 0;
-    rc = ssm_slot_export(c->o.backend, c->o.device, slot, row, state, &ticket, err);
+    uint64_t ticket;
+    rc = tiers_export(c, slot, row, state, &ticket, err);
     if (rc == 0 && (*out = cache_adopt(c, position, state, row >= 0))) {
         (*out)->ticket = ticket;
         return 0;
@@ -272,9 +271,7 @@ static int promote(cache *c, snapshot *s, ssm_error *err) {
     s->pins--;
     if (rc != 0 || to < 0)
         return rc;
-    rc =
-        ssm_slot_import(c->o.backend, c->o.device, to, s->has_logits ? tiers_logits_row(c, to) : -1,
-                        s->host, s->ticket, &s->ticket, err);
+    rc = tiers_import(c, s, to, s->has_logits ? tiers_logits_row(c, to) : -1, err);
     if (rc != 0) {
         tiers_give_row(c, to);
         return rc;
@@ -289,8 +286,12 @@ static int promote(cache *c, snapshot *s, ssm_error *err) {
 // From the device's row.
 static int copy_out(cache *c, const snapshot *s, int32_t slot, int32_t row, ssm_error *err) {
     const int32_t from = tiers_logits_row(c, s->slot);
-    const int rc = c->o.backend->slots_copy(c->o.device, &s->slot, &slot, 1, err);
-    return rc != 0 || row < 0 ? rc : c->o.backend->logits_copy(c->o.device, &from, &row, 1, err);
+    int rc = cache_settle(c, err);
+    if (rc == 0)
+        rc = c->o.backend->slots_copy(c->o.device, &s->slot, &slot, 1, err);
+    if (rc == 0 && row >= 0)
+        rc = c->o.backend->logits_copy(c->o.device, &from, &row, 1, err);
+    return rc;
 }
 
 int cache_restore(cache *c, snapshot *s, int32_t slot, int32_t row, ssm_error *err) {
@@ -299,9 +300,7 @@ int cache_restore(cache *c, snapshot *s, int32_t slot, int32_t row, ssm_error *e
     assert(!cache_is_away(s) && (row < 0 || s->has_logits));
     int rc = tier == SSM_TIER_HOST ? promote(c, s, err) : 0;
     if (rc == 0)
-        rc = s->slot >= 0 ? copy_out(c, s, slot, row, err)
-                          : ssm_slot_import(c->o.backend, c->o.device, slot, row, s->host,
-                                            s->ticket, &s->ticket, err);
+        rc = s->slot >= 0 ? copy_out(c, s, slot, row, err) : tiers_import(c, s, slot, row, err);
     if (rc != 0)
         return rc;
     tiers_restored(c, tier, began_ns);
@@ -314,10 +313,14 @@ int cache_read(cache *c, const snapshot *s, bool with_logits, float *out, uint64
     assert(!with_logits || s->has_logits);
     *ticket = 0;
     if (s->slot >= 0)
-        return ssm_slot_export(c->o.backend, c->o.device, s->slot,
-                               with_logits ? tiers_logits_row(c, s->slot) : -1, out, ticket, err);
+        return tiers_export(c, s->slot, with_logits ? tiers_logits_row(c, s->slot) : -1, out,
+                            ticket, err);
     const int rc = ssm_ticket_wait(c->o.backend, c->o.device, s->ticket, err);
     if (rc == 0)
         memcpy(out, s->host, tiers_image_bytes(c, with_logits));
     return rc;
+}
+
+int cache_settle(cache *c, ssm_error *err) {
+    return copies_make(&c->copies, err);
 }

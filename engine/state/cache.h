@@ -6,8 +6,8 @@
 // that a fork of a session is one more owner of the same bytes. Three places (tiers.c):
 //
 //     device   rows of the device's own state array behind the scheduler's slots, in its native
-//              layout: saving, restoring and forking are backend->slots_copy, on a GPU a kernel in
-//              the order of its stream, without a wait
+//              layout: saving and restoring are copies on the device, on a GPU in the order of its
+//              stream, without a wait. Those of saves are gathered (copies.h)
 //     host     canonical fp32 (kernels/weights.h) in buffers of the pool, to and from which a GPU
 //              copies beside its steps: whoever looks at one waits for its ticket
 //     disk     the same in a file (spill.h), without --cache-dir none
@@ -15,11 +15,11 @@
 // At prompt ends a snapshot holds the next token's logits: an exact repeat then draws at once and
 // neither runs a token nor advances the state twice. A snapshot without them is of use only to a
 // longer text. They are wherever the state is: on the device in a row of logits behind those of the
-// steps, one for each row of states, so that they come and go by backend->logits_copy in the
-// stream's order; elsewhere right behind the state, in the same buffer under the same ticket. The
-// room is there with or without them: 7% of a row of mamba-130m, 1% of mamba-2.8b's, counted in
-// every place's bytes. Dropped: page-locked buffers for logits alone, to which each prompt's end
-// would have sent 200 KB over the bus, one copy a prompt, with memory to be locked as they grow.
+// steps, one for each row of states, so that they come and go by copies too; elsewhere right behind
+// the state, in the same buffer under the same ticket. The room is there with or without them: 7%
+// of a row of mamba-130m, 1% of mamba-2.8b's, counted in every place's bytes. Dropped: page-locked
+// buffers for logits alone, to which each prompt's end would have sent 200 KB over the bus, one
+// copy a prompt, with memory to be locked as they grow.
 //
 // A snapshot is in one of them. Each place has a list by last use. When a row is needed the oldest
 // goes: to the host if it may (host_bytes) or must (a session has no other copy of it), else away.
@@ -39,6 +39,7 @@
 
 #include <ssm/engine.h>
 
+#include "copies.h"
 #include "kernels/backend.h"
 #include "prefix.h"
 #include "spill.h"
@@ -91,6 +92,7 @@ typedef struct cache {
     cache_options o;
     prefix_tree tree;
     snapshot_list on_device, on_host, on_disk;
+    copies copies; // of saves, not yet made
     spill *disk;
     int32_t *free_disk; // [n_disk_rows] rows not in use, the first n_free_disk
     int32_t n_disk_rows, n_free_disk;
@@ -155,6 +157,10 @@ int cache_restore(cache *c, snapshot *s, int32_t slot, int32_t row, ssm_error *e
 // ticket is due.
 int cache_read(cache *c, const snapshot *s, bool with_logits, float *out, uint64_t *ticket,
                ssm_error *err);
+
+// Makes the copies that saves have asked for: before slots or rows of logits change by anything but
+// the functions here. rc is the device's.
+int cache_settle(cache *c, ssm_error *err);
 
 uint64_t cache_host_bytes(const cache *c);
 uint64_t cache_disk_bytes(const cache *c);

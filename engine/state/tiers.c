@@ -85,11 +85,26 @@ static uint64_t resting_bytes(const cache *c) {
 
 void tiers_give_row(cache *c, int32_t slot) {
     if (c->nan) {
+        (void)cache_settle(c, NULL); // a device that has failed fails its next call too
         c->o.backend->slot_write(c->o.device, slot, c->nan, NULL);
         c->o.backend->logits_write(c->o.device, tiers_logits_row(c, slot), c->nan, NULL);
     }
     c->free[c->n_free++] = slot;
     assert(c->n_free <= c->o.n_slots);
+}
+
+int tiers_export(cache *c, int32_t slot, int32_t row, float *out, uint64_t *ticket,
+                 ssm_error *err) {
+    *ticket = 0;
+    const int rc = cache_settle(c, err);
+    return rc != 0 ? rc : ssm_slot_export(c->o.backend, c->o.device, slot, row, out, ticket, err);
+}
+
+int tiers_import(cache *c, snapshot *s, int32_t slot, int32_t row, ssm_error *err) {
+    const int rc = cache_settle(c, err);
+    return rc != 0 ? rc
+                   : ssm_slot_import(c->o.backend, c->o.device, slot, row, s->host, s->ticket,
+                                     &s->ticket, err);
 }
 
 static void give_disk_row(cache *c, int32_t row) {
@@ -274,7 +289,7 @@ static int demote(cache *c, snapshot *s, ssm_error *err) {
         return 0;
     const int32_t row = s->has_logits ? tiers_logits_row(c, s->slot) : -1;
     uint64_t ticket;
-    const int rc = ssm_slot_export(c->o.backend, c->o.device, s->slot, row, host, &ticket, err);
+    const int rc = tiers_export(c, s->slot, row, host, &ticket, err);
     if (rc != 0) {
         state_pool_give(c->o.states, host, ticket);
         return rc;

@@ -41,6 +41,11 @@ static inline void tiers_give_host(const cache *c, snapshot *s) {
     s->ticket = 0;
 }
 
+// Between the device, as it is when the copies asked for are made, and the host: see
+// kernels/backend.h. The ticket is 0 after an error.
+int tiers_export(cache *c, int32_t slot, int32_t row, float *out, uint64_t *ticket, ssm_error *err);
+int tiers_import(cache *c, snapshot *s, int32_t slot, int32_t row, ssm_error *err);
+
 // A row for a new snapshot, -1 if none can be had. eager: an older one may go for it. rc is the
 // device's.
 int tiers_take_row(cache *c, bool eager, int32_t *slot, ssm_error *err);
