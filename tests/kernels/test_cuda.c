@@ -39,8 +39,8 @@ START_TEST(too_many_sessions_say_how_many_would_fit) {
 END_TEST
 
 static cuda_part part_of(const char *word) {
-    static const char *const words[] = {"all", "quick", "race", "few"};
-    for (int i = PART_ALL; word && i <= PART_FEW; i++) {
+    static const char *const words[] = {"all", "quick", "race", "few", "medium"};
+    for (int i = PART_ALL; word && i <= PART_MEDIUM; i++) {
         if (strcmp(word, words[i]) == 0)
             return (cuda_part)i;
     }
@@ -60,11 +60,13 @@ int main(int argc, char **argv) {
           *prompts = suite_case(suite, "prompts"), *large = suite_case(suite, "large");
     if (argc > 2) { // test_cuda few N: this width alone
         few_tests(tc, states, part, atoi(argv[2]));
+        medium_tests(tc, part, atoi(argv[2]));
         return suite_run(suite);
     }
     plans_tests(tc, part);
     rows_tests(tc, part);
     few_tests(tc, states, part, -1);
+    medium_tests(tc, part, -1);
     sampling_tests(tc, part);
     if (part == PART_ALL)
         tcase_add_test(tc, too_many_sessions_say_how_many_would_fit);

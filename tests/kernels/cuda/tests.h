@@ -39,9 +39,10 @@ void compare(pair *p, float *a, float *b, size_t n, const char *of); // frees a 
 
 typedef enum cuda_part {
     PART_ALL,
-    PART_QUICK, // under a sanitizer: bf16, both kinds
-    PART_RACE,  // under racecheck, which makes kernels hundreds of times slower: few rows
-    PART_FEW,   // what few.cu can break, no more
+    PART_QUICK,  // under a sanitizer: bf16, both kinds
+    PART_RACE,   // under racecheck, which makes kernels hundreds of times slower: few rows
+    PART_FEW,    // what few.cu can break, no more
+    PART_MEDIUM, // steps of 9 to 64 rows, no more
 } cuda_part;
 
 void plans_tests(TCase *tc, cuda_part part);
@@ -49,6 +50,7 @@ void prompts_tests(TCase *tc, cuda_part part);
 void large_tests(TCase *tc, cuda_part part);
 void rows_tests(TCase *tc, cuda_part part);
 void few_tests(TCase *tc, TCase *states, cuda_part part, int one); // of the widths; -1: all
+void medium_tests(TCase *tc, cuda_part part, int one);             // the same
 void states_tests(TCase *tc, cuda_part part);
 void replay_tests(TCase *tc, cuda_part part);
 void traffic_tests(TCase *tc, cuda_part part);
