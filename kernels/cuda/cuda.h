@@ -153,6 +153,7 @@ struct device {
     void *y;                    // T [d_inner]
     float *squares;             // MAMBA2 [token row][H] partial sums of squares
     float *row_norms;           // [token row][medium_tiles] partial sums of the residual's squares
+    void *resident;             // resident.cu's scratch
     float *out_squares;         // [FEW_ROWS][n_sms] partial sums of the residual's squares
     unsigned long long *x_sums; // MAMBA [X_COPIES][FEW_ROWS][n_x] x_proj in fixed point
     unsigned *x_broken;         // [FEW_ROWS] sums that are no numbers
@@ -334,6 +335,11 @@ int32_t medium_tiles(const device *d);          // of out_proj, at most; 0: neve
 cudaError_t medium_in(device *d, int layer, const batch &b);
 cudaError_t medium_x(device *d, int layer, const batch &b);
 cudaError_t medium_out(device *d, int layer, const batch &b);
+
+// resident.cu: all layers of such a step of Mamba-1 in one launch
+bool resident_fits(const device *d, int32_t n);
+size_t resident_bytes(const device *d); // of its scratch; 0: never used
+cudaError_t resident_layers(device *d, const batch &b);
 
 // replay.cu, replay_fold.cu: Mamba-2 states that are written every 16 tokens
 struct replay_sizes {

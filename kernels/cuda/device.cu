@@ -30,6 +30,8 @@
 //     launches a layer (few.cu)
 //   + products of 9 to 64 rows                              3.45      9.4
 //     (medium.cu; predicted 2.4 at b64)
+//   + all layers in one launch                              2.78
+//     (resident.cu; predicted 2.1 to 2.5)
 //   + Mamba-2 states written every 16                                           17.4
 //     tokens (replay.cu; predicted 17)
 //
@@ -184,6 +186,7 @@ static int list_activations(device *d, activation *out) {
     out[i++] = {&d->y, n * g->d_inner * t};
     out[i++] = {(void **)&d->squares, mamba ? 0 : SPLIT_ROWS * g->n_heads * f};
     out[i++] = {(void **)&d->row_norms, (size_t)SPLIT_ROWS * medium_tiles(d) * f};
+    out[i++] = {&d->resident, resident_bytes(d)};
     out[i++] = {(void **)&d->out_squares, (size_t)FEW_ROWS * d->n_sms * f};
     out[i++] = {(void **)&d->x_sums, (size_t)X_COPIES * FEW_ROWS * d->n_x * sizeof *d->x_sums};
     out[i++] = {(void **)&d->x_broken, FEW_ROWS * sizeof *d->x_broken};

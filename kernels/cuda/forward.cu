@@ -4,7 +4,8 @@
 //
 //   few.cu      3     up to 8 decode rows on Hopper and later
 //   skinny.cu   4     elsewhere and in odd shapes (Mamba-2: 3)
-//   medium.cu   4     to 64 rows
+//   resident.cu       to 64 rows of Mamba-1's published widths: one launch for all layers
+//   medium.cu   4     to 64 rows (Mamba-2: 16)
 //   product.cu  6 up  otherwise: norm, in_proj, conv, x_proj (to 1,024: medium), advance and / or
 //                     scan, out_proj
 //
@@ -153,8 +154,11 @@ int forward(device *d, const batch &b, ssm_error *err) {
         return few_step(d, b, err);
     const bool medium = b.decode && medium_fits(d, b.n);
     const bool skinny = !medium && b.decode && skinny_fits(d, b.n);
+    const bool resident = b.decode && resident_fits(d, b.n);
     SSM_CUDA(d, embed(d, b), err);
-    for (int i = 0; i < d->g.n_layers; i++)
+    if (resident)
+        SSM_CUDA(d, resident_layers(d, b), err);
+    for (int i = 0; !resident && i < d->g.n_layers; i++)
         SSM_TRY(medium   ? medium_layer(d, i, b, err)
                 : skinny ? skinny_layer(d, i, b, err)
                          : wide_layer(d, i, b, err));

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Hopper's instructions that CUDA C++ has no words for, as medium.cu needs them: barriers in shared
-// memory that count bytes, tiles copied by tensor map, clusters, and the warp groups' matrix
-// instruction.
+// Hopper's instructions that CUDA C++ has no words for, as medium.cu and resident.cu need them:
+// barriers in shared memory that count bytes, tiles copied by tensor map, clusters, and the warp
+// groups' matrix instruction.
 //
 // Tiles are rows of 128 bytes (64 numbers of 16 bits) in groups of 8, 16-byte parts swapped by row
 // (CU_TENSOR_MAP_SWIZZLE_128B): what tile_at() of the instruction's descriptor expects.
@@ -69,6 +69,14 @@ __device__ __forceinline__ void copy_box(uint32_t to, const CUtensorMap *map, in
     asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
                  ".L2::cache_hint [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(to),
                  "l"(map), "r"(column), "r"(row), "r"(barrier), "l"(policy)
+                 : "memory");
+}
+// Bytes in a row, read once.
+__device__ __forceinline__ void copy_run(uint32_t to, const void *from, uint32_t bytes,
+                                         uint32_t barrier, uint64_t policy) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes"
+                 ".L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(to),
+                 "l"(from), "r"(bytes), "r"(barrier), "l"(policy)
                  : "memory");
 }
 __device__ __forceinline__ void prefetch_line(const void *p) {

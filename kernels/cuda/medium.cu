@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Products for 9 to 64 rows on Hopper: the weights once, at the rate of the memory, with what comes
+// Products for 9 to 64 rows on Hopper, where resident.cu does not fit (Mamba-2 to 16 rows, biases,
+// other widths; x_proj of more rows): the weights once, at the rate of the memory, with what comes
 // before and after them in the same launch (medium_kernel.cuh).
 //
 // - Token rows are the matrix instruction's first operand (64, however many there are), weight rows
@@ -99,14 +100,15 @@ static PFN_cuTensorMapEncodeTiled_v12000 map_encoder(void) {
     return rc == cudaSuccess ? (PFN_cuTensorMapEncodeTiled_v12000)found : NULL;
 }
 
-// Boxes of PIECE columns and box_rows rows of a row-major [rows][cols] array.
-static bool map_of(CUtensorMap *out, const void *base, int cols, int rows, int box_rows) {
+bool tensor_map(CUtensorMap *out, const void *base, int cols, int rows, int box_cols, int box_rows,
+                bool swizzle) {
     static const PFN_cuTensorMapEncodeTiled_v12000 encode = map_encoder();
     const cuuint64_t size[] = {(cuuint64_t)cols, (cuuint64_t)rows};
     const cuuint64_t pitch[] = {(cuuint64_t)cols * sizeof(bf16)};
-    const cuuint32_t box[] = {PIECE, (cuuint32_t)box_rows}, step[] = {1, 1};
+    const cuuint32_t box[] = {(cuuint32_t)box_cols, (cuuint32_t)box_rows}, step[] = {1, 1};
     return encode && encode(out, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, (void *)base, size, pitch,
-                            box, step, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                            box, step, CU_TENSOR_MAP_INTERLEAVE_NONE,
+                            swizzle ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_NONE,
                             CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
                             CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
 }
@@ -140,8 +142,8 @@ static cudaError_t run(const device *d, const void *w, const void *x, int cols,
     a.ring_bytes = (larger(ring, after) + 15) / 16 * 16;
     const int bytes = a.ring_bytes + scratch;
     CUtensorMap w_map, x_map;
-    if (!map_of(&w_map, w, cols, a.n_rows, a.box_rows) ||
-        !map_of(&x_map, x, cols, a.tokens, a.box_tokens))
+    if (!tensor_map(&w_map, w, cols, a.n_rows, PIECE, a.box_rows, true) ||
+        !tensor_map(&x_map, x, cols, a.tokens, PIECE, a.box_tokens, true))
         return cudaErrorNotSupported;
     const cudaError_t rc =
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);

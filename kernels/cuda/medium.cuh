@@ -13,6 +13,10 @@ namespace ssm {
 enum medium_after { MEDIUM_IN, MEDIUM_SUMS, MEDIUM_OUT };
 enum { PIECE = 64, PIECE_BYTES = 128 }; // columns a stage of the ring
 
+// Boxes of a row-major bf16 [rows][cols] array; swizzled: of PIECE columns, for the matrix units.
+bool tensor_map(CUtensorMap *out, const void *base, int cols, int rows, int box_cols, int box_rows,
+                bool swizzle);
+
 struct medium_args {
     int n_rows, tokens, pieces;          // of the weight, of x, of a row of both
     int tile_rows, box_rows, box_tokens; // rows a cluster, a group; token rows a tile

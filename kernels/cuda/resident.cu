@@ -1,0 +1,228 @@
+// SPDX-License-Identifier: Apache-2.0
+// All layers of a decode step of 9 to 64 rows of Mamba-1 on Hopper in one launch, whose blocks stay
+// where they are: what they read never stops coming.
+//
+// - 64 clusters of two blocks, a block an SM, launched cooperatively. A cluster has 1/64 of the
+//   channels: their rows of in_proj (x and z), convolution, share of x_proj, dt_proj, states, y.
+//   Its blocks have half of in_proj's columns each, and end every other eight token rows.
+// - A warp fills a ring of 8 slots (160 KB at 2.8b) with all that a block reads once, in order:
+//   in_proj's weights, x_proj's, dt_proj's, the tokens' states, out_proj's, the next layer's. None
+//   of it depends on anything in this launch, so the ring is full whenever a phase begins.
+// - Two warps fetch token rows (u, y: L2) by 16-byte loads once they are there; two groups of four
+//   warps multiply (wgmma, 64 token rows by a group's weight rows) and do all the rest.
+// - Blocks wait for each other at counters (resident_counts), where somebody else's numbers are
+//   needed and by those alone. A layer:
+//     in_proj   sums of half the tokens to the peer, in registers' order, a warp to a warp;
+//               x, z stay in shared memory; the channels' share of x_proj to memory
+//     parts     64 blocks   then a 64th of x_proj's sums is added up
+//     sums      64 blocks   delta, the states, y
+//     y         16 blocks   out_proj by 16 row tiles and 8 parts of the columns: those that this
+//                           group of 8 clusters has y of; sums to memory
+//     shares    8 blocks    an eighth of a tile's tokens is added up: residual, next input
+//     input     all         the next layer
+//   All is added up in one order: a row's bits depend on nothing around it.
+// - Nobody waits for ever: counters end the launch with an error after some seconds of asking.
+//
+// Bytes: the weights once, states twice; through L2 a layer of 2.8b at 64 rows x_proj's shares (3
+// MB), out_proj's (5 MB) and u, y to every block (42 MB).
+//
+// Ladder, ms a step, 2.8b, fp16 states:                      H100 b16  b64    H200 b16  b64
+//   medium.cu, advance_short.cu: four launches a layer            3.18  4.05       2.69  3.46
+//   this, token rows by the copy engine, states from memory
+//     to registers ahead of x_proj's sums                         3.07  3.96
+//   + token rows by other warps, states through the ring,
+//     dt in bf16                                                                   2.27  2.78
+//   + slots given back after their reads (below)                  2.80  3.42
+// (In turns on one machine: rows 1 and 2 of H100, 1 and 3 of H200, and 1 and 4 at b16.) Predicted
+// 2.1 to 2.5. H200, third line: b32 2.45, fp32 states b64 3.13 (before 3.90), 130m b64 0.45.
+//
+// What the first line's readings said: loads of a block's states queue in front of its polls (4.5
+// us from the last block's arrival to the counter's opening), and the copy engine takes what it is
+// asked for in order, so that token rows waited behind weights (out_proj's columns 7.6 us).
+//
+// Read off by %globaltimer, third line, H200, us of 42 a layer: from the last layer's end to the
+// first piece 2.1, in_proj's columns 10.2, exchange 0.8, convolution 1.0, share of x_proj 1.2,
+// parts 3.4 (2.4 behind the last block), adding up 1.1, sums 0.5, dt 0.5, delta 1.8, states 5.0, y
+// 3.1, out_proj's columns 5.2, its sums to memory 2.2, shares 2.2, residual 1.5.
+//
+// Slots: an mbarrier's arrive overtakes reads of shared memory that queue behind other traffic
+// (few.cu). The third line gave states' slots back right after reading them: 768 channels, 3
+// layers, came to other bits once on an H200; on an H100 in none of 60 runs of 64 rows. Arrives now
+// wait for what was read (give_back): on an H100 no difference in 120 such runs and in test_cuda
+// medium at all five widths. Not run on an H200 since.
+//
+// Dropped: 6 stages of token rows and 7 slots (2.81 against 2.79). Open: states of two tokens side
+// by side (5 us, where instructions take 2; written, fits registers in fp16, not run); out_proj's
+// sums to memory by wider stores; polls that open later than the last arrival.
+#include "resident_fill.cuh"
+
+namespace ssm {
+
+#if SSM_HOPPER
+
+template <int NW, class S>
+__device__ __forceinline__ void work(const resident_args &a, const resident_block<NW> &b) {
+    resident_worker<NW> w(a);
+    const int token = token_of(b.rank, w.own_place());
+    w.own = {-1, -1, 0, 1};
+    if (token < a.tokens)
+        w.own = a.rows[token];
+    resident_states<NW, S> states(a, b, w.warp);
+#pragma unroll 1
+    for (int i = 0; i < a.n_layers; i++) {
+        w.layer = i;
+        in_proj(a, b, w);
+        x_proj_parts(a, b, w);
+        states.ask(a, b, w);
+        x_proj_sums(a, b, w);
+        states.advance(a, b, w);
+        out_proj_shares(a, b, w);
+        residual(a, b, w);
+    }
+}
+
+#endif
+
+template <int NW, class S>
+__global__ void __launch_bounds__(RESIDENT_THREADS, 1)
+    resident_kernel(const __grid_constant__ resident_args a) {
+#if SSM_HOPPER
+    extern __shared__ __align__(1024) char shared[];
+    const resident_block<NW> b(shared, a.tokens);
+    if (threadIdx.x == 0)
+        b.init();
+    __syncthreads();
+    cluster_arrive();
+    cluster_wait(); // the peer's barriers are ready
+    if (threadIdx.x < RESIDENT_WORKERS) {
+        more_registers<216>();
+        work<NW, S>(a, b);
+    } else {
+        fewer_registers<72>();
+        const int warp = threadIdx.x / 32 - RESIDENT_WARPS;
+        if (warp == 0)
+            fill_ring<NW, S>(a, b);
+        else if (warp <= X_WARPS)
+            fill_x(a, b, threadIdx.x - RESIDENT_WORKERS - 32);
+    }
+    __syncwarp();
+    cluster_arrive();
+    cluster_wait(); // nothing of the peer's is under way to here
+#endif
+}
+
+// ---- host side
+
+template <class S, class F> static bool with_width(int d_model, F f) {
+    switch (d_model) {
+    case 32 * 24:
+        return f(resident_kernel<24, S>, (int)resident_shape<24>::BYTES,
+                 (int)resident_shape<24>::BOX);
+    case 32 * 32:
+        return f(resident_kernel<32, S>, (int)resident_shape<32>::BYTES,
+                 (int)resident_shape<32>::BOX);
+    case 32 * 48:
+        return f(resident_kernel<48, S>, (int)resident_shape<48>::BYTES,
+                 (int)resident_shape<48>::BOX);
+    case 32 * 64:
+        return f(resident_kernel<64, S>, (int)resident_shape<64>::BYTES,
+                 (int)resident_shape<64>::BOX);
+    case 32 * 80:
+        return f(resident_kernel<80, S>, (int)resident_shape<80>::BYTES,
+                 (int)resident_shape<80>::BOX);
+    default:
+        return false;
+    }
+}
+
+bool resident_model_fits(const device *d) {
+    const ssm_geometry &g = d->g;
+    const int m = g.d_model;
+    if (d->arch != 90 || d->weight_type != SSM_DTYPE_BF16 || g.kind != SSM_BLOCK_MAMBA ||
+        d->n_sms < RESIDENT_BLOCKS || (size_t)RESIDENT_SHARED + 1024 > d->shared_sm)
+        return false;
+    return (m == 768 || m == 1024 || m == 1536 || m == 2048 || m == 2560) && g.d_inner == 2 * m &&
+           g.dt_rank == m / 16 && g.d_state == 16 && g.d_conv >= 2 && g.d_conv <= 4 &&
+           !g.bc_dt_norm && g.n_layers <= RESIDENT_LAYERS;
+}
+
+bool resident_fits(const device *d, int32_t n) {
+    if (!resident_model_fits(d) || n < 16 || n > RESIDENT_ROWS || n % 8 != 0)
+        return false;
+    for (int i = 0; i < d->g.n_layers; i++) {
+        if (d->layers[i].in_bias || d->layers[i].out_bias)
+            return false;
+    }
+    return true;
+}
+
+size_t resident_bytes(const device *d) {
+    return resident_model_fits(d)
+               ? sizeof(resident_scratch) + resident_floats(d->n_x, d->g.d_model) * sizeof(float)
+               : 0;
+}
+
+static bool fill_arguments(device *d, const batch &b, int box, resident_args *a) {
+    const ssm_geometry &g = d->g;
+    const int m = g.d_model, inner = g.d_inner;
+    a->rows = b.rows, a->residual = d->residual;
+    a->u = (bf16 *)d->u, a->y = (bf16 *)d->y;
+    a->ring = (bf16 *)d->ring, a->state = (char *)d->state;
+    a->ring_pitch = (size_t)d->n_slots * (g.d_conv - 1) * inner;
+    a->state_pitch = (size_t)d->n_slots * inner * 16 * type_bytes(d->state_type);
+    a->scratch = (resident_scratch *)d->resident;
+    a->tokens = b.n, a->n_layers = g.n_layers, a->width = g.d_conv, a->eps = g.norm_eps;
+    bool made = true;
+    for (int i = 0; made && i < g.n_layers; i++) {
+        const layer_weights &w = d->layers[i];
+        resident_layer &l = a->layers[i];
+        resident_weights &maps = a->weights[i];
+        made = tensor_map(&maps.in, w.in_proj, m, d->n_in, PIECE, box, true) &&
+               tensor_map(&maps.x, w.x_proj, inner, d->n_x, m / 32, X_PROJ_ROWS, false) &&
+               tensor_map(&maps.out, w.out_proj, inner, m, PIECE, m / 16, true);
+        l.dt_proj = (const bf16 *)w.dt_proj;
+        l.conv_weight = w.conv_weight, l.conv_bias = w.conv_bias, l.dt_bias = w.dt_bias;
+        l.decay = w.decay, l.skip = w.skip;
+        l.next_norm = i + 1 < g.n_layers ? d->layers[i + 1].norm : NULL;
+    }
+    return made;
+}
+
+template <class S> static cudaError_t run(device *d, const batch &b) {
+    cudaError_t rc = norm(d, d->layers[0].norm, d->residual, NULL, d->u, b.n, true);
+    if (rc == cudaSuccess)
+        rc = cudaMemsetAsync(d->resident, 0, sizeof(resident_counts), d->stream);
+    if (rc != cudaSuccess)
+        return rc;
+    with_width<S>(d->g.d_model, [&](auto kernel, int bytes, int box) {
+        resident_args a = {};
+        if (!fill_arguments(d, b, box, &a)) {
+            rc = cudaErrorNotSupported;
+            return true;
+        }
+        rc = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+        if (rc != cudaSuccess)
+            return true;
+        cudaLaunchAttribute attributes[2] = {};
+        attributes[0].id = cudaLaunchAttributeClusterDimension;
+        attributes[0].val.clusterDim = {2, 1, 1};
+        attributes[1].id = cudaLaunchAttributeCooperative;
+        attributes[1].val.cooperative = 1;
+        cudaLaunchConfig_t config = {};
+        config.gridDim = dim3(RESIDENT_BLOCKS);
+        config.blockDim = dim3(RESIDENT_THREADS);
+        config.dynamicSmemBytes = (size_t)bytes;
+        config.stream = d->stream;
+        config.attrs = attributes;
+        config.numAttrs = 2;
+        rc = cudaLaunchKernelEx(&config, kernel, a);
+        return true;
+    });
+    return rc;
+}
+
+cudaError_t resident_layers(device *d, const batch &b) {
+    return with_state_type(d->state_type, [&](auto s) { return run<decltype(s)>(d, b); });
+}
+
+} // namespace ssm

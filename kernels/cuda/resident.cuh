@@ -1,0 +1,263 @@
+// SPDX-License-Identifier: Apache-2.0
+// What resident_*.cuh share: arguments, how a block's shared memory is dealt, and how blocks wait
+// for each other. See resident.cu for the design.
+#ifndef SSM_KERNELS_CUDA_RESIDENT_CUH
+#define SSM_KERNELS_CUDA_RESIDENT_CUH
+
+#include "advance.cuh"
+#include "cuda.h"
+#include "wgmma.cuh"
+
+namespace ssm {
+
+enum {
+    RESIDENT_LAYERS = 64, // most; arguments of a launch are at most 32,764 bytes
+    RESIDENT_ROWS = 64,
+    RESIDENT_BLOCKS = 128,
+    RESIDENT_CLUSTERS = 64,
+    RESIDENT_SPLITS = 8, // of out_proj's columns
+    RESIDENT_TILES = 16, // of out_proj's rows
+    RESIDENT_WARPS = 8,  // that work
+    RESIDENT_WORKERS = RESIDENT_WARPS * 32,
+    RESIDENT_THREADS = RESIDENT_WORKERS + 128, // three of these warps ask for what workers read
+    X_WARPS = 2,                               // of them, for token rows
+    RESIDENT_SHARED = 227 << 10,
+    HALF_ROWS = RESIDENT_ROWS / 2,
+    X_STAGES = 4,
+    X_STAGE = RESIDENT_ROWS * 128, // 64 columns of all token rows
+    X_PROJ_ROWS = 128,             // of x_proj, and
+    DT_ROWS = 64                   // of dt_proj in a slot of the ring
+};
+
+struct resident_weights { // of a layer, as boxes
+    CUtensorMap in, x, out;
+};
+
+struct resident_layer {
+    const bf16 *dt_proj;
+    const float *conv_weight, *conv_bias, *dt_bias, *decay, *skip; // as layer_weights
+    const float *next_norm; // of the layer that follows; NULL: none
+};
+
+// What blocks tell each other; each counter in 128 bytes of its own.
+struct resident_counts {
+    struct counter {
+        unsigned n, unused[31];
+    };
+    counter parts[2];               // a rank's blocks have left their shares of x_proj's sums
+    counter sums[2];                // and these are added up
+    counter y[RESIDENT_SPLITS];     // 16 blocks have left y
+    counter shares[RESIDENT_TILES]; // 8 blocks have left their shares of out_proj's sums
+    counter input;                  // all blocks have left the next layer's input
+};
+
+struct resident_scratch {
+    resident_counts counts;
+    float squares[RESIDENT_ROWS][RESIDENT_TILES]; // of the residual, by tile
+    // and behind it
+    // float x_parts[2][RESIDENT_CLUSTERS][HALF_ROWS][n_x]
+    // float bc[2][HALF_ROWS][32], bf16 dt[2][HALF_ROWS][dt_rank]: x_proj's sums
+    // float shares[RESIDENT_SPLITS][RESIDENT_ROWS][d_model]
+};
+
+struct resident_args {
+    const row *rows;
+    float *residual;                // [token][d_model]
+    bf16 *u, *y;                    // [token][d_model], [token][d_inner]
+    bf16 *ring;                     // [layer][slot][d_conv - 1][d_inner]
+    char *state;                    // S [layer][slot][d_inner][16]
+    size_t ring_pitch, state_pitch; // numbers of a layer, bytes of a layer
+    resident_scratch *scratch;
+    int tokens, n_layers, width; // width: d_conv
+    float eps;
+    resident_weights weights[RESIDENT_LAYERS];
+    resident_layer layers[RESIDENT_LAYERS];
+};
+
+// NW: weight rows of a group of warps, channels of a cluster.
+template <int NW> struct resident_shape {
+    enum {
+        CHANNELS = NW,
+        TILE_ROWS = 2 * NW,
+        WIDTH = 32 * NW, // d_model
+        INNER = 64 * NW, // d_inner
+        RANK = 2 * NW,   // dt_rank
+        N_X = RANK + 32,
+        IN_PIECES = NW / 4, // pieces of 64 columns of a block's share
+        OUT_PIECES = NW / 8,
+        SLOT = TILE_ROWS * 128,
+        X_SLOTS = (N_X + X_PROJ_ROWS - 1) / X_PROJ_ROWS,
+        DT_SLOTS = (CHANNELS + DT_ROWS - 1) / DT_ROWS,
+        // in_proj's rows in a slot: a group has some of x, then some of z
+        BOX = NW % 16 == 0 ? NW / 2 : 8,
+        FIRST_X = (NW / 8 + 1) / 2 * 8,            // rows of x in the first group
+        PITCH = NW + 8,                            // of a token's x and z
+        DT_PITCH = (RANK * 2 + 63) / 64 * 64 | 64, // bytes: odd multiples of 64
+        BC_PITCH = 32 + 4,
+        // bytes
+        PEER = 8 * NW * 32, // sums from the peer, later delta and delta x
+        ACTS = HALF_ROWS * PITCH * 2,
+        BESIDE = X_STAGES * X_STAGE + PEER + 2 * ACTS,
+        BARRIERS = 512,
+        ROOM = (RESIDENT_SHARED - BESIDE - BARRIERS) / SLOT,
+        SLOTS = ROOM < 16 ? ROOM : 16,
+        BYTES = SLOTS * SLOT + BESIDE + BARRIERS
+    };
+    static_assert(PEER <= X_STAGES * X_STAGE, "sums for the peer lie where x was");
+    static_assert(HALF_ROWS * (DT_PITCH + BC_PITCH * 4) <= X_STAGES * X_STAGE, "so do x_proj's");
+    static_assert(HALF_ROWS * CHANNELS * 8 <= PEER, "delta");
+};
+
+#if SSM_HOPPER
+
+// ---- blocks wait for each other
+
+__device__ __forceinline__ void workers_sync() {
+    asm volatile("bar.sync 1, 256;" ::: "memory");
+}
+// One thread, behind a barrier of those whose writes it announces.
+__device__ __forceinline__ void count_up(resident_counts::counter *c) {
+    asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(&c->n) : "memory");
+}
+// Ends the launch with an error rather than never, some seconds on.
+__device__ __forceinline__ void count_wait(const resident_counts::counter *c, int target) {
+    for (int tries = 0; tries < 1 << 22; tries++) {
+        int n;
+        asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(n) : "l"(&c->n) : "memory");
+        if (n >= target)
+            return;
+    }
+    __trap();
+}
+// All workers.
+__device__ __forceinline__ void workers_wait(const resident_counts::counter *c, int target) {
+    if (threadIdx.x == 0)
+        count_wait(c, target);
+    workers_sync();
+}
+__device__ __forceinline__ void arrive_at_peer(uint32_t barrier) {
+    asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+
+// A group of four warps, registers a thread: those that ask leave theirs to the workers.
+template <int N> __device__ __forceinline__ void more_registers() {
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N));
+}
+template <int N> __device__ __forceinline__ void fewer_registers() {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N));
+}
+
+// ---- loads that stay where they stand
+
+__device__ __forceinline__ float2 load_pair(const float *p) {
+    float2 v;
+    asm volatile("ld.global.nc.v2.f32 {%0,%1}, [%2];" : "=f"(v.x), "=f"(v.y) : "l"(p));
+    return v;
+}
+__device__ __forceinline__ float load_number(const float *p) {
+    float v;
+    asm volatile("ld.global.nc.f32 %0, [%1];" : "=f"(v) : "l"(p));
+    return v;
+}
+__device__ __forceinline__ uint32_t load_word(const bf16 *p) {
+    uint32_t v;
+    asm volatile("ld.global.u32 %0, [%1];" : "=r"(v) : "l"(p));
+    return v;
+}
+// Written by other blocks of this launch: from L2.
+__device__ __forceinline__ float4 load_shared_sum(const float *p) {
+    float4 v;
+    asm volatile("ld.global.cg.v4.f32 {%0,%1,%2,%3}, [%4];"
+                 : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+                 : "l"(p)
+                 : "memory");
+    return v;
+}
+__device__ __forceinline__ void add4(float4 &a, const float4 &b) {
+    a.x += b.x, a.y += b.y, a.z += b.z, a.w += b.w;
+}
+
+// A place in a ring of N.
+template <int N> struct turn {
+    int at = 0, phase = 0;
+    __device__ __forceinline__ void next() {
+        if (++at == N)
+            at = 0, phase ^= 1;
+    }
+};
+
+// A block: what all its threads know.
+template <int NW> struct resident_block {
+    typedef resident_shape<NW> shape;
+    int rank, cluster, tile, split; // of the cluster, the card; of out_proj
+    int mine;                       // token rows that this rank ends, in eights: every other eight
+    char *memory;
+    uint32_t slots, x_ring, full, empty, x_full, x_empty, arrived, taken, go;
+
+    __device__ __forceinline__ resident_block(char *p, int tokens) {
+        rank = blockIdx.x % 2, cluster = blockIdx.x / 2;
+        tile = blockIdx.x % RESIDENT_TILES, split = blockIdx.x / RESIDENT_TILES;
+        mine = (tokens / 8 + 1 - rank) / 2 * 8;
+        memory = p;
+        slots = shared_address(p), x_ring = slots + shape::SLOTS * shape::SLOT;
+        full = slots + shape::BYTES - shape::BARRIERS, empty = full + shape::SLOTS * 8;
+        x_full = empty + shape::SLOTS * 8, x_empty = x_full + X_STAGES * 8;
+        arrived = x_empty + X_STAGES * 8, taken = arrived + 8 * 8, go = taken + 8;
+    }
+    __device__ __forceinline__ char *slot(int i) const {
+        return memory + i * shape::SLOT;
+    }
+    __device__ __forceinline__ char *x_place() const {
+        return memory + shape::SLOTS * shape::SLOT;
+    }
+    __device__ __forceinline__ char *peer_place() const {
+        return x_place() + X_STAGES * X_STAGE;
+    }
+    __device__ __forceinline__ bf16 *x() const { // [HALF_ROWS][PITCH]
+        return (bf16 *)(peer_place() + shape::PEER);
+    }
+    __device__ __forceinline__ bf16 *z() const {
+        return (bf16 *)(peer_place() + shape::PEER + shape::ACTS);
+    }
+    __device__ __forceinline__ void init() const { // one thread
+        for (int i = 0; i < shape::SLOTS; i++)
+            barrier_init(full + i * 8, 1), barrier_init(empty + i * 8, RESIDENT_WARPS);
+        for (int i = 0; i < X_STAGES; i++)
+            barrier_init(x_full + i * 8, X_WARPS), barrier_init(x_empty + i * 8, RESIDENT_WARPS);
+        for (int i = 0; i < 8; i++)
+            barrier_init(arrived + i * 8, 1);
+        barrier_init(taken, 8);
+        barrier_init(go, 1);
+        barriers_ready();
+    }
+};
+
+// The rank's token row `at` (0 to mine - 1) among all.
+__device__ __forceinline__ int token_of(int rank, int at) {
+    return at / 8 * 16 + rank * 8 + at % 8;
+}
+
+template <int NW> __device__ __forceinline__ float *x_parts_of(const resident_args &a) {
+    return (float *)(a.scratch + 1);
+}
+template <int NW> __device__ __forceinline__ float *bc_of(const resident_args &a, int rank) {
+    return x_parts_of<NW>(a) + 2 * RESIDENT_CLUSTERS * HALF_ROWS * resident_shape<NW>::N_X +
+           rank * HALF_ROWS * 32;
+}
+template <int NW> __device__ __forceinline__ bf16 *dt_of(const resident_args &a, int rank) {
+    return (bf16 *)bc_of<NW>(a, 2) + rank * HALF_ROWS * resident_shape<NW>::RANK;
+}
+template <int NW> __device__ __forceinline__ float *shares_of(const resident_args &a) {
+    return (float *)dt_of<NW>(a, 2);
+}
+
+#endif
+
+inline size_t resident_floats(int n_x, int d_model) {              // behind the scratch
+    return (size_t)(2 * RESIDENT_CLUSTERS + 2) * HALF_ROWS * n_x + // more than dt and bc need
+           (size_t)RESIDENT_SPLITS * RESIDENT_ROWS * d_model;
+}
+
+} // namespace ssm
+
+#endif
