@@ -257,7 +257,7 @@ struct grain {
 int32_t piece_length(const device *d, int32_t n_spans, int32_t tokens, int32_t longest);
 int32_t carry_pieces(const device *d); // the most pieces that a step can have if any is cut
 
-// scan.cu: false if these scans are never cut
+// scan.cu: false if so many prompts are never cut
 bool scan_grain(const device *d, int32_t n_spans, grain *out);
 
 // ---- sample.cu

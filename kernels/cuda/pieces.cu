@@ -2,12 +2,13 @@
 // How prompts are cut for the scans.
 //
 // A scan goes through its tokens one after the other; what fills the card is channels (Mamba-1) or
-// heads (Mamba-2) times prompts. Where that is too little, each prompt is cut into pieces and two
-// launches share them: in the first (SCAN_FIRST) a prompt's first piece is scanned whole, from its
-// slot's state, and the others but the last from zero, for the state that they end with and the sum
-// of their delta alone; the second (SCAN_FINAL) chains these ends, which is cheap since a decay
-// over a piece is exp2(A sum delta), and scans all pieces but the first. n pieces so keep n - 1
-// blocks busy where one was, and cost (n - 2) / n of a scan's ends more; two pieces gain nothing.
+// heads (Mamba-2) times prompts. Where that is too little, and scan_roles.cu not faster, each
+// prompt is cut into pieces and two launches share them: in the first (SCAN_FIRST) a prompt's first
+// piece is scanned whole, from its slot's state, and the others but the last from zero, for the
+// state that they end with and the sum of their delta alone; the second (SCAN_FINAL) chains these
+// ends, which is cheap since a decay over a piece is exp2(A sum delta), and scans all pieces but
+// the first. n pieces so keep n - 1 blocks busy where one was, and cost (n - 2) / n of a scan's
+// ends more; two pieces gain nothing.
 //
 // Lengths are multiples of what a scan takes at a time, so that for Mamba-1 any cut at tile
 // boundaries that the chain of ends does not see gives the same bits.
@@ -40,9 +41,8 @@ int32_t carry_pieces(const device *d) {
     for (int32_t n_spans = 1; n_spans <= d->n_slots; n_spans++) {
         grain g;
         const int32_t n = wanted(d, n_spans, &g);
-        if (n == 0)
-            break;
-        most = n + n_spans; // each prompt's last piece may be short
+        if (n > 0 && n + n_spans > most)
+            most = n + n_spans; // each prompt's last piece may be short
     }
     return most;
 }

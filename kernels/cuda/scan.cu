@@ -34,12 +34,13 @@
 // +3% at C 5; eight or 16 tokens unrolled, +2% and +15% (instruction cache).
 //
 // With too few sequences to fill the card prompts are cut into pieces (pieces.cu), whose ends cost
-// the exponentials twice.
-#include "mamba.cuh"
+// the exponentials twice. Where that or a whole scan takes longer, scan_roles.cu's kernel is used:
+// which is decided by the model and the number of prompts alone.
+#include "scan.cuh"
 
 namespace ssm {
 
-enum { WARPS = 4, THREADS = WARPS * 32, STATES = 16, A_ROW = THREADS / TILE };
+enum { WARPS = 4, THREADS = WARPS * 32, STATES = SCAN_STATES, A_ROW = THREADS / TILE };
 
 // Shared memory of a block, in this order. x becomes y; its and z's tiles have spare rows above.
 template <int C> struct scan_layout {
@@ -53,61 +54,10 @@ template <int C> struct scan_layout {
     }
 };
 
-// softplus as in util.cuh, but without a branch around either half of it.
-__device__ __forceinline__ float softplus_straight(float v) {
-    const float e = exp2_fast(v * LOG2E);
-    float both;
-    asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(both) : "f"(1.f + e));
-    both *= 0.69314718f;
-    const float series = e * (1.f - e * (0.5f - e * (1.f / 3 - e * 0.25f)));
-    asm("{.reg .pred p; setp.lt.f32 p, %1, 0f3D000000; selp.f32 %0, %2, %0, p;"
-        "setp.gt.f32 p, %3, 0f41A00000; selp.f32 %0, %3, %0, p;}"
-        : "+f"(both)
-        : "f"(e), "f"(series), "f"(v));
-    return both;
-}
-
-// Four values of each of four lanes to one sum a lane: lane q gets value q.
-__device__ __forceinline__ float exchange4(const float (&v)[4], int q) {
-    const bool two = q & 2, one = q & 1;
-    float keep0 = two ? v[2] : v[0], keep1 = two ? v[3] : v[1];
-    keep0 += __shfl_xor_sync(~0u, two ? v[0] : v[2], 2);
-    keep1 += __shfl_xor_sync(~0u, two ? v[1] : v[3], 2);
-    return (one ? keep1 : keep0) + __shfl_xor_sync(~0u, one ? keep0 : keep1, 1);
-}
-
-// One warp's pairs. Two channels' places are swapped by row, so that a column of rows, which is
-// what the matrix instruction leaves in eight lanes, does not fall into one bank.
-template <int C> struct pairs {
-    float4 *two; // [TILE][C / 2][8] delta of channels k and k + 1, delta x of both
-    float2 *odd; // [TILE][8] delta, delta x of the last if C is odd
-
-    __device__ __forceinline__ void put(int r, int quad, const float (&d)[C],
-                                        const float (&dx)[C]) const {
-#pragma unroll
-        for (int k = 0; k + 1 < C; k += 2)
-            two[(r * (C / 2) + k / 2) * 8 + (quad ^ (r & 1))] =
-                make_float4(d[k], d[k + 1], dx[k], dx[k + 1]);
-        if (C % 2)
-            odd[r * 8 + quad] = make_float2(d[C - 1], dx[C - 1]);
-    }
-    __device__ __forceinline__ void get(int r, int quad, float (&d)[C], float (&dx)[C]) const {
-#pragma unroll
-        for (int k = 0; k + 1 < C; k += 2) {
-            const float4 v = two[(r * (C / 2) + k / 2) * 8 + (quad ^ (r & 1))];
-            d[k] = v.x, d[k + 1] = v.y, dx[k] = v.z, dx[k + 1] = v.w;
-        }
-        if (C % 2) {
-            const float2 v = odd[r * 8 + quad];
-            d[C - 1] = v.x, dx[C - 1] = v.y;
-        }
-    }
-};
-
 // delta and delta x of a tile; past the n-th token 0, which changes no state. dt, w: this lane's
 // row of the tile's dt and of the warp's dt_proj.
 template <int C>
-__device__ __forceinline__ void make_pairs(const pairs<C> &to, const char *dt, const char *w,
+__device__ __forceinline__ void make_pairs(const scan_pairs<C> &to, const char *dt, const char *w,
                                            const bf16 *x_tile, int pitch, int x_pitch, int rank,
                                            int n, const float2 (&bias)[C]) {
     const int lane = threadIdx.x & 31, g = lane >> 2, q = lane & 3;
@@ -154,8 +104,7 @@ __device__ __forceinline__ void scan_piece(const mamba_args &a, const span &sp, 
     const bool begins = p.index == sp.first_piece, ends = p.first + p.count == sp.first + sp.count;
     char *w = memory, *dts = w + L::CHANNELS * pitch;
     char *pair_memory = dts + 2 * TILE * pitch;
-    const pairs<C> pair = {(float4 *)(pair_memory + warp * L::PAIRS * 8),
-                           (float2 *)(pair_memory + warp * L::PAIRS * 8 + TILE * 8 * (C / 2) * 16)};
+    const scan_pairs<C> pair((float *)(pair_memory + warp * L::PAIRS * 8));
     bf16 *xs = (bf16 *)(pair_memory + WARPS * L::PAIRS * 8), *zs = xs + 2 * TILE * L::PITCH;
     float *bcs = (float *)(zs + 2 * TILE * L::PITCH);
 
@@ -278,7 +227,7 @@ __device__ __forceinline__ void scan_piece(const mamba_args &a, const span &sp, 
             for (int k = 0; Y && k < C; k++) {
                 const int here = (r0 + q) * L::PITCH + k * 8 + g;
                 const float x = to_float(x_tile[here]), z = to_float(z_tile[here]);
-                x_tile[here] = from_float<bf16>((exchange4(y[k], q) + skip[k] * x) * silu(z));
+                x_tile[here] = from_float<bf16>((exchange4<1, 2>(y[k], q) + skip[k] * x) * silu(z));
             }
         }
         if (more)
@@ -327,7 +276,7 @@ __global__ void __launch_bounds__(THREADS, BLOCKS)
 
 // ---- host side
 
-static bool fits(const device *d) {
+bool scan_fits(const device *d) {
     const ssm_geometry &g = d->g;
     return d->weight_type == SSM_DTYPE_BF16 && d->arch >= 80 && g.d_state == STATES &&
            g.dt_rank % 8 == 0 && g.dt_rank <= 256 && g.d_inner % 8 == 0;
@@ -353,6 +302,25 @@ static int choose(const device *d, int32_t n_spans, bool split) {
     return high_rank || n_spans * blocks_of(d, 2) * 5 >= blocks_a_sm(2) * n * 3 ? 2 : 1;
 }
 
+// Cycles a token of these kernels, roughly: 40 in pieces, 19 to 24 in whole prompts, for each 8
+// channels of an SM.
+static float cycles(const device *d, int32_t n_spans, const grain &g) {
+    const float a_group = n_spans * g.blocks < g.enough    ? 40
+                          : choose(d, n_spans, false) == 5 ? 19
+                                                           : 24;
+    return a_group * (float)n_spans * (float)d->g.d_inner / (float)(8 * d->n_sms);
+}
+
+static grain grain_of(const device *d, int32_t n_spans) {
+    const int c = choose(d, n_spans, true);
+    const int32_t card = blocks_a_sm(c) * d->n_sms;
+    return {blocks_of(d, c), card, card / 4, TILE, 4};
+}
+
+static bool in_roles(const device *d, int32_t n_spans) {
+    return scan_fits(d) && scan_roles_win(d, n_spans, cycles(d, n_spans, grain_of(d, n_spans)));
+}
+
 bool scan_grain(const device *d, int32_t n_spans, grain *out) {
     if (d->g.kind == SSM_BLOCK_MAMBA2) {
         *out = {d->g.n_heads, 2 * d->n_sms, d->n_sms, 64, 2};
@@ -360,10 +328,8 @@ bool scan_grain(const device *d, int32_t n_spans, grain *out) {
     }
     if (d->g.d_state != STATES)
         return false;
-    const int c = choose(d, n_spans, true);
-    const int32_t card = blocks_a_sm(c) * d->n_sms;
-    *out = {blocks_of(d, c), card, card / 4, TILE, 4};
-    return true;
+    *out = grain_of(d, n_spans);
+    return !in_roles(d, n_spans);
 }
 
 template <class S, int C, int DT>
@@ -385,7 +351,7 @@ static cudaError_t run(device *d, int layer, const batch &b, scan_pass pass) {
 
 template <class S>
 static cudaError_t scan_run(device *d, int layer, const batch &b, scan_pass pass) {
-    if (!fits(d))
+    if (!scan_fits(d))
         return mamba_scan_any(d, layer, b, pass);
     const int rank = d->g.dt_rank;
     switch (choose(d, b.n_spans, b.split)) {
@@ -399,6 +365,8 @@ static cudaError_t scan_run(device *d, int layer, const batch &b, scan_pass pass
 }
 
 cudaError_t mamba_scan(device *d, int layer, const batch &b) {
+    if (in_roles(d, b.n_spans))
+        return scan_roles(d, layer, b);
     return with_state_type(d->state_type, [&](auto s) {
         typedef decltype(s) S;
         if (!b.split)
