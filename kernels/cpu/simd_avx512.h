@@ -166,22 +166,24 @@ static inline vi vi_dot(vi acc, vi u8, vi s8) {
 #endif
 }
 
-#if defined(SSM_AVX512_VNNI) && !defined(SSM_AVX512_BF16)
+// Pairs of 16-bit numbers: vpair_dot adds two products a lane to acc.
+#if defined(SSM_AVX512_BF16)
+#define SIMD_HAS_PAIR_DOT 1
+#define SIMD_HAS_BF16_DOT 1
+typedef vf vpair;
+static inline vpair vpair_dot(vpair acc, vi a, vi b) {
+    return _mm512_dpbf16_ps(acc, (__m512bh)a, (__m512bh)b);
+}
+#elif defined(SSM_AVX512_VNNI)
+#define SIMD_HAS_PAIR_DOT 1
 #define SIMD_HAS_WORD_DOT 1
-// acc + the products of two pairs of signed 16-bit integers; by hand as vi_dot
-static inline vi vi_dot_words(vi acc, vi a, vi b) {
+typedef vi vpair; // signed integers; by hand as vi_dot
+static inline vpair vpair_dot(vpair acc, vi a, vi b) {
     __asm__("vpdpwssd %2, %1, %0" : "+v"(acc) : "v"(a), "v"(b));
     return acc;
 }
 static inline void vi_store_low_words(void *p, vi a) {
     _mm256_storeu_si256((__m256i *)p, _mm512_cvtepi32_epi16(a));
-}
-#endif
-
-#ifdef SSM_AVX512_BF16
-#define SIMD_HAS_BF16_DOT 1
-static inline vf vf_dot_bf16(vf acc, vi a, vi b) { // two products a lane
-    return _mm512_dpbf16_ps(acc, (__m512bh)a, (__m512bh)b);
 }
 #endif
 

@@ -51,7 +51,7 @@ static double product_rounds(cpu_format format, int64_t rounds, float *sink) {
         const vi a = vi_set((int32_t)*sink), b = vi_set(3);
         UNROLL for (int i = 0; i < CHAINS; i++) sum[i] = vi_sub(vi_load(int_lanes), vi_set(i));
         for (int64_t r = 0; r < rounds; r++) {
-            UNROLL for (int i = 0; i < CHAINS; i++) sum[i] = vi_dot_words(sum[i], a, b);
+            UNROLL for (int i = 0; i < CHAINS; i++) sum[i] = vpair_dot(sum[i], a, b);
         }
         UNROLL for (int i = 0; i < CHAINS; i++) acc[i] = vf_from_int(sum[i]);
         done *= 2;
@@ -60,7 +60,7 @@ static double product_rounds(cpu_format format, int64_t rounds, float *sink) {
     } else if (format == CPU_W_BF16_DOT) {
         const vi a = vi_set((int32_t)*sink), b = vi_set(3);
         for (int64_t r = 0; r < rounds; r++) {
-            UNROLL for (int i = 0; i < CHAINS; i++) acc[i] = vf_dot_bf16(acc[i], a, b);
+            UNROLL for (int i = 0; i < CHAINS; i++) acc[i] = vpair_dot(acc[i], a, b);
         }
         done *= 2;
 #endif

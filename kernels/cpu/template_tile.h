@@ -97,25 +97,34 @@ TEMPLATE void tile_bf16(const tile *p, vf acc[MAX_BLOCKS][MAX_TOKENS], const int
     }
 }
 
+// ---- two inputs of 16 bits at a time: bf16 into fp32 sums, or integers into integer ones
+
+#ifdef SIMD_HAS_PAIR_DOT
+// Blocks of inputs [i, end): w and x go on behind them.
+TEMPLATE void tile_pairs(const tile *p, int32_t i, int32_t end, const char **w, const char **x,
+                         vpair acc[MAX_BLOCKS][MAX_TOKENS], const int blocks, const int tokens) {
+    for (; i < end; i++, *x += p->x_step) {
+        tile_fetch(p, *x, i, 32, tokens);
+        for (int k = 0; k < CPU_LANES / 2; k++, *w += p->w_step) {
+            vi wk[MAX_BLOCKS];
+            UNROLL for (int b = 0; b < blocks; b++) {
+                PREFETCH(*w + 64 * b);
+                wk[b] = vi_load(*w + 64 * b);
+            }
+            UNROLL for (int t = 0; t < tokens; t++) {
+                const vi xt = vi_broadcast4(*x + 32 * t + 4 * k);
+                UNROLL for (int b = 0; b < blocks; b++) acc[b][t] = vpair_dot(acc[b][t], wk[b], xt);
+            }
+        }
+    }
+}
+#endif
+
 #ifdef SIMD_HAS_BF16_DOT
 TEMPLATE void tile_bf16_dot(const tile *p, vf acc[MAX_BLOCKS][MAX_TOKENS], const int blocks,
                             const int tokens) {
     const char *w = p->w, *x = p->x;
-    for (int32_t i = 0; i < p->k_blocks; i++, x += p->x_step) {
-        tile_fetch(p, x, i, 32, tokens);
-        for (int k = 0; k < CPU_LANES / 2; k++, w += p->w_step) {
-            vi wk[MAX_BLOCKS];
-            UNROLL for (int b = 0; b < blocks; b++) {
-                PREFETCH(w + 64 * b);
-                wk[b] = vi_load(w + 64 * b);
-            }
-            UNROLL for (int t = 0; t < tokens; t++) {
-                const vi xt = vi_broadcast4(x + 32 * t + 4 * k);
-                UNROLL for (int b = 0; b < blocks; b++) acc[b][t] =
-                    vf_dot_bf16(acc[b][t], wk[b], xt);
-            }
-        }
-    }
+    tile_pairs(p, 0, p->k_blocks, &w, &x, acc, blocks, tokens);
 }
 #endif
 
@@ -126,27 +135,13 @@ TEMPLATE void tile_word(const cpu_slice *s, const tile *p, const float *x_scale,
     const char *w = p->w, *x = p->x;
     vi acc[MAX_BLOCKS][MAX_TOKENS];
     tile_clear(out, blocks, tokens);
-    for (int32_t i = 0; i < p->k_blocks;) {
+    for (int32_t i = 0, end; i < p->k_blocks; i = end) {
         const int32_t group = CPU_WORD_GROUP / CPU_LANES;
-        const int32_t end = p->k_blocks - i < group ? p->k_blocks : i + group;
+        end = p->k_blocks - i < group ? p->k_blocks : i + group;
         UNROLL for (int b = 0; b < blocks; b++) {
             UNROLL for (int t = 0; t < tokens; t++) acc[b][t] = vi_set(0);
         }
-        for (; i < end; i++, x += p->x_step) {
-            tile_fetch(p, x, i, 32, tokens);
-            for (int k = 0; k < CPU_LANES / 2; k++, w += p->w_step) {
-                vi wk[MAX_BLOCKS];
-                UNROLL for (int b = 0; b < blocks; b++) {
-                    PREFETCH(w + 64 * b);
-                    wk[b] = vi_load(w + 64 * b);
-                }
-                UNROLL for (int t = 0; t < tokens; t++) {
-                    const vi xt = vi_broadcast4(x + 32 * t + 4 * k);
-                    UNROLL for (int b = 0; b < blocks; b++) acc[b][t] =
-                        vi_dot_words(acc[b][t], wk[b], xt);
-                }
-            }
-        }
+        tile_pairs(p, i, end, &w, &x, acc, blocks, tokens);
         UNROLL for (int b = 0; b < blocks; b++) {
             UNROLL for (int t = 0; t < tokens; t++) out[b][t] =
                 vf_add(out[b][t], vf_from_int(acc[b][t]));
