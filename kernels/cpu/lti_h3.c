@@ -11,7 +11,7 @@
 
 enum { CHUNK = 64 }; // tokens of a block that pass through all poles together, in first-level cache
 
-void cpu_lti_shift_keys(const lti_worker *k, int32_t layer, float *keys) {
+void cpu_lti_shift_keys(const cpu_worker *k, int32_t layer, float *keys) {
     const cpu_lti_part *part = &k->t->parts[layer].lti;
     const size_t state = (size_t)k->m->g.d_state * CPU_LANES;
     for (int32_t j = 0; j < k->step->plan->n_segments; j++) {
@@ -38,7 +38,7 @@ void cpu_lti_shift_keys(const lti_worker *k, int32_t layer, float *keys) {
 
 // Number a of each head that has lanes in a block, beside them. Lanes past the channels take what
 // the last head has: their v is 0.
-static void lay_beside(const lti_worker *k, float *buffer, int32_t block, int32_t token,
+static void lay_beside(const cpu_worker *k, float *buffer, int32_t block, int32_t token,
                        int32_t count, int32_t a, const float *v, float *to) {
     const int32_t d = k->m->g.head_dim, first = block * CPU_LANES;
     const int32_t end = worker_least(first + CPU_LANES, k->m->g.d_model);
@@ -51,7 +51,7 @@ static void lay_beside(const lti_worker *k, float *buffer, int32_t block, int32_
     k->m->kernels->lti->spread(&args);
 }
 
-static void scan_pairs(const lti_worker *k, const cpu_lti_part *part, int32_t block, int32_t token,
+static void scan_pairs(const cpu_worker *k, const cpu_lti_part *part, int32_t block, int32_t token,
                        int32_t count, bool fresh, float *s) {
     const size_t n = (size_t)k->m->g.d_state, own = (size_t)(block - k->t->model.first);
     float q[(CHUNK + 1) * CPU_LANES], kv[(CHUNK + 1) * CPU_LANES];
@@ -79,7 +79,7 @@ static void scan_pairs(const lti_worker *k, const cpu_lti_part *part, int32_t bl
 }
 
 // One block of a segment: as a convolution while there is enough for one, then the rest.
-static void recur_block(const lti_worker *k, int32_t layer, const ssm_segment *segment,
+static void recur_block(const cpu_worker *k, int32_t layer, const ssm_segment *segment,
                         int32_t block, float *s) {
     for (int32_t done = 0; done < segment->count;) {
         const int32_t token = segment->first + done, left = segment->count - done;
@@ -94,7 +94,7 @@ static void recur_block(const lti_worker *k, int32_t layer, const ssm_segment *s
     }
 }
 
-void cpu_lti_recur_pairs(const lti_worker *k, int32_t layer) {
+void cpu_lti_recur_pairs(const cpu_worker *k, int32_t layer) {
     const size_t state = (size_t)k->m->g.head_dim * (size_t)k->m->g.d_state * CPU_LANES;
     for (int32_t j = 0; j < k->step->plan->n_segments; j++) {
         const ssm_segment *segment = &k->step->plan->segments[j];

@@ -108,7 +108,7 @@ static channels channels_from(int32_t first, int32_t count) {
 
 // Tokens [token, token + LTI_PAIRS) of channels [first, first + count), which may lie in several
 // blocks: [count][LTI_PAIRS].
-static void take_tokens(const lti_worker *k, float *buffer, int32_t first, int32_t count,
+static void take_tokens(const cpu_worker *k, float *buffer, int32_t first, int32_t count,
                         int32_t token, float *to) {
     for (int32_t c = 0, some; c < count; c += some) {
         const channels from = channels_from(first + c, count - c);
@@ -121,7 +121,7 @@ static void take_tokens(const lti_worker *k, float *buffer, int32_t first, int32
     }
 }
 
-static void give_tokens(const lti_worker *k, const float *from, const channels *own, int32_t token,
+static void give_tokens(const cpu_worker *k, const float *from, const channels *own, int32_t token,
                         float *buffer) {
     for (int32_t done = 0, n; done < LTI_PAIRS; done += n) {
         n = worker_run(k, token + done, LTI_PAIRS - done);
@@ -152,7 +152,7 @@ static void give_states(const lti_pairs *p, const channels *own, float *s) {
     }
 }
 
-static void convolve_head(const lti_worker *k, const float *numbers, const channels *own,
+static void convolve_head(const cpu_worker *k, const float *numbers, const channels *own,
                           int32_t token, int32_t count, bool fresh, float *s) {
     const layout l = layout_of(k->m);
     const int32_t dim = k->m->g.head_dim, head = own->first / dim * dim;
@@ -187,7 +187,7 @@ static void convolve_head(const lti_worker *k, const float *numbers, const chann
 }
 
 // Lanes past the last channel, which products read.
-static void clear_rest(const lti_worker *k, int32_t block, int32_t token, int32_t count, bool fresh,
+static void clear_rest(const cpu_worker *k, int32_t block, int32_t token, int32_t count, bool fresh,
                        float *s) {
     for (int32_t done = 0, some; done < count; done += some) {
         some = worker_run(k, token + done, count - done);
@@ -197,7 +197,7 @@ static void clear_rest(const lti_worker *k, int32_t block, int32_t token, int32_
         memset(s, 0, (size_t)k->m->g.head_dim * (size_t)k->m->g.d_state * CPU_LANES * sizeof *s);
 }
 
-void cpu_lti_convolve_pairs(const lti_worker *k, int32_t layer, int32_t block, int32_t token,
+void cpu_lti_convolve_pairs(const cpu_worker *k, int32_t layer, int32_t block, int32_t token,
                             int32_t count, bool fresh, float *s) {
     const int32_t dim = k->m->g.head_dim, first = block * CPU_LANES;
     const int32_t end = worker_least(first + CPU_LANES, k->m->g.d_model);

@@ -15,7 +15,6 @@
 // long a prompt as there is. What lies between, norms and products, is done in windows of
 // CPU_WINDOW tokens, so that a window's activations and a panel of weights meet in the caches:
 // buffers are [window][block][tokens of the window][16].
-#include <assert.h>
 #include <math.h>
 #include <string.h>
 
@@ -25,13 +24,13 @@
 
 enum { CHUNK = 64 }; // tokens of a block that pass through all poles together, in first-level cache
 
-static void meet(const lti_worker *k) {
+static void meet(const cpu_worker *k) {
     cpu_pool_barrier(k->step->pool, NULL);
 }
 
 // ---- ends
 
-static void embed(const lti_worker *k) {
+static void embed(const cpu_worker *k) {
     const ssm_tensor *embedding = &k->m->weights->embedding;
     const int32_t dm = k->m->g.d_model;
     for (int32_t i = 0; i < k->step->plan->n_segments; i++) {
@@ -51,7 +50,7 @@ static void embed(const lti_worker *k) {
 }
 
 // A window's norm, tokens [first, end) of the step, from the residual.
-static void norm_tokens(const lti_worker *k, const float *weight, int32_t first, int32_t end,
+static void norm_tokens(const cpu_worker *k, const float *weight, int32_t first, int32_t end,
                         float *to) {
     for (int32_t t = first; t < end;) {
         const int32_t window = t / CPU_WINDOW * CPU_WINDOW, count = worker_run(k, t, end - t);
@@ -72,7 +71,7 @@ static void norm_tokens(const lti_worker *k, const float *weight, int32_t first,
 }
 
 // The layer's normed input, of all channels of all tokens.
-static float *norm_all(const lti_worker *k, int32_t layer) {
+static float *norm_all(const cpu_worker *k, int32_t layer) {
     const float *weight = k->m->norm[layer];
     if (k->tokens <= CPU_FEW_TOKENS) {
         norm_tokens(k, weight, 0, k->tokens, k->w->own[k->id].f32);
@@ -88,7 +87,7 @@ static float *norm_all(const lti_worker *k, int32_t layer) {
 
 // Windows of x [blocks][tokens][16] in the form that products take. Forms other than fp32 are made
 // of all tokens first, shared out, and a barrier ends that.
-static cpu_input input_of(const lti_worker *k, const cpu_stage *stage, float *x, int32_t first) {
+static cpu_input input_of(const cpu_worker *k, const cpu_stage *stage, float *x, int32_t first) {
     const size_t blocks = (size_t)k->m->model_blocks;
     const bool plain = k->m->form == CPU_X_F32;
     const char *bytes = (const char *)stage->bytes;
@@ -101,7 +100,7 @@ static cpu_input input_of(const lti_worker *k, const cpu_stage *stage, float *x,
                        .tokens = worker_tokens(k, first)};
 }
 
-static const cpu_stage *convert(const lti_worker *k, float *x) {
+static const cpu_stage *convert(const cpu_worker *k, float *x) {
     const bool few = k->tokens <= CPU_FEW_TOKENS;
     const cpu_stage *stage = few ? &k->w->own[k->id] : &k->w->shared;
     if (k->m->form == CPU_X_F32)
@@ -118,7 +117,7 @@ static const cpu_stage *convert(const lti_worker *k, float *x) {
     return stage;
 }
 
-static void multiply(const lti_worker *k, const cpu_slice *slice, const cpu_stage *stage, float *x,
+static void multiply(const cpu_worker *k, const cpu_slice *slice, const cpu_stage *stage, float *x,
                      int32_t first, float *to, bool add) {
     const cpu_input in = input_of(k, stage, x, first);
     const cpu_output out = {.data = worker_window(k, to, first),
@@ -131,7 +130,7 @@ static void multiply(const lti_worker *k, const cpu_slice *slice, const cpu_stag
 // ---- layers
 
 // A run of tokens of one channel block through its SSM: u to y, gelu taken, the state moved on.
-static void scan_run(const lti_worker *k, const cpu_lti_part *part, int32_t own, const float *u,
+static void scan_run(const cpu_worker *k, const cpu_lti_part *part, int32_t own, const float *u,
                      float *y, int32_t count, bool fresh, float *s) {
     const size_t n = (size_t)k->m->g.d_state, rows = (n + LTI_ROWS - 1) / LTI_ROWS * LTI_ROWS;
     const float *d = part->d + (size_t)own * CPU_LANES;
@@ -172,7 +171,7 @@ static void scan_run(const lti_worker *k, const cpu_lti_part *part, int32_t own,
 }
 
 // Tokens [token, token + count) of a block between a buffer's windows and one array.
-static void gather(const lti_worker *k, float *buffer, int32_t block, int32_t token, int32_t count,
+static void gather(const cpu_worker *k, float *buffer, int32_t block, int32_t token, int32_t count,
                    float *to) {
     for (int32_t done = 0, some; done < count; done += some) {
         some = worker_run(k, token + done, count - done);
@@ -181,7 +180,7 @@ static void gather(const lti_worker *k, float *buffer, int32_t block, int32_t to
     }
 }
 
-static void scatter(const lti_worker *k, const float *from, int32_t block, int32_t token,
+static void scatter(const cpu_worker *k, const float *from, int32_t block, int32_t token,
                     int32_t count, float *buffer) {
     for (int32_t done = 0, some; done < count; done += some) {
         some = worker_run(k, token + done, count - done);
@@ -191,7 +190,7 @@ static void scatter(const lti_worker *k, const float *from, int32_t block, int32
 }
 
 // The same as scan_run for a block of a convolution, across windows.
-static void convolve_run(const lti_worker *k, const cpu_lti_part *part, int32_t block, float *u,
+static void convolve_run(const cpu_worker *k, const cpu_lti_part *part, int32_t block, float *u,
                          float *y, int32_t token, int32_t count, bool fresh, float *s) {
     const size_t n = (size_t)k->m->g.d_state, rows = (n + LTI_ROWS - 1) / LTI_ROWS * LTI_ROWS;
     const size_t own = (size_t)(block - k->t->model.first), lanes = own * CPU_LANES;
@@ -221,7 +220,7 @@ static void convolve_run(const lti_worker *k, const cpu_lti_part *part, int32_t 
 }
 
 // One channel block of a segment, u to y: blocks of a convolution while they pay, then the rest.
-static void recur_block(const lti_worker *k, int32_t layer, const ssm_segment *segment,
+static void recur_block(const cpu_worker *k, int32_t layer, const ssm_segment *segment,
                         int32_t block, float *u, float *y) {
     const cpu_lti_part *part = &k->t->parts[layer].lti;
     float *s =
@@ -241,14 +240,14 @@ static void recur_block(const lti_worker *k, int32_t layer, const ssm_segment *s
 }
 
 // Own channels of every segment: u to y.
-static void recur(const lti_worker *k, int32_t layer, float *u, float *y) {
+static void recur(const cpu_worker *k, int32_t layer, float *u, float *y) {
     for (int32_t j = 0; j < k->step->plan->n_segments; j++) {
         for (int32_t b = k->t->model.first; b < k->t->model.end; b++)
             recur_block(k, layer, &k->step->plan->segments[j], b, u, y);
     }
 }
 
-static void run_gated(const lti_worker *k, int32_t layer) {
+static void run_gated(const cpu_worker *k, int32_t layer) {
     const cpu_lti_part *part = &k->t->parts[layer].lti;
     const size_t own = (size_t)(k->t->model.end - k->t->model.first);
     float *u = norm_all(k, layer);
@@ -267,7 +266,7 @@ static void run_gated(const lti_worker *k, int32_t layer) {
     meet(k);
 }
 
-static void run_h3(const lti_worker *k, int32_t layer) {
+static void run_h3(const cpu_worker *k, int32_t layer) {
     const cpu_lti_part *part = &k->t->parts[layer].lti;
     float *u = norm_all(k, layer);
     const cpu_stage *stage = convert(k, u);
@@ -288,7 +287,7 @@ static void run_h3(const lti_worker *k, int32_t layer) {
 
 // ---- head
 
-static void run_head(const lti_worker *k) {
+static void run_head(const cpu_worker *k) {
     const cpu_model *m = k->m;
     const int32_t wanted = k->step->n_wanted;
     const bool few = wanted <= CPU_FEW_TOKENS;
@@ -331,13 +330,7 @@ static void run_head(const lti_worker *k) {
 
 static void run_thread(void *arg, int id) {
     cpu_step *s = arg;
-    const lti_worker k = {.step = s,
-                          .m = s->model,
-                          .t = &s->model->threads[id],
-                          .w = s->work,
-                          .id = id,
-                          .n = s->model->n_threads,
-                          .tokens = s->plan->n_tokens};
+    const cpu_worker k = cpu_worker_of(s, id, s->plan->n_tokens);
     embed(&k);
     meet(&k);
     for (int32_t i = 0; i < s->model->g.n_layers; i++) {
@@ -350,17 +343,7 @@ static void run_thread(void *arg, int id) {
 }
 
 void cpu_lti_step_run(cpu_step *s) {
-    s->n_wanted = 0;
-    for (int32_t i = 0; i < s->plan->n_segments; i++) {
-        const ssm_segment *segment = &s->plan->segments[i];
-        const int32_t past = segment->first + segment->count;
-        int32_t t = segment->want == SSM_WANT_ALL    ? segment->first
-                    : segment->want == SSM_WANT_LAST ? past - 1
-                                                     : past;
-        for (; t < past; t++) {
-            assert(s->n_wanted < s->work->max_rows);
-            s->wanted[s->n_wanted++] = t;
-        }
-    }
+    s->first_row = 0;
+    cpu_step_list_wanted(s, s->plan->segments, s->plan->n_segments);
     cpu_pool_run(s->pool, run_thread, s);
 }

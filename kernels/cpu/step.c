@@ -17,25 +17,15 @@
 #include <math.h>
 #include <string.h>
 
-typedef struct worker {
-    cpu_step *step;
-    const cpu_model *m;
-    const cpu_thread *t;
-    cpu_work *w;
-    int id, n;       // this thread, of so many
-    int32_t tokens;  // of the step
-    cpu_ahead ahead; // weights of the next phase
-} worker;
-
 // A phase that is not bound by memory leaves it idle: with few tokens, where a step is one pass
 // over the weights, the recurrence and every wait fetch what the next product reads first.
-static void look_ahead(worker *k, const cpu_slice *next) {
+static void look_ahead(cpu_worker *k, const cpu_slice *next) {
     const size_t room = k->tokens <= CPU_FEW_TOKENS ? k->m->ahead_bytes : 0;
     k->ahead.at = next->data;
     k->ahead.end = k->ahead.at + (next->bytes < room ? next->bytes : room);
 }
 
-static void meet(worker *k) {
+static void meet(cpu_worker *k) {
     cpu_pool_barrier(k->step->pool, &k->ahead);
 }
 
@@ -45,7 +35,7 @@ static int32_t token_at(const cpu_step *s, const ssm_segment *segment, int32_t i
 }
 
 // Own blocks of every token's row of the embedding.
-static void embed(const worker *k) {
+static void embed(const cpu_worker *k) {
     const ssm_tensor *embedding = &k->m->weights->embedding;
     const int32_t dm = k->m->g.d_model;
     for (int32_t i = 0; i < k->step->n_segments; i++) {
@@ -79,11 +69,11 @@ typedef struct source {
 } source;
 
 // The norm itself leaves bf16, unless its parts are not whole blocks.
-static bool is_direct(const worker *k, const source *s) {
+static bool is_direct(const cpu_worker *k, const source *s) {
     return k->m->form == CPU_X_BF16 && s->has_norm && s->n / s->groups % CPU_LANES == 0;
 }
 
-static void norm_rows(const worker *k, const source *s, const cpu_stage *stage, int32_t first,
+static void norm_rows(const cpu_worker *k, const source *s, const cpu_stage *stage, int32_t first,
                       int32_t count) {
     cpu_norm args = {.x = s->x,
                      .weight = s->weight,
@@ -111,7 +101,7 @@ static void norm_rows(const worker *k, const source *s, const cpu_stage *stage, 
 
 // The source normed and in the form that the large projections take. Ends with a barrier if the
 // work was shared out.
-static cpu_input prepare(worker *k, const source *s) {
+static cpu_input prepare(cpu_worker *k, const source *s) {
     const cpu_form form = k->m->form;
     const bool few = s->n_out <= CPU_FEW_TOKENS;
     const cpu_stage *stage = few ? &k->w->own[k->id] : &k->w->shared;
@@ -133,31 +123,31 @@ static cpu_input prepare(worker *k, const source *s) {
                        .tokens = s->n_out};
 }
 
-static cpu_output blocked(const worker *k, float *data, bool add) {
+static cpu_output blocked(const cpu_worker *k, float *data, bool add) {
     return (cpu_output){.data = data,
                         .block_stride = (size_t)k->tokens * CPU_LANES,
                         .token_stride = CPU_LANES,
                         .add = add};
 }
 
-static void project(const worker *k, const cpu_slice *slice, const cpu_input *x, float *to) {
+static void project(const cpu_worker *k, const cpu_slice *slice, const cpu_input *x, float *to) {
     const cpu_output out = blocked(k, to, false);
     k->m->kernels->product(slice, x, &out);
 }
 
-static float *block_of(const worker *k, float *data, int32_t block, int32_t token) {
+static float *block_of(const cpu_worker *k, float *data, int32_t block, int32_t token) {
     return data + ((size_t)block * (size_t)k->tokens + (size_t)token) * CPU_LANES;
 }
 
 // ---- states
 
-static float *slot_layer(const worker *k, int32_t slot, int32_t layer) {
+static float *slot_layer(const cpu_worker *k, int32_t slot, int32_t layer) {
     const size_t floats = cpu_slot_conv_floats(k->m) + cpu_slot_ssm_floats(k->m);
     return k->step->slots + (size_t)slot * k->step->slot_floats + (size_t)layer * floats;
 }
 
 // Blocks [0, count) of `data` from `block` on, which are blocks `slot_block`.. of the slot's.
-static void convolve(const worker *k, int32_t layer, float *data, int32_t block, int32_t count,
+static void convolve(const cpu_worker *k, int32_t layer, float *data, int32_t block, int32_t count,
                      int32_t slot_block, const float *weight, const float *bias) {
     const int32_t width = k->m->g.d_conv;
     const size_t tail = (size_t)(width - 1) * CPU_LANES;
@@ -188,14 +178,14 @@ static bool is_mixed(const int32_t first[CPU_LANES]) {
 }
 
 // Blocks from the i-th on that the recurrence takes together: two of one group.
-static int32_t blocks_together(const worker *k, int32_t i) {
+static int32_t blocks_together(const cpu_worker *k, int32_t i) {
     const int32_t(*group)[CPU_LANES] = k->m->lane_group;
     if (k->m->g.kind == SSM_BLOCK_MAMBA || i + 1 >= k->t->inner.end || is_mixed(group[i]))
         return 1;
     return memcmp(group[i], group[i + 1], sizeof group[i]) == 0 ? 2 : 1;
 }
 
-static void recur(worker *k, int32_t layer) {
+static void recur(cpu_worker *k, int32_t layer) {
     enum { AHEAD_LINES = 20 }; // what memory gives in the time of one block's token
     const cpu_model *m = k->m;
     const cpu_part *part = &k->t->parts[layer];
@@ -232,7 +222,7 @@ static void recur(worker *k, int32_t layer) {
 // ---- layers
 
 // falcon_mamba: dt, B and C normed in place, tokens shared out.
-static void norm_bc_dt(worker *k) {
+static void norm_bc_dt(cpu_worker *k) {
     const cpu_model *m = k->m;
     const cpu_range range = cpu_share(k->tokens, k->id, k->n);
     const int32_t block[3] = {m->dt_block, m->b_block, m->c_block};
@@ -256,7 +246,7 @@ static void norm_bc_dt(worker *k) {
 
 // Blocks [first, end) of `data` in the form of x_proj's and dt_proj's inputs, into `bytes`; nothing
 // to do where they take fp32.
-static void convert_small(const worker *k, const float *data, cpu_range blocks, void *bytes) {
+static void convert_small(const cpu_worker *k, const float *data, cpu_range blocks, void *bytes) {
     if (k->m->small_form == CPU_X_F32 || blocks.first >= blocks.end)
         return;
     const size_t at = (size_t)blocks.first * (size_t)k->tokens * CPU_LANES;
@@ -265,13 +255,13 @@ static void convert_small(const worker *k, const float *data, cpu_range blocks, 
                            k->tokens, (char *)bytes + at * width, NULL, NULL);
 }
 
-static cpu_input small_input(const worker *k, const float *data, const void *bytes) {
+static cpu_input small_input(const cpu_worker *k, const float *data, const void *bytes) {
     return (cpu_input){.data = k->m->small_form == CPU_X_F32 ? (const void *)data : bytes,
                        .scratch = k->w->own[k->id].scratch,
                        .tokens = k->tokens};
 }
 
-static void mix_mamba(worker *k, int32_t layer) {
+static void mix_mamba(cpu_worker *k, int32_t layer) {
     const cpu_part *part = &k->t->parts[layer];
     const int32_t first = k->t->inner.first, own = k->t->inner.end - first;
     convolve(k, layer, k->w->x, first, own, first, part->conv_weight, part->conv_bias);
@@ -294,7 +284,7 @@ static void mix_mamba(worker *k, int32_t layer) {
 }
 
 // One head's delta to each of its channels.
-static void spread_delta(const worker *k) {
+static void spread_delta(const cpu_worker *k) {
     const cpu_model *m = k->m;
     const ssm_geometry *g = &m->g;
     for (int32_t i = k->t->inner.first; i < k->t->inner.end; i++) {
@@ -322,7 +312,7 @@ static void spread_delta(const worker *k) {
     }
 }
 
-static void mix_mamba2(worker *k, int32_t layer) {
+static void mix_mamba2(cpu_worker *k, int32_t layer) {
     const cpu_model *m = k->m;
     const cpu_part *part = &k->t->parts[layer];
     const int32_t first = k->t->inner.first, bc = k->t->bc.first;
@@ -344,7 +334,7 @@ static void mix_mamba2(worker *k, int32_t layer) {
 
 // What out_proj takes, of all channels. Mamba-1 in bf16: each thread converts its own, which are
 // still near it.
-static cpu_input mixed_input(worker *k, int32_t layer) {
+static cpu_input mixed_input(cpu_worker *k, int32_t layer) {
     const cpu_model *m = k->m;
     const bool is_mamba2 = m->g.kind == SSM_BLOCK_MAMBA2;
     if (!is_mamba2 && m->form == CPU_X_BF16) {
@@ -363,7 +353,7 @@ static cpu_input mixed_input(worker *k, int32_t layer) {
     return prepare(k, &y);
 }
 
-static void run_layer(worker *k, int32_t layer) {
+static void run_layer(cpu_worker *k, int32_t layer) {
     const cpu_model *m = k->m;
     const ssm_geometry *g = &m->g;
     const cpu_part *part = &k->t->parts[layer];
@@ -391,7 +381,7 @@ static void run_layer(worker *k, int32_t layer) {
     meet(k);
 }
 
-static void run_head(worker *k) {
+static void run_head(cpu_worker *k) {
     const cpu_model *m = k->m;
     if (k->step->n_wanted == 0)
         return;
@@ -413,13 +403,7 @@ static void run_head(worker *k) {
 
 static void run_thread(void *arg, int id) {
     cpu_step *s = arg;
-    worker k = {.step = s,
-                .m = s->model,
-                .t = &s->model->threads[id],
-                .w = s->work,
-                .id = id,
-                .n = s->model->n_threads,
-                .tokens = s->n_tokens};
+    cpu_worker k = cpu_worker_of(s, id, s->n_tokens);
     embed(&k);
     look_ahead(&k, &k.t->parts[0].in_x);
     meet(&k);
@@ -449,16 +433,14 @@ static void cut_segments(cpu_step *s, int32_t first, int32_t end) {
     }
 }
 
-static void list_wanted(cpu_step *s) {
+void cpu_step_list_wanted(cpu_step *s, const ssm_segment *segments, int32_t n) {
     s->n_wanted = 0;
-    for (int32_t i = 0; i < s->n_segments; i++) {
-        const ssm_segment *segment = &s->cut[i];
-        int32_t t = segment->first + segment->count; // past the last token
-        if (segment->want == SSM_WANT_LAST)
-            t--;
-        if (segment->want == SSM_WANT_ALL)
-            t = segment->first;
-        for (; t < segment->first + segment->count; t++) {
+    for (int32_t i = 0; i < n; i++) {
+        const int32_t past = segments[i].first + segments[i].count;
+        int32_t t = segments[i].want == SSM_WANT_ALL    ? segments[i].first
+                    : segments[i].want == SSM_WANT_LAST ? past - 1
+                                                        : past;
+        for (; t < past; t++) {
             assert(s->first_row + s->n_wanted < s->work->max_rows);
             s->wanted[s->n_wanted++] = t;
         }
@@ -470,7 +452,7 @@ void cpu_step_run(cpu_step *s) {
     for (int32_t first = 0; first < s->plan->n_tokens; first += CPU_WINDOW) {
         const int32_t left = s->plan->n_tokens - first;
         cut_segments(s, first, first + (left < CPU_WINDOW ? left : CPU_WINDOW));
-        list_wanted(s);
+        cpu_step_list_wanted(s, s->cut, s->n_segments);
         cpu_pool_run(s->pool, run_thread, s);
         s->first_row += s->n_wanted;
     }

@@ -63,4 +63,28 @@ typedef struct cpu_step {
 
 void cpu_step_run(cpu_step *step);
 
+// The tokens among some segments whose logits are wanted, to step->wanted.
+void cpu_step_list_wanted(cpu_step *step, const ssm_segment *segments, int32_t n);
+
+// One thread in a step.
+typedef struct cpu_worker {
+    cpu_step *step;
+    const cpu_model *m;
+    const cpu_thread *t;
+    cpu_work *w;
+    int id, n;       // this thread, of so many
+    int32_t tokens;  // of the step, or of its window
+    cpu_ahead ahead; // weights of the next phase; none
+} cpu_worker;
+
+static inline cpu_worker cpu_worker_of(cpu_step *step, int id, int32_t tokens) {
+    return (cpu_worker){.step = step,
+                        .m = step->model,
+                        .t = &step->model->threads[id],
+                        .w = step->work,
+                        .id = id,
+                        .n = step->model->n_threads,
+                        .tokens = tokens};
+}
+
 #endif
