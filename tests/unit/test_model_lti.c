@@ -10,8 +10,7 @@
 
 #include <jansson.h>
 
-#include "engine/model/model.h"
-#include "tests/suite.h"
+#include "fixtures/model.h"
 
 #define MODELS SSM_TEST_DATA "/models/"
 
@@ -114,8 +113,6 @@ enum { N_LIES = sizeof lies / sizeof lies[0] };
 
 // ---- folders
 
-static char folder[64];
-
 static char *read_all(const char *model, const char *name, size_t *n) {
     char path[4096];
     snprintf(path, sizeof path, MODELS "%s/%s", model, name);
@@ -130,27 +127,18 @@ static char *read_all(const char *model, const char *name, size_t *n) {
     return data;
 }
 
-static void write_all(const char *name, const char *data, size_t n) {
-    char path[256];
-    snprintf(path, sizeof path, "%s/%s", folder, name);
-    FILE *f = fopen(path, "w");
-    ck_assert_ptr_nonnull(f);
-    ck_assert_uint_eq(fwrite(data, 1, n, f), n);
-    fclose(f);
-}
-
 static void write_config(const lie *l) {
     size_t n;
     char *text = read_all(l->model, "config.json", &n);
     if (!l->config_from) {
-        write_all("config.json", text, n);
+        write_file("config.json", text, n);
     } else {
         const char *found = strstr(text, l->config_from);
         ck_assert_msg(found != NULL, "%s is not in the config", l->config_from);
         char out[4096];
         const int len = snprintf(out, sizeof out, "%.*s%s%s", (int)(found - text), text,
                                  l->config_to, found + strlen(l->config_from));
-        write_all("config.json", out, (size_t)len);
+        write_file("config.json", out, (size_t)len);
     }
     free(text);
 }
@@ -166,7 +154,7 @@ static void change_number(const lie *l, char *data, uint64_t header) {
     json_decref(root);
 }
 
-static void write_tensors(const lie *l) {
+static void write_lie(const lie *l) {
     size_t n;
     uint64_t header;
     char *data = read_all(l->model, "model.safetensors", &n);
@@ -179,25 +167,13 @@ static void write_tensors(const lie *l) {
         ck_assert_uint_eq(strlen(l->header_from), strlen(l->header_to));
         memcpy(found, l->header_to, strlen(l->header_to));
     }
-    write_all("model.safetensors", data, n);
+    write_file("model.safetensors", data, n);
     free(data);
 }
 
-static void make_folder(const lie *l) {
-    strcpy(folder, "/tmp/ssm-test-XXXXXX");
-    ck_assert_ptr_nonnull(mkdtemp(folder));
+static void write_folder(const lie *l) {
     write_config(l);
-    write_tensors(l);
-}
-
-static void remove_folder(void) {
-    const char *const names[] = {"config.json", "model.safetensors"};
-    for (int i = 0; i < 2; i++) {
-        char path[256];
-        snprintf(path, sizeof path, "%s/%s", folder, names[i]);
-        unlink(path);
-    }
-    rmdir(folder);
+    write_lie(l);
 }
 
 // ---- tests
@@ -206,9 +182,8 @@ START_TEST(refused_by_name) {
     const lie *l = &lies[_i];
     ssm_error err = {0};
     ssm_model *model = NULL;
-    make_folder(l);
+    write_folder(l);
     const int rc = ssm_model_open(folder, &model, &err);
-    remove_folder();
     ck_assert_msg(rc == l->code, "lie %d: %d, not %d: %s", _i, rc, l->code, err.message);
     ck_assert_msg(!l->param || strcmp(err.param, l->param) == 0, "lie %d is called %s, not %s: %s",
                   _i, err.param, l->param, err.message);
@@ -229,9 +204,8 @@ START_TEST(opened) {
         const lie none = {.model = truths[i].model};
         ssm_error err = {0};
         ssm_model *model = NULL;
-        make_folder(&none);
+        write_folder(&none);
         const int rc = ssm_model_open(folder, &model, &err);
-        remove_folder();
         ck_assert_msg(rc == 0, "%s: %s", truths[i].model, err.message);
         const ssm_model_info *info = ssm_model_get_info(model);
         ck_assert_uint_eq(info->parameters, truths[i].parameters);
@@ -245,6 +219,7 @@ END_TEST
 int main(void) {
     Suite *suite = suite_create("model lti");
     TCase *tc = tcase_create("folders");
+    tcase_add_checked_fixture(tc, make_folder, remove_folder);
     tcase_set_timeout(tc, 60);
     tcase_add_loop_test(tc, refused_by_name, 0, N_LIES);
     tcase_add_test(tc, opened);
