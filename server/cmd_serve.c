@@ -74,6 +74,9 @@ static void load(void *arg) {
     serving *s = arg;
     ssm_error err = {0};
     const int rc = registry_load(&s->server.models, &s->options, &err);
+    if (rc == 0) {
+        registry_report_chats(&s->server.models, &s->options);
+    }
     uv_mutex_lock(&s->lock);
     s->load_rc = rc;
     s->load_error = err;

@@ -148,17 +148,22 @@ static void report_sessions(const served_model *m) {
 
 static int load_chat(served_model *m, const options *o, ssm_error *err) {
     const int rc = ssm_chat_open(m->path, o->chat_template, &m->chat, err);
-    if (rc == 0 && ssm_chat_is_plain(m->chat) && !o->chat_template) {
-        log_write(
-            LOG_WARN,
-            "model %s has no chat template: chats are given to it in a plain form that it was "
-            "not trained on (--chat-template names another)",
-            m->name);
-    }
     if (rc == 0) {
         chat_turn_closing(m->chat, m->closing);
     }
     return rc;
+}
+
+void registry_report_chats(const registry *r, const options *o) {
+    for (size_t i = 0; i < r->n; i++) {
+        if (ssm_chat_is_plain(r->items[i].chat) && !o->chat_template) {
+            log_write(
+                LOG_WARN,
+                "model %s has no chat template: chats are given to it in a plain form that it was "
+                "not trained on (--chat-template names another)",
+                r->items[i].name);
+        }
+    }
 }
 
 static int load_one(served_model *m, const options *o, uint64_t host_bytes, ssm_error *err) {

@@ -57,6 +57,7 @@ def test_generate():
     folder = models.folder(DEMO)
     text = ssmd("generate", "--model", folder, "--temperature", 0, "--max-tokens", 48, GOLDEN["prompt"])
     assert GOLDEN["greedy_text"] in text
+    assert "template" not in ssmd.error, "what chats would be given is the server's to say"
     one = ssmd("generate", "--model", folder, "--seed", 5, "--max-tokens", 20, "ROMEO:")
     assert one == ssmd("generate", "--model", folder, "--seed", 5, "--max-tokens", 20, "ROMEO:")
 
