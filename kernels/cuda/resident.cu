@@ -47,9 +47,10 @@
 //
 // Slots: an mbarrier's arrive overtakes reads of shared memory that queue behind other traffic
 // (few.cu). The third line gave states' slots back right after reading them: 768 channels, 3
-// layers, came to other bits once on an H200; on an H100 in none of 60 runs of 64 rows. Arrives now
-// wait for what was read (give_back): on an H100 no difference in 120 such runs and in test_cuda
-// medium at all five widths. Not run on an H200 since.
+// layers, came to other bits in one test on an H200; on an H100 in none of 60 runs of 64 rows, so
+// that this is the likely cause, not a proven one. Arrives now wait for what was read (give_back):
+// on an H100 no difference in 120 such runs and in test_cuda medium at all five widths. Not run on
+// an H200 since.
 //
 // Dropped: 6 stages of token rows and 7 slots (2.81 against 2.79). Open: states of two tokens side
 // by side (5 us, where instructions take 2; written, fits registers in fp16, not run); out_proj's
