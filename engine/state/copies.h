@@ -9,7 +9,8 @@
 // has them made first. So has a copy that depends on one that waits, which is why the pairs of a
 // call never depend on each other. One that would be overwritten before anybody has read it is not
 // made at all: streams that begin together end together, in a step that saves more states than the
-// cache has rows.
+// cache has rows. (Each made when asked for: one H100, mamba-130m, 512 streams over HTTP, 61 ms
+// between tokens at p99.9, without a cache 16. Made together: not measured.)
 #ifndef SSM_ENGINE_COPIES_H
 #define SSM_ENGINE_COPIES_H
 
