@@ -2,11 +2,12 @@
 // A pool of threads for steps of a few milliseconds with a hundred barriers in each.
 //
 // A barrier is one shared counter and one generation: the last to arrive advances the generation,
-// the others watch it. They spin for about 20 us, long enough for threads of equal work on cores of
-// their own, then sleep in a futex, so that a preempted thread's core is not fought over. With more
-// threads than usable cores spinning only delays the thread that is waited for: then they sleep at
-// once. Between runs workers wait in the same way for the next one. A wake-up costs a system call
-// only if somebody sleeps, which `sleepers` tells.
+// the others watch it. They spin for a while (4,096 pauses, of themselves 53 us on an Ice Lake
+// at 2.8 GHz), long enough for threads of equal work on cores of their own, then sleep in a futex,
+// so that a preempted thread's core is not fought over. With more threads than usable cores
+// spinning only delays the thread that is waited for: then they sleep at once. Between runs workers
+// wait in the same way for the next one. A wake-up costs a system call only if somebody sleeps,
+// which `sleepers` tells.
 //
 // Cores are counted from the affinity mask and the cgroup's CPU quota (version 2's cpu.max, version
 // 1's cfs quota), since a container's quota is not seen in the mask.
