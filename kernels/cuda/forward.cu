@@ -31,8 +31,8 @@
 // 10.3 that they take for 256 rows alone. What could still gain is a product at full rate in half
 // an SM's registers.
 //
-// cuBLASLt has no better algorithms: it offers eight for these shapes, and other splits, clusters
-// and stages than those of its best three end at the same 35.0 us (in_proj, 512 rows) and 19.4
+// cuBLASLt has no better algorithms: it offers eight for these shapes, and other splits and
+// clusters than those of its best three end at the same 35.0 us (in_proj, 512 rows) and 19.4
 // (out_proj) in a chain of their own. In a step they take 37.8 and 23.1, beside what the advance
 // left to be written back.
 //

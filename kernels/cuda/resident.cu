@@ -32,9 +32,9 @@
 //     to registers ahead of x_proj's sums                         3.07  3.96
 //   + token rows by other warps, states through the ring,
 //     dt in bf16                                                                   2.27  2.78
-//   + slots given back after their reads (below)                  2.80  3.42
+//   + slots given back after their reads (below)                  2.80  3.42       2.27  2.79
 // (In turns on one machine: rows 1 and 2 of H100, 1 and 3 of H200, and 1 and 4 at b16.) Predicted
-// 2.1 to 2.5. H200, third line: b32 2.45, fp32 states b64 3.13 (before 3.90), 130m b64 0.45.
+// 2.1 to 2.5. H200: b32 2.46, fp32 states b64 3.14 (before 3.90), 130m b64 0.46.
 //
 // What the first line's readings said: loads of a block's states queue in front of its polls (4.5
 // us from the last block's arrival to the counter's opening), and the copy engine takes what it is
@@ -49,8 +49,8 @@
 // (few.cu). The third line gave states' slots back right after reading them: 768 channels, 3
 // layers, came to other bits in one test on an H200; on an H100 in none of 60 runs of 64 rows, so
 // that this is the likely cause, not a proven one. Arrives now wait for what was read (give_back):
-// on an H100 no difference in 120 such runs and in test_cuda medium at all five widths. Not run on
-// an H200 since.
+// on an H100 no difference in 120 such runs and in test_cuda medium at all five widths, nor in the
+// whole of test_cuda on an H200.
 //
 // Dropped: 6 stages of token rows and 7 slots (2.81 against 2.79). Open: states of two tokens side
 // by side (5 us, where instructions take 2; written, fits registers in fp16, not run); out_proj's

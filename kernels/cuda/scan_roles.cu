@@ -25,6 +25,8 @@
 //   16 states a warp, y by shuffles, x and z by rows   117 / 693       76 / 207
 //   + lanes of a channel side by side                  112 / 685       75
 // In the model, with the last but one: 2.8b 1 x 2,048 in 24.6 ms instead of 29.7 (H100, same run).
+// As they are now, H200, 1 / 8 prompts, ms: 2.8b 24.9 / 181 (30.1 / 186), 130m 2.71 (in pieces) /
+// 10.7 (12.9); in brackets scan.cu's of another day.
 //
 // What was seen on the way (cycles of one scheduler, or of the SM for shared memory):
 // - a tf32 product takes 6.3 (k 4) or 11.9 (k 8), and that adds to ex2's 8: 14 a state and token

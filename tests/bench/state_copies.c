@@ -127,12 +127,11 @@ static void plain_read(void) {
     fclose(f);
 }
 
-// A session's bytes to where states are: with a GPU, page-locked memory in pages of 4 KB.
+// A state's bytes to where states are: with a GPU, page-locked memory in pages of 4 KB.
 static void pool_read(void) {
-    const size_t bytes = at.engine->states.bytes;
-    float *state = state_pool_take(&at.engine->states, bytes);
+    float *state = state_pool_take(&at.engine->states, at.engine->states.bytes);
     FILE *f = fopen(PLAIN, "r");
-    if (read(fileno(f), state, bytes) != (ssize_t)bytes)
+    if (read(fileno(f), state, at.bytes) != (ssize_t)at.bytes)
         fprintf(stderr, "a short read\n");
     fclose(f);
     state_pool_give(&at.engine->states, state, 0);
@@ -239,7 +238,7 @@ static const copy_row rows[] = {
     {"  of a state in memory: checksum and header", image_write, 7, FILED, false},
     {"session to a file", session_write, 7, FILED, false},
     {"plain read, page cache", plain_read, 10, NULL, false},
-    {"  to where states are", pool_read, 10, NULL, false},
+    {"  of a state, to where states are", pool_read, 10, NULL, false},
     {"  of a state into memory: checksum and checks", image_read, 10, NULL, false},
     {"session from a file", session_read, 10, NULL, false},
 };
