@@ -46,8 +46,8 @@ typedef struct registry {
 // Names and paths from --model, or the demonstration model if there is none.
 int registry_init(registry *r, const options *o, ssm_error *err);
 int registry_load(registry *r, const options *o, ssm_error *err);
-void registry_report_chats(const registry *r,
-                           const options *o); // once loaded: what to know of them
+// Once they are loaded: whose chats have no template of their own.
+void registry_report_chats(const registry *r, const options *o);
 bool registry_is_ready(const registry *r);
 void registry_stop(registry *r); // frees the engines: their requests end
 void registry_dispose(registry *r);

@@ -212,7 +212,7 @@ static void set_slots(device *d, int32_t n_slots) {
     d->kept_rows = ssm_kept_rows(o, n_slots);
 }
 
-// Bytes of everything but the weights, for so many slots, which the device then has.
+// Bytes of everything but the weights, for so many slots: sets them to ask, and leaves them so.
 static size_t bytes_for(device *d, int32_t n_slots) {
     set_slots(d, n_slots);
     return activation_bytes(d) + (size_t)n_slots * d->slot_bytes + RESERVE;
@@ -238,11 +238,12 @@ static int allocate(device *d, ssm_error *err) {
     d->max_tokens = d->options.max_tokens > 0 ? d->options.max_tokens : DEFAULT_TOKENS;
     const int32_t fit = slots_that_fit(d, free_bytes);
     const int32_t slots = d->options.n_slots > 0 ? d->options.n_slots : fit;
-    if (slots == 0 || (bytes_for(d, slots) > free_bytes && slots > fit))
+    if (slots == 0 || (slots > fit && bytes_for(d, slots) > free_bytes))
         return ssm_error_set(err, SSM_ENOMEM, "max_sessions",
                              "%d sessions of %.1f MB do not fit beside the model in %.1f GB: %d "
                              "would",
                              slots > 0 ? slots : 1, d->slot_bytes / 1e6, total / 1e9, fit);
+    set_slots(d, slots);
     activation list[16];
     const int n = list_activations(d, list);
     for (int i = 0; i < n; i++) {
