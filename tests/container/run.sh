@@ -284,7 +284,7 @@ show_memory() {
 
 http_tests() {
     # tests that start servers of their own are left out here, so a skip is no failure
-    (cd "$root" && env -u SSM_EXPECT_PYTHON SSMD_TEST_URL="$url" PYTHONDONTWRITEBYTECODE=1 "$python" -m pytest -q -p no:cacheprovider tests/http "$@")
+    (cd "$root" && env -u SSM_EXPECT_PYTHON SSMD_TEST_URL="$url" PYTHONPYCACHEPREFIX="$root/build/pycache" "$python" -m pytest -q -p no:cacheprovider tests/http "$@")
 }
 
 # SIGTERM with eight requests in flight: all are answered in full, and the exit code is 0.
