@@ -50,6 +50,13 @@ static void choose_id(exchange *ex) {
 
 // ---- the first call
 
+static void refuse_type(exchange *ex, const char *type) {
+    char message[160];
+    snprintf(message, sizeof message, "Content-Type must be application/json in UTF-8, not '%.80s'",
+             type);
+    http_reply_error(ex, 415, "invalid_request_error", NULL, "unsupported_media_type", message);
+}
+
 // Refuses what can be refused by the headers alone; the reply is made, not yet queued.
 static void check_headers(exchange *ex, uint64_t length) {
     server *s = ex->conn->loop->server;
@@ -62,8 +69,7 @@ static void check_headers(exchange *ex, uint64_t length) {
         return;
     }
     if (ex->expects_body && !routes_takes_type(ex, type)) {
-        http_reply_error(ex, 415, "invalid_request_error", NULL, "unsupported_media_type",
-                         "Content-Type must be application/json in UTF-8");
+        refuse_type(ex, type);
     } else if (ex->expects_body && header(ex, "Content-Encoding")) {
         http_reply_error(ex, 415, "invalid_request_error", NULL, "unsupported_media_type",
                          "Content-Encoding is not supported");

@@ -98,9 +98,21 @@ def test_content_types(client, value):
     assert client.post(PATH, BODY, headers={"Content-Type": value}).status == 200
 
 
-@pytest.mark.parametrize("value", ["multipart/form-data; boundary=x", "image/png", "application/xml"])
+@pytest.mark.parametrize("value", ["multipart/form-data; boundary=x", "image/png", "application/xml",
+                                   "application/x-www-form-urlencoded", "application/json; charset=latin-1"])
 def test_unsupported_content_types(client, value):
-    client.post(PATH, BODY, headers={"Content-Type": value}).error(415)
+    refused = client.post(PATH, BODY, headers={"Content-Type": value}).error(415, code="unsupported_media_type")
+    assert f"not '{value}'" in refused["message"]
+
+
+@pytest.mark.parametrize("value, shown", [(b"x/" + b"y" * 5000, "x/" + "y" * 78), (b'a\xff\x01 \xc3\xa9"c', 'a\ufffd\x01 \xe9"c')])
+def test_a_strange_content_type_is_shown_cut_and_clean(client, value, shown):
+    with client.raw() as raw:
+        raw.send(f"POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(BODY)}\r\n".encode()
+                 + "".join(line + "\r\n" for line in client.header_lines()).encode()
+                 + b"Content-Type: " + value + b"\r\n\r\n" + BODY)
+        status, _, body = raw.read_answer()
+        assert status == 415 and json.loads(body)["error"]["message"].endswith(f", not '{shown}'")
 
 
 def test_no_content_type(client):
