@@ -74,9 +74,6 @@ static void load(void *arg) {
     serving *s = arg;
     ssm_error err = {0};
     const int rc = registry_load(&s->server.models, &s->options, &err);
-    if (rc == 0) {
-        registry_report_chats(&s->server.models, &s->options);
-    }
     uv_mutex_lock(&s->lock);
     s->load_rc = rc;
     s->load_error = err;
@@ -117,6 +114,7 @@ static void say_listening(const serving *s, bool ready) {
            "\"ROMEO:\", \"max_tokens\": 64}'\n",
            url);
     fflush(stdout);
+    registry_report_chats(r, &s->options);
 }
 
 static int report_load(serving *s) {

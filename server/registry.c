@@ -158,9 +158,10 @@ void registry_report_chats(const registry *r, const options *o) {
     for (size_t i = 0; i < r->n; i++) {
         if (ssm_chat_is_plain(r->items[i].chat) && !o->chat_template) {
             log_write(
-                LOG_WARN,
-                "model %s has no chat template: chats are given to it in a plain form that it was "
-                "not trained on (--chat-template names another)",
+                LOG_INFO,
+                "model %s has no chat template: /v1/chat/completions gives it chats in a plain "
+                "form (User: ..., Assistant:) that it was not trained on; --chat-template names "
+                "another",
                 r->items[i].name);
         }
     }

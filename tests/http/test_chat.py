@@ -12,7 +12,7 @@ import pytest
 from harness import models, shapes
 from harness.client import Answer, Stream
 from harness.models import DEMO
-from harness.program import BINARY, SCALE
+from harness.program import BINARY, SCALE, wait_until
 
 HELLO = [{"role": "user", "content": "Speak, my lord."}]
 PROMPT = "User: Speak, my lord.\n\nAssistant:"
@@ -303,6 +303,9 @@ def test_a_broken_template_is_refused_at_start(tmp_path, text, complaint):
     assert complaint in done.stdout
 
 
-def test_a_base_model_is_warned_about(start):
-    assert "no chat template" in start().tail()
-    assert "no chat template" not in start("--chat-template", "plain").tail()
+def test_what_chats_of_a_base_model_are_is_said_after_the_address(start):
+    plain = start()
+    wait_until(lambda: "no chat template" in plain.tail(), 10, "the log says it")
+    assert plain.output[0].startswith("ssmd ")
+    chosen = start("--chat-template", "plain")
+    assert chosen.stop() == 0 and "no chat template" not in chosen.log()
