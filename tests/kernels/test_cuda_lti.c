@@ -180,41 +180,11 @@ END_TEST
 
 // ---- without an oracle
 
-// The same sequence among others, at other rows and slots of one bucket: bit for bit.
 START_TEST(a_row_does_not_see_its_neighbours) {
-    static const int32_t sizes[] = {1, 2, 4, 8, 13, 29, 40};
     random_model m;
     random_lti_init(&m, &shapes[_i], SSM_DTYPE_BF16, 3);
-    rig r = rig_open("cuda", &m.weights, SSM_DTYPE_BF16, SSM_PROMPT_AUTO, SLOTS);
-    for (int b = 0; b < 7; b++) {
-        float *first = NULL, *first_state = NULL;
-        for (int round = 0; round < 3; round++) {
-            const int32_t n = sizes[b], place = below(n), slot = below(SLOTS);
-            for (int step = 0; step < 4; step++) {
-                int32_t tokens[SLOTS];
-                ssm_segment segments[SLOTS];
-                for (int32_t i = 0; i < n; i++) {
-                    segments[i] = (ssm_segment){(slot + i - place + SLOTS) % SLOTS, i, 1, step == 0,
-                                                SSM_WANT_LAST};
-                    tokens[i] = i == place ? (5 + step) % r.vocab : below(r.vocab);
-                }
-                rig_step(&r, tokens, segments, n);
-            }
-            float *logits = rig_logits(&r, place), *state = rig_state(&r, slot);
-            if (round == 0) {
-                first = logits, first_state = state;
-                continue;
-            }
-            ck_assert_msg(memcmp(logits, first, (size_t)r.vocab * sizeof *logits) == 0,
-                          "%s, %d rows: logits depend on neighbours", shapes[_i].name, n);
-            ck_assert_msg(memcmp(state, first_state, r.state_floats * sizeof *state) == 0,
-                          "%s, %d rows: the state depends on neighbours", shapes[_i].name, n);
-            free(logits);
-            free(state);
-        }
-        free(first);
-        free(first_state);
-    }
+    rig r = rig_open("cuda", &m.weights, SSM_DTYPE_BF16, SSM_PROMPT_AUTO, NEIGHBOURS);
+    rig_check_neighbours(&r, shapes[_i].name, 4, below);
     rig_close(&r);
     random_model_dispose(&m);
 }

@@ -101,6 +101,46 @@ void rig_step_rows(rig *r, int32_t n, int32_t each, int32_t step) {
     rig_step(r, tokens, segments, used);
 }
 
+// One throw: n rows for n_tokens steps, of which the row in `place`, slot `slot`, always gets the
+// same.
+static void step_among_others(rig *r, int32_t n, int32_t place, int32_t slot, int32_t n_tokens,
+                              int32_t (*dice)(int32_t n)) {
+    for (int32_t step = 0; step < n_tokens; step++) {
+        int32_t tokens[NEIGHBOURS];
+        ssm_segment segments[NEIGHBOURS];
+        for (int32_t i = 0; i < n; i++) {
+            segments[i] = (ssm_segment){(slot + i - place + NEIGHBOURS) % NEIGHBOURS, i, 1,
+                                        step == 0, SSM_WANT_LAST};
+            tokens[i] = i == place ? (5 + step) % r->vocab : dice(r->vocab);
+        }
+        rig_step(r, tokens, segments, n);
+    }
+}
+
+void rig_check_neighbours(rig *r, const char *name, int32_t n_tokens, int32_t (*dice)(int32_t n)) {
+    static const int32_t sizes[] = {1, 2, 4, 8, 13, 29, NEIGHBOURS};
+    for (size_t b = 0; b < sizeof sizes / sizeof *sizes; b++) {
+        float *first = NULL, *first_state = NULL;
+        for (int round = 0; round < 3; round++) {
+            const int32_t n = sizes[b], place = dice(n), slot = dice(NEIGHBOURS);
+            step_among_others(r, n, place, slot, n_tokens, dice);
+            float *logits = rig_logits(r, place), *state = rig_state(r, slot);
+            if (round == 0) {
+                first = logits, first_state = state;
+                continue;
+            }
+            ck_assert_msg(memcmp(logits, first, (size_t)r->vocab * sizeof *logits) == 0,
+                          "%s, %d rows: logits depend on neighbours", name, n);
+            ck_assert_msg(memcmp(state, first_state, r->state_floats * sizeof *state) == 0,
+                          "%s, %d rows: the state depends on neighbours", name, n);
+            free(logits);
+            free(state);
+        }
+        free(first);
+        free(first_state);
+    }
+}
+
 int device_missing(const ssm_weights *w) {
     char why[512];
     setvbuf(stdout, NULL, _IOLBF, 0);

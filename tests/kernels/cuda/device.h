@@ -34,6 +34,11 @@ void rig_restore(rig *r, int32_t slot, const float *state);
 enum { MANY = 600, EACH = 13 }; // most rows; of them the reference runs
 void rig_step_rows(rig *r, int32_t n, int32_t each, int32_t step);
 
+// The same sequence of so many tokens among others, at other rows and slots of one bucket: bit for
+// bit. The rig has at least NEIGHBOURS slots; dice(n) throws one of [0, n).
+enum { NEIGHBOURS = 40 };
+void rig_check_neighbours(rig *r, const char *name, int32_t n_tokens, int32_t (*dice)(int32_t n));
+
 // Feeds a prompt to a slot in pieces; returns its last logits.
 float *rig_feed(rig *r, int32_t slot, const int32_t *ids, int32_t n, int32_t piece, bool fresh);
 

@@ -38,42 +38,12 @@ START_TEST(whole_chunked_and_token_by_token_agree) {
 }
 END_TEST
 
-// The same sequence among others, at other rows and slots of one bucket: bit for bit.
 START_TEST(a_row_does_not_see_its_neighbours) {
     small_model m;
     rig r;
     small_model_create(&m, &shapes[_i], SSM_DTYPE_BF16, 3);
     rig_open(&r, "cuda", &m.weights, SSM_DTYPE_BF16, SSM_DTYPE_F32);
-    const int32_t buckets[] = {1, 2, 4, 8, 13, 29, 40};
-    for (int b = 0; b < 7; b++) {
-        float *first = NULL, *first_state = NULL;
-        for (int round = 0; round < 3; round++) {
-            const int32_t n = buckets[b], place = below(n), slot = below(SLOTS);
-            for (int step = 0; step < 18; step++) {
-                int32_t tokens[SLOTS];
-                ssm_segment segments[SLOTS];
-                for (int32_t i = 0; i < n; i++) {
-                    segments[i] = (ssm_segment){(slot + i - place + SLOTS) % SLOTS, i, 1, step == 0,
-                                                SSM_WANT_LAST};
-                    tokens[i] = i == place ? 5 + step : below(r.vocab);
-                }
-                rig_step(&r, tokens, segments, n);
-            }
-            float *logits = rig_logits(&r, place), *state = rig_state(&r, slot);
-            if (round == 0) {
-                first = logits, first_state = state;
-                continue;
-            }
-            ck_assert_msg(memcmp(logits, first, (size_t)r.vocab * sizeof *logits) == 0,
-                          "%s, %d rows: logits depend on neighbours", shapes[_i].name, n);
-            ck_assert_msg(memcmp(state, first_state, r.state_floats * sizeof *state) == 0,
-                          "%s, %d rows: the state depends on neighbours", shapes[_i].name, n);
-            free(logits);
-            free(state);
-        }
-        free(first);
-        free(first_state);
-    }
+    rig_check_neighbours(&r, shapes[_i].name, 18, below);
     rig_close(&r);
     small_model_free(&m);
 }
