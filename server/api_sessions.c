@@ -212,8 +212,7 @@ static bool read_path(exchange *ex, const char *rest, char name[SSM_SESSION_NAME
             return true;
         }
     }
-    http_reply_error(ex, 404, "invalid_request_error", NULL, "unknown_url",
-                     "there is nothing at this path");
+    routes_reply_nothing(ex);
     return false;
 }
 

@@ -320,6 +320,9 @@ int cmd_session(int argc, char **argv) {
     if (word) {
         status = run_word(&c, word);
     } else {
+        if (o.n_args > 0) {
+            fprintf(stderr, "ssmd session: no word '%.60s'\n", o.args[0]);
+        }
         print_words(stderr);
     }
 done:

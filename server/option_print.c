@@ -53,8 +53,10 @@ void options_print_help(unsigned command, const char *word, FILE *to) {
         }
         if (row->fallback && row->type != OPTION_BOOL) {
             fprintf(to, " (default %s", row->fallback);
-            if (has_range(row)) {
-                fprintf(to, ", %.15g to %.15g", row->min, row->max);
+            if (has_range(row) && row->max < OPTION_MOST) {
+                fprintf(to, ", %.16g to %.16g", row->min, row->max);
+            } else if (has_range(row) && row->min > -OPTION_MOST) {
+                fprintf(to, ", %.16g or more", row->min);
             }
             fputc(')', to);
         }

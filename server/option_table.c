@@ -6,7 +6,6 @@
 
 #define FIELD(name) offsetof(options, name)
 #define ENGINE      (OPTIONS_SERVE | OPTIONS_GENERATE | OPTIONS_BENCH)
-#define BIG         9007199254740992.0 // 2^53: what a double still counts exactly
 #define DTYPES      "auto|f32|f16|bf16|int8|int6|int5|int4"
 
 const option_row option_table[] = {
@@ -35,17 +34,17 @@ const option_row option_table[] = {
      false},
     {"chunk-tokens", OPTION_INT, FIELD(chunk_tokens), "0", 0, 1 << 20, NULL, "N",
      "longest piece of one prompt in a step; 0: step-tokens", ENGINE, false},
-    {"cache-bytes", OPTION_BYTES, FIELD(cache_bytes), "-1", -1, BIG, NULL, "BYTES",
+    {"cache-bytes", OPTION_BYTES, FIELD(cache_bytes), "-1", -1, OPTION_MOST, NULL, "BYTES",
      "device memory for saved states of prompts and sessions; -1: 256M on a CPU, or a quarter of "
      "what the cgroup has, a quarter of the slots that fit on a GPU; 0: none",
      ENGINE, false},
-    {"cache-host-bytes", OPTION_BYTES, FIELD(cache_host_bytes), "0", 0, BIG, NULL, "BYTES",
+    {"cache-host-bytes", OPTION_BYTES, FIELD(cache_host_bytes), "0", 0, OPTION_MOST, NULL, "BYTES",
      "host memory for states that fall off the device", ENGINE, false},
     {"cache-dir", OPTION_STRING, FIELD(cache_dir), NULL, 0, 0, NULL, "FOLDER",
      "states that fall off the host go to a nameless file in this folder, which the end of the "
      "process empties",
      ENGINE, false},
-    {"cache-disk-bytes", OPTION_BYTES, FIELD(cache_disk_bytes), "4G", 0, BIG, NULL, "BYTES",
+    {"cache-disk-bytes", OPTION_BYTES, FIELD(cache_disk_bytes), "4G", 0, OPTION_MOST, NULL, "BYTES",
      "of that file, a model", ENGINE, false},
     {"checkpoint-tokens", OPTION_INT, FIELD(checkpoint_tokens), "256", 0, 1 << 20, NULL, "N",
      "a prompt's state is saved every so many tokens (more in a long one) and at its end; 0: only "
@@ -54,16 +53,16 @@ const option_row option_table[] = {
     {"session-busy", OPTION_STRING, FIELD(session_busy), "wait", 0, 0, "wait|409", "WHAT",
      "what a request does that finds another one at its session: wait, or be answered 409",
      OPTIONS_SERVE, false},
-    {"session-ttl", OPTION_INT, FIELD(session_ttl), "0", 0, BIG, NULL, "SECONDS",
+    {"session-ttl", OPTION_INT, FIELD(session_ttl), "0", 0, OPTION_MOST, NULL, "SECONDS",
      "a session that no turn has changed for so long is deleted; 0: never", OPTIONS_SERVE, false},
     {"session-max", OPTION_INT, FIELD(session_max), "0", 0, 2147483647, NULL, "N",
      "most sessions of a model; a request for one more is answered 403; 0: no limit", OPTIONS_SERVE,
      false},
-    {"session-max-bytes", OPTION_BYTES, FIELD(session_max_bytes), "0", 0, BIG, NULL, "BYTES",
-     "the same in bytes of their states", OPTIONS_SERVE, false},
+    {"session-max-bytes", OPTION_BYTES, FIELD(session_max_bytes), "0", 0, OPTION_MOST, NULL,
+     "BYTES", "the same in bytes of their states", OPTIONS_SERVE, false},
     {"session-key-max", OPTION_INT, FIELD(session_key_max), "0", 0, 2147483647, NULL, "N",
      "most sessions of one API key", OPTIONS_SERVE, false},
-    {"session-key-max-bytes", OPTION_BYTES, FIELD(session_key_max_bytes), "0", 0, BIG, NULL,
+    {"session-key-max-bytes", OPTION_BYTES, FIELD(session_key_max_bytes), "0", 0, OPTION_MOST, NULL,
      "BYTES", "the same in bytes of their states", OPTIONS_SERVE, false},
     {"state-dir", OPTION_STRING, FIELD(state_dir), NULL, 0, 0, NULL, "FOLDER",
      "keep sessions in files here, a folder a model, and find them again at the next start; states "
@@ -99,13 +98,14 @@ const option_row option_table[] = {
      "event loops, each a thread with the port opened again", OPTIONS_SERVE, false},
     {"max-connections", OPTION_INT, FIELD(max_connections), "16384", 1, 1 << 20, NULL, "N",
      "connections open at once; more wait in the kernel's queue", OPTIONS_SERVE, false},
-    {"max-body-bytes", OPTION_BYTES, FIELD(max_body_bytes), "16M", 1024, BIG, NULL, "BYTES",
+    {"max-body-bytes", OPTION_BYTES, FIELD(max_body_bytes), "16M", 1024, OPTION_MOST, NULL, "BYTES",
      "longest request body; a longer one is answered 413", OPTIONS_SERVE, false},
-    {"max-request-memory", OPTION_BYTES, FIELD(max_request_memory), "0", 0, BIG, NULL, "BYTES",
+    {"max-request-memory", OPTION_BYTES, FIELD(max_request_memory), "0", 0, OPTION_MOST, NULL,
+     "BYTES",
      "memory of all bodies and parsed requests in hand; past it 503 (0: a quarter of what the "
      "cgroup or the machine has)",
      OPTIONS_SERVE, false},
-    {"max-prompt-tokens", OPTION_INT, FIELD(max_prompt_tokens), "0", 0, BIG, NULL, "N",
+    {"max-prompt-tokens", OPTION_INT, FIELD(max_prompt_tokens), "0", 0, OPTION_MOST, NULL, "N",
      "longest prompt in tokens; 0: no limit but the body's", OPTIONS_SERVE, false},
     {"max-prompts", OPTION_INT, FIELD(max_prompts), "2048", 1, 1 << 20, NULL, "N",
      "most prompts in one request", OPTIONS_SERVE, false},
@@ -160,7 +160,7 @@ const option_row option_table[] = {
      "less of what has been generated often", OPTIONS_GENERATE, false},
     {"repetition-penalty", OPTION_FLOAT, FIELD(repetition_penalty), "1", 0.01, 10, NULL, "X",
      "divide the logits of tokens seen, the prompt's too; 1: off", OPTIONS_GENERATE, false},
-    {"seed", OPTION_INT, FIELD(seed), "0", -BIG, BIG, NULL, "N",
+    {"seed", OPTION_INT, FIELD(seed), "0", -OPTION_MOST, OPTION_MOST, NULL, "N",
      "the same seed gives the same text; not given: a new one each time", OPTIONS_GENERATE, false},
     {"stop", OPTION_LIST, FIELD(stop), NULL, 0, 0, NULL, "TEXT",
      "end before this text; may be repeated", OPTIONS_GENERATE, false},

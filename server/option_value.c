@@ -52,7 +52,7 @@ static int refuse(const option_row *row, const char *text, enum options_source s
 static int refuse_range(const option_row *row, const char *text, enum options_source source,
                         ssm_error *err) {
     return ssm_error_set(err, SSM_EINVAL, row->name,
-                         "--%s (%s): must be between %.15g and %.15g, got '%.60s'", row->name,
+                         "--%s (%s): must be between %.16g and %.16g, got '%.60s'", row->name,
                          source_text[source], row->min, row->max, text);
 }
 

@@ -92,6 +92,8 @@ typedef enum option_type {
     OPTION_LIST,   // options_list
 } option_type;
 
+#define OPTION_MOST 9007199254740992.0 // 2^53, what a double still counts exactly: no bound at all
+
 typedef struct option_row {
     const char *name; // as a flag, without the dashes
     option_type type;

@@ -160,7 +160,9 @@ static int parse_messages(completion *c, const json_t *root, ssm_error *err) {
     if (!list || json_array_size(list) == 0) {
         return ssm_error_set(err, SSM_EINVAL, "messages",
                              list ? "messages is empty: a conversation has one message at least"
-                                  : "messages is missing");
+                             : json_object_get(root, "prompt")
+                                 ? "messages is missing: a prompt goes to /v1/completions"
+                                 : "messages is missing");
     }
     for (size_t i = 0; i < json_array_size(list); i++) {
         struct place at = {.message = i, .field = "role", .err = err};

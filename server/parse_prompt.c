@@ -53,7 +53,9 @@ int parse_prompt(completion *c, const completion_limits *limits, const json_t *r
     if (ids->found) {
         rc = take_id_prompts(c, ids, err);
     } else if (!value || json_is_null(value)) {
-        rc = ssm_error_set(err, SSM_EINVAL, "prompt", "prompt is missing");
+        rc = ssm_error_set(
+            err, SSM_EINVAL, "prompt", "prompt is missing%s",
+            json_object_get(root, "messages") ? ": messages go to /v1/chat/completions" : "");
     } else if (json_is_string(value) || (json_is_array(value) && json_array_size(value) > 0)) {
         rc = take_text_prompts(c, value, err);
     } else {

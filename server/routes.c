@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "routes.h"
 
+#include <stdio.h>
 #include <string.h>
 #include <strings.h>
 
@@ -73,8 +74,18 @@ static void reply_unready(exchange *ex, const char *why) {
                      loading ? "the model is loading" : "the server is shutting down");
 }
 
+void routes_reply_nothing(exchange *ex) {
+    char message[200];
+    snprintf(message, sizeof message,
+             "there is nothing at %.80s: completions are at /v1/completions and "
+             "/v1/chat/completions, models at /v1/models",
+             ex->path);
+    http_reply_error(ex, 404, "invalid_request_error", NULL, "unknown_url", message);
+}
+
 bool routes_check(server *s, exchange *ex, const char *authorization) {
     const char *unready = loop_unready(ex->conn->loop);
+    char message[200];
     ex->route = find(ex->path);
     if (strcmp(ex->method, "OPTIONS") == 0) {
         reply_options(ex); // before any key: a preflight carries none
@@ -84,12 +95,12 @@ bool routes_check(server *s, exchange *ex, const char *authorization) {
                          authorization ? "the API key is not one of this server's"
                                        : "an API key is needed: Authorization: Bearer KEY");
     } else if (!ex->route) {
-        http_reply_error(ex, 404, "invalid_request_error", NULL, "unknown_url",
-                         "there is nothing at this path");
+        routes_reply_nothing(ex);
     } else if (!handler_of(ex)) {
         ex->allow = allow_of(ex->route);
-        http_reply_error(ex, 405, "invalid_request_error", NULL, "method_not_allowed",
-                         "this path does not take this method, see the Allow header");
+        snprintf(message, sizeof message, "%.80s takes %s, not %.20s", ex->path, ex->allow,
+                 ex->method);
+        http_reply_error(ex, 405, "invalid_request_error", NULL, "method_not_allowed", message);
     } else if (unready && !(ex->route->flags & ROUTE_ALWAYS)) {
         reply_unready(ex, unready);
     }

@@ -34,6 +34,7 @@ bool routes_check(struct server *s, exchange *ex, const char *authorization);
 bool routes_begin(exchange *ex);
 bool routes_takes_type(const exchange *ex, const char *content_type);
 void routes_dispatch(exchange *ex);
+void routes_reply_nothing(exchange *ex); // 404
 
 // ---- handlers, one file a family: api_NAME.c
 

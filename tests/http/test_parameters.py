@@ -78,7 +78,14 @@ def test_smoke_refused(client):
 
 def test_missing_prompt(client):
     for body in ({}, {"max_tokens": 1}, {"prompt": None}):
-        client.post("/v1/completions", body).error(400, param="prompt")
+        assert client.post("/v1/completions", body).error(400, param="prompt")["message"] == "prompt is missing"
+
+
+def test_the_other_path_s_field(client):
+    chat = {"messages": [{"role": "user", "content": "x"}]}
+    assert "/v1/chat/completions" in client.post("/v1/completions", chat).error(400, param="prompt")["message"]
+    refused = client.post("/v1/chat/completions", {"prompt": "x"}).error(400, param="messages")
+    assert refused["message"].endswith(" /v1/completions")
 
 
 @pytest.mark.parametrize("options", [{"include_usage": 1}, {"include_usage": "yes"},

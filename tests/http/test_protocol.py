@@ -23,6 +23,7 @@ def test_unknown_path(client, path):
     for method in ("GET", "POST"):
         error = client.request(method, path, body=b"{}" if method == "POST" else None).error(404)
         assert error["type"] == "invalid_request_error"
+        assert "/v1/chat/completions" in error["message"] and (path == "/%00" or f"at {path}: " in error["message"])
 
 
 METHODS = [("/v1/completions", "GET", "POST"), ("/v1/completions", "PUT", "POST"), ("/v1/completions", "DELETE", "POST"),
@@ -35,7 +36,8 @@ METHODS = [("/v1/completions", "GET", "POST"), ("/v1/completions", "PUT", "POST"
 @pytest.mark.parametrize("path, method, allowed", METHODS)
 def test_wrong_method(client, path, method, allowed):
     answer = client.request(method, path, body=b"{}" if method in ("POST", "PUT", "PATCH") else None)
-    answer.error(405)
+    error = answer.error(405)
+    assert error["message"] == f"{path} takes {answer.headers['Allow']}, not {method}"
     allow = {name.strip() for name in answer.headers["Allow"].split(",")}
     assert allowed in allow and method not in allow
     assert "OPTIONS" in allow and ("HEAD" in allow) == ("GET" in allow)

@@ -86,6 +86,7 @@ def test_wrong_command_lines(server, words):
     session = Command(server)
     session(*words, status=2)
     assert session.error and session.raw == b""
+    assert ("'nothing'" in session.error) == (words == ["nothing"])
     assert [s["id"] for s in server.client.get("/v1/sessions").json()["data"]] == ["s"]
 
 
