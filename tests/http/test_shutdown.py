@@ -9,7 +9,7 @@ import pytest
 
 from harness.client import joined
 from harness.metrics import slots_used
-from harness.program import wait_until
+from harness.program import SCALE, wait_until
 
 pytestmark = pytest.mark.own_server
 ENDLESS = dict(max_tokens=10**6, ignore_eos=True)
@@ -32,7 +32,7 @@ def test_idle(start, number):
 @pytest.mark.smoke
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_running_work_ends(start, number):
-    server = start()
+    server = start("--drain-timeout", 30 * SCALE)
     client = server.client
     whole = []
     thread = threading.Thread(target=lambda: whole.append(client.complete(max_tokens=600, ignore_eos=True)))
