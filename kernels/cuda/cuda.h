@@ -140,6 +140,7 @@ struct device {
     int32_t *drawn;   // [slot]
     int32_t *ring_at; // host [slot]
 
+    bool resident_room;                    // all of resident.cu's blocks are there at once
     bool replays;                          // states are written every 16 tokens: see replay.cu
     void *replay_x, *replay_b, *replay_dt; // [layer][slot][...] what they are still without
     struct replay_slot *held;              // host [slot]
@@ -337,6 +338,7 @@ cudaError_t medium_x(device *d, int layer, const batch &b);
 cudaError_t medium_out(device *d, int layer, const batch &b);
 
 // resident.cu: all layers of such a step of Mamba-1 in one launch
+bool resident_room(const device *d); // once, at opening: whether the card holds all its blocks
 bool resident_fits(const device *d, int32_t n);
 size_t resident_bytes(const device *d); // of its scratch; 0: never used
 cudaError_t resident_layers(device *d, const batch &b);

@@ -21,7 +21,9 @@
 //     shares    8 blocks    an eighth of a tile's tokens is added up: residual, next input
 //     input     all         the next layer
 //   All is added up in one order: a row's bits depend on nothing around it.
-// - Nobody waits for ever: counters end the launch with an error after some seconds of asking.
+// - Nobody waits for ever: counters end the launch with an error after seconds of asking. Where
+//   the card, or the part of it that a process is given, does not hold all clusters at once, other
+//   kernels run (resident_room).
 //
 // Bytes: the weights once, states twice; through L2 a layer of 2.8b at 64 rows x_proj's shares (3
 // MB), out_proj's (5 MB) and u, y to every block (42 MB).
@@ -136,7 +138,7 @@ template <class S, class F> static bool with_width(int d_model, F f) {
     }
 }
 
-bool resident_model_fits(const device *d) {
+static bool resident_model_fits(const device *d) {
     const ssm_geometry &g = d->g;
     const int m = g.d_model;
     if (d->arch != 90 || d->weight_type != SSM_DTYPE_BF16 || g.kind != SSM_BLOCK_MAMBA ||
@@ -147,8 +149,48 @@ bool resident_model_fits(const device *d) {
            !g.bc_dt_norm && g.n_layers <= RESIDENT_LAYERS;
 }
 
+// The launch, of all blocks at once: they wait for each other.
+struct resident_launch {
+    cudaLaunchConfig_t config;
+    cudaLaunchAttribute attributes[2];
+
+    resident_launch(const device *d, int bytes) : config(), attributes() {
+        attributes[0].id = cudaLaunchAttributeClusterDimension;
+        attributes[0].val.clusterDim = {2, 1, 1};
+        attributes[1].id = cudaLaunchAttributeCooperative;
+        attributes[1].val.cooperative = 1;
+        config.gridDim = dim3(RESIDENT_BLOCKS);
+        config.blockDim = dim3(RESIDENT_THREADS);
+        config.dynamicSmemBytes = (size_t)bytes;
+        config.stream = d->stream;
+        config.attrs = attributes;
+        config.numAttrs = 2;
+    }
+};
+
+template <class S> static bool holds_all(const device *d) {
+    int clusters = 0;
+    with_width<S>(d->g.d_model, [&](auto kernel, int bytes, int) {
+        resident_launch launch(d, bytes);
+        launch.config.numAttrs = 1; // how many there are room for is no matter of the other one
+        if (cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes) !=
+                cudaSuccess ||
+            cudaOccupancyMaxActiveClusters(&clusters, kernel, &launch.config) != cudaSuccess) {
+            cudaGetLastError(); // the other kernels do without
+            clusters = 0;
+        }
+        return true;
+    });
+    return clusters >= RESIDENT_CLUSTERS;
+}
+
+bool resident_room(const device *d) {
+    return resident_model_fits(d) &&
+           with_state_type(d->state_type, [&](auto s) { return holds_all<decltype(s)>(d); });
+}
+
 bool resident_fits(const device *d, int32_t n) {
-    if (!resident_model_fits(d) || n < 16 || n > RESIDENT_ROWS || n % 8 != 0)
+    if (!d->resident_room || n < 16 || n > RESIDENT_ROWS || n % 8 != 0)
         return false;
     for (int i = 0; i < d->g.n_layers; i++) {
         if (d->layers[i].in_bias || d->layers[i].out_bias)
@@ -158,7 +200,7 @@ bool resident_fits(const device *d, int32_t n) {
 }
 
 size_t resident_bytes(const device *d) {
-    return resident_model_fits(d)
+    return d->resident_room
                ? sizeof(resident_scratch) + resident_floats(d->n_x, d->g.d_model) * sizeof(float)
                : 0;
 }
@@ -204,19 +246,8 @@ template <class S> static cudaError_t run(device *d, const batch &b) {
         rc = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
         if (rc != cudaSuccess)
             return true;
-        cudaLaunchAttribute attributes[2] = {};
-        attributes[0].id = cudaLaunchAttributeClusterDimension;
-        attributes[0].val.clusterDim = {2, 1, 1};
-        attributes[1].id = cudaLaunchAttributeCooperative;
-        attributes[1].val.cooperative = 1;
-        cudaLaunchConfig_t config = {};
-        config.gridDim = dim3(RESIDENT_BLOCKS);
-        config.blockDim = dim3(RESIDENT_THREADS);
-        config.dynamicSmemBytes = (size_t)bytes;
-        config.stream = d->stream;
-        config.attrs = attributes;
-        config.numAttrs = 2;
-        rc = cudaLaunchKernelEx(&config, kernel, a);
+        const resident_launch launch(d, bytes);
+        rc = cudaLaunchKernelEx(&launch.config, kernel, a);
         return true;
     });
     return rc;
