@@ -4,7 +4,8 @@
 //
 //   few.cu      3     up to 8 decode rows on Hopper and later
 //   skinny.cu   4     elsewhere and in odd shapes (Mamba-2: 3)
-//   resident.cu       to 64 rows of Mamba-1's published widths: one launch for all layers
+//   resident.cu       to 64 rows of Mamba-1's published widths (2.8b: from 5 on): one launch for
+//                     all layers
 //   medium.cu   4     to 64 rows (Mamba-2: 16)
 //   product.cu  6 up  otherwise: norm, in_proj, conv, x_proj (to 1,024: medium), advance and / or
 //                     scan, out_proj
@@ -150,11 +151,11 @@ static int medium_layer(device *d, int layer, const batch &b, ssm_error *err) {
 int forward(device *d, const batch &b, ssm_error *err) {
     if (is_lti(d))
         return lti_forward(d, b, err);
-    if (b.decode && few_fits(d, b.n))
+    const bool resident = b.decode && resident_fits(d, b.n);
+    if (!resident && b.decode && few_fits(d, b.n))
         return few_step(d, b, err);
     const bool medium = b.decode && medium_fits(d, b.n);
     const bool skinny = !medium && b.decode && skinny_fits(d, b.n);
-    const bool resident = b.decode && resident_fits(d, b.n);
     SSM_CUDA(d, embed(d, b), err);
     if (resident)
         SSM_CUDA(d, resident_layers(d, b), err);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// All layers of a decode step of 9 to 64 rows of Mamba-1 on Hopper in one launch, whose blocks stay
-// where they are: what they read never stops coming.
+// All layers of a decode step of 9 to 64 rows of Mamba-1 (2.8b: of 5 to 64) on Hopper in one
+// launch, whose blocks stay where they are: what they read never stops coming.
 //
 // - 64 clusters of two blocks, a block an SM, launched cooperatively. A cluster has 1/64 of the
 //   channels: their rows of in_proj (x and z), convolution, share of x_proj, dt_proj, states, y.
@@ -36,7 +36,9 @@
 //     dt in bf16                                                                   2.27  2.78
 //   + slots given back after their reads (below)                  2.80  3.42       2.27  2.79
 // (In turns on one machine: rows 1 and 2 of H100, 1 and 3 of H200, and 1 and 4 at b16.) Predicted
-// 2.1 to 2.5. H200: b32 2.46, fp32 states b64 3.14 (before 3.90), 130m b64 0.46.
+// 2.1 to 2.5. H200: b32 2.46, fp32 states b64 3.14 (before 3.90), 130m b64 0.46. Eight rows beside
+// few.cu, one H200 (states in fp16; 790m, 1.4b: fp32): 2.8b 2.26 (few 2.52), 1.4b 1.39 (1.39), 790m
+// 1.00 (1.01), 130m 0.367 (0.308).
 //
 // What the first line's readings said: loads of a block's states queue in front of its polls (4.5
 // us from the last block's arrival to the counter's opening), and the copy engine takes what it is
@@ -190,7 +192,8 @@ bool resident_room(const device *d) {
 }
 
 bool resident_fits(const device *d, int32_t n) {
-    if (!d->resident_room || n < 16 || n > RESIDENT_ROWS || n % 8 != 0)
+    // Fewer than 16: only where few.cu takes longer (below).
+    if (!d->resident_room || n < (d->g.d_model == 2560 ? 8 : 16) || n > RESIDENT_ROWS || n % 8 != 0)
         return false;
     for (int i = 0; i < d->g.n_layers; i++) {
         if (d->layers[i].in_bias || d->layers[i].out_bias)
