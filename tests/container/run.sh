@@ -287,6 +287,14 @@ http_tests() {
     (cd "$root" && env -u SSM_EXPECT_PYTHON SSMD_TEST_URL="$url" PYTHONPYCACHEPREFIX="$root/build/pycache" "$python" -m pytest -q -p no:cacheprovider tests/http "$@")
 }
 
+eight_run() {
+    for _ in $(seq 200); do
+        curl -sS -m 10 "$url/metrics" | grep -q '^ssmd_requests_running{.*} 8$' && return 0
+        sleep 0.05
+    done
+    return 1
+}
+
 # SIGTERM with eight requests in flight: all are answered in full, and the exit code is 0.
 stop_under_load() {
     local client started
@@ -296,8 +304,7 @@ stop_under_load() {
         complete 1500 -o "$state/slow.$client" -w '%{http_code}\n' >"$state/code.$client" 2>&1 &
         clients+=($!)
     done
-    sleep 0.4
-    check "eight requests are in flight" kill -0 "${clients[@]}"
+    check "eight requests are in flight" eight_run
     started=$(now_ms)
     check "stop" pod stop -t 40 "$name"
     started=$(($(now_ms) - started))
