@@ -5,6 +5,7 @@
 
 #include <jansson.h>
 
+#include "buf.h"
 #include "options.h"
 
 static const char *const type_text[] = {"bool",   "integer", "bytes",
@@ -31,6 +32,48 @@ static const char session_words[] =
     "\nExit status: 0, done; 1, refused, no answer, or a file's fault; 2, a wrong command "
     "line.\n\n";
 
+// "  --flag VALUE   what it does", wrapped.
+static void print_entry(const char *flag, const char *text, FILE *to) {
+    enum { INDENT = 31, COLUMNS = 100 };
+    int column = fprintf(to, "  %-*s", INDENT - 2, flag);
+    if (strlen(flag) > INDENT - 3) {
+        column = fprintf(to, "\n%*s", INDENT, "") - 1;
+    }
+    while (*text) {
+        const int word = (int)strcspn(text, " ");
+        if (column > INDENT && column + 1 + word > COLUMNS) {
+            column = fprintf(to, "\n%*s", INDENT, "") - 1;
+        }
+        column += fprintf(to, "%s%.*s", column > INDENT ? " " : "", word, text);
+        text += word;
+        text += strspn(text, " ");
+    }
+    fputc('\n', to);
+}
+
+static void print_row(const option_row *row, FILE *to) {
+    char flag[80];
+    buf text = {0};
+    snprintf(flag, sizeof flag, "--%s%s%s", row->name, row->metavar ? " " : "",
+             row->metavar ? row->metavar : "");
+    buf_str(&text, row->help);
+    if (row->choices) {
+        buf_printf(&text, "; one of %s", row->choices);
+    }
+    if (row->fallback && row->type != OPTION_BOOL) {
+        buf_printf(&text, " (default %s", row->fallback);
+        if (has_range(row) && row->max < OPTION_MOST) {
+            buf_printf(&text, ", %.16g to %.16g", row->min, row->max);
+        } else if (has_range(row) && row->min > -OPTION_MOST) {
+            buf_printf(&text, ", %.16g or more", row->min);
+        }
+        buf_str(&text, ")");
+    }
+    buf_add(&text, "", 1);
+    print_entry(flag, text.failed ? row->help : text.data, to);
+    buf_dispose(&text);
+}
+
 void options_print_help(unsigned command, const char *word, FILE *to) {
     const char *rest = command & OPTIONS_GENERATE  ? " \"PROMPT\""
                        : command & OPTIONS_HEALTH  ? " [URL]"
@@ -40,30 +83,12 @@ void options_print_help(unsigned command, const char *word, FILE *to) {
     fprintf(to, "usage: ssmd %s [options]%s\n\n%s", word, rest,
             command & OPTIONS_SESSION ? session_words : "");
     for (size_t i = 0; i < option_table_rows; i++) {
-        const option_row *row = &option_table[i];
-        if (!(row->commands & command)) {
-            continue;
+        if (option_table[i].commands & command) {
+            print_row(&option_table[i], to);
         }
-        char flag[80];
-        snprintf(flag, sizeof flag, "--%s%s%s", row->name, row->metavar ? " " : "",
-                 row->metavar ? row->metavar : "");
-        fprintf(to, "  %-28s %s", flag, row->help);
-        if (row->choices) {
-            fprintf(to, "; one of %s", row->choices);
-        }
-        if (row->fallback && row->type != OPTION_BOOL) {
-            fprintf(to, " (default %s", row->fallback);
-            if (has_range(row) && row->max < OPTION_MOST) {
-                fprintf(to, ", %.16g to %.16g", row->min, row->max);
-            } else if (has_range(row) && row->min > -OPTION_MOST) {
-                fprintf(to, ", %.16g or more", row->min);
-            }
-            fputc(')', to);
-        }
-        fputc('\n', to);
     }
-    fprintf(to, "  %-28s %s\n  %-28s %s\n", "--print-config", "print the options in force and exit",
-            "--help", "print this and exit");
+    print_entry("--print-config", "print the options in force and exit", to);
+    print_entry("--help", "print this and exit", to);
     fprintf(to, "\nAlso from the environment (SSMD_NAME) and from --config's file ({\"name\": "
                 "value}); flags win over the\nenvironment, that over the file.\n");
 }
