@@ -331,11 +331,14 @@ cudaError_t few_head(device *d, const batch &b);
 
 // medium.cu: the same for 9 to 64 rows on Hopper
 bool medium_fits(const device *d, int32_t n);
-bool medium_x_fits(const device *d, int32_t n); // x_proj alone, to 1,024 rows
-int32_t medium_tiles(const device *d);          // of out_proj, at most; 0: never used
+int32_t medium_tiles(const device *d); // of out_proj, at most; 0: never used
 cudaError_t medium_in(device *d, int layer, const batch &b);
 cudaError_t medium_x(device *d, int layer, const batch &b);
 cudaError_t medium_out(device *d, int layer, const batch &b);
+
+// xproj.cu: Mamba-1's x_proj in larger steps on Hopper
+bool xproj_fits(const device *d, const batch &b);
+cudaError_t xproj(device *d, int layer, const batch &b);
 
 // resident.cu: all layers of such a step of Mamba-1 in one launch
 bool resident_room(const device *d); // once, at opening: whether the card holds all its blocks

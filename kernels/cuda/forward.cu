@@ -7,10 +7,11 @@
 //   resident.cu       to 64 rows of Mamba-1's published widths (2.8b: from 5 on): one launch for
 //                     all layers
 //   medium.cu   4     to 64 rows (Mamba-2: 16)
-//   product.cu  6 up  otherwise: norm, in_proj, conv, x_proj (to 1,024: medium), advance and / or
-//                     scan, out_proj
+//   product.cu  6 up  otherwise: norm, in_proj, conv, x_proj (xproj.cu, to a thousand tokens or
+//                     more), advance and / or scan, out_proj
 //
-// Where a large step's time goes, us a layer by CUPTI, 2.8b, H200 for rows, H100 for prompts:
+// Where a large step's time goes, us a layer by CUPTI, 2.8b, H200 for rows, H100 for prompts,
+// before xproj.cu (an H200's cuBLASLt takes 51 and 11 for the prompts' x_proj):
 //                       norm  in_proj  conv  x_proj  advance, scan  out_proj  sum with what is
 //   512 rows, f16        3.5   37.8     9.9   9.5     61 (6 beside    23.1    140     between
 //                                                     x_proj)
@@ -80,8 +81,8 @@ static int wide_layer(device *d, int layer, const batch &b, ssm_error *err) {
     SSM_TRY(biases(d, w.in_bias, d->xz, d->weight_type, b.n, d->n_in, err));
     SSM_CUDA(d, conv(d, layer, b), err);
     if (d->g.kind == SSM_BLOCK_MAMBA) {
-        if (b.decode && medium_x_fits(d, b.n))
-            SSM_CUDA(d, medium_x(d, layer, b), err);
+        if (xproj_fits(d, b))
+            SSM_CUDA(d, xproj(d, layer, b), err);
         else
             SSM_TRY(product(d, PRODUCT_X, w.x_proj, d->xc, d->xdb, b.n, err));
         if (d->g.bc_dt_norm)

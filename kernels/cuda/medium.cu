@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Products for 9 to 64 rows on Hopper, where resident.cu does not fit (Mamba-2 to 16 rows, biases,
-// other widths; x_proj of more rows): the weights once, at the rate of the memory, with what comes
-// before and after them in the same launch (medium_kernel.cuh).
+// other widths): the weights once, at the rate of the memory, with what comes before and after them
+// in the same launch (medium_kernel.cuh).
 //
 // - Token rows are the matrix instruction's first operand (64, however many there are), weight rows
 //   its second: those come in any multiple of 8, so every block gets an even share. Two groups of
@@ -19,8 +19,7 @@
 //   token's sum of squares over the tile, by which in_proj scales its sums. Only the first layer
 //   has a norm of its own.
 // - x_proj: few weights, so blocks share the tokens too. It lets the advance start only when
-//   in_proj is done: x and z may be read before the wait (advance_short.cu). Up to 1,024 rows it is
-//   also used between cuBLASLt's products: no split kernel, and the advance starts during it.
+//   in_proj is done: x and z may be read before the wait (advance_short.cu).
 //
 // Bytes: the weights once, x once a tile of rows (L2). Floor: weights / 4.4 TB/s.
 //
@@ -55,7 +54,8 @@
 // 64: 5.10 ms where cuBLASLt takes 4.73; 512 rows: in_proj 43 us against 39, out_proj 37
 // against 28.
 //
-// Open: Mamba-2 beyond 16 rows (an earlier rung took 6.5 ms where cuBLASLt takes 6.24 at 2.7b b64);
+// Open: whether blocks of a cluster meet on an SM (xproj.cu: they do, at 20 to 50%); Mamba-2 beyond
+// 16 rows (an earlier rung took 6.5 ms where cuBLASLt takes 6.24 at 2.7b b64);
 // tokens shared by multicast, so that more than 64 rows pay; the convolution's tail.
 #include <cudaTypedefs.h>
 
@@ -78,13 +78,8 @@ static int clusters_of(const device *d, int splits) {
 
 static medium_plan plan_of(const device *d, medium_after after, int rows, int tokens) {
     const int splits = after == MEDIUM_IN ? 2 : 8;
-    if (after == MEDIUM_SUMS) { // few rows: tokens fill the card
-        const int tile = tokens <= 256 ? 48 : 96, quarter = tokens / 4 / 8 * 8;
-        return {splits, ceil_div(rows, tile), tile,
-                quarter < 16   ? 16
-                : quarter < 64 ? quarter
-                               : 64};
-    }
+    if (after == MEDIUM_SUMS) // few rows: tokens fill the card
+        return {splits, ceil_div(rows, 48), 48, 16};
     int tile_rows = ceil_div(ceil_div(rows, clusters_of(d, splits)), 16) * 16;
     tile_rows = tile_rows < MOST_ROWS ? tile_rows : MOST_ROWS;
     return {splits, ceil_div(rows, tile_rows), tile_rows, tokens};
@@ -169,8 +164,7 @@ static cudaError_t run_any(const device *d, const void *w, const void *x, int co
                            const medium_args &a) {
     const medium_plan p = plan_of(d, AFTER, a.n_rows, a.tokens);
     if constexpr (AFTER == MEDIUM_SUMS)
-        return p.tile_rows <= 48 ? run<24, SPLITS, AFTER>(d, w, x, cols, p, a)
-                                 : run<48, SPLITS, AFTER>(d, w, x, cols, p, a);
+        return run<24, SPLITS, AFTER>(d, w, x, cols, p, a);
     else
         return p.tile_rows <= 48    ? run<24, SPLITS, AFTER>(d, w, x, cols, p, a)
                : p.tile_rows <= 96  ? run<48, SPLITS, AFTER>(d, w, x, cols, p, a)
@@ -186,12 +180,6 @@ bool medium_fits(const device *d, int32_t n) {
            n <= (g.kind == SSM_BLOCK_MAMBA2 ? 16 : MOST_TOKENS) && n % 8 == 0 &&
            g.d_model % 8 == 0 && g.d_inner % 8 == 0 && d->n_in % 4 == 0 && d->n_x % 4 == 0 &&
            g.conv_dim % 8 == 0 && g.d_conv <= 4;
-}
-
-bool medium_x_fits(const device *d, int32_t n) {
-    const ssm_geometry &g = d->g;
-    return d->weight_type == SSM_DTYPE_BF16 && d->arch == 90 && n > 8 && n <= 1024 && n % 8 == 0 &&
-           g.kind == SSM_BLOCK_MAMBA && g.d_inner % 8 == 0 && d->n_x % 4 == 0;
 }
 
 int32_t medium_tiles(const device *d) { // of out_proj, at most

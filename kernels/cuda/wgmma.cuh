@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// The warp groups' matrix instruction in the shapes that medium.cu and resident.cu use: d [64][N]
-// += a [64][16] b [N][16]^T, both operands bf16 tiles in shared memory (hopper.cuh), sums in fp32.
-// Lane l of warp w of the group, g = l / 4, q = l % 4: d[4 j + i] is row 16 w + g + 8 (i / 2),
-// column 8 j + 2 q + i % 2.
+// The warp groups' matrix instruction in the shapes that medium.cu, resident.cu and xproj.cu use:
+// d [64][N] += a [64][16] b [N][16]^T, both operands bf16 tiles in shared memory (hopper.cuh), sums
+// in fp32. Lane l of warp w of the group, g = l / 4, q = l % 4: d[4 j + i] is row 16 w + g + 8 (i /
+// 2), column 8 j + 2 q + i % 2.
 #ifndef SSM_KERNELS_CUDA_WGMMA_CUH
 #define SSM_KERNELS_CUDA_WGMMA_CUH
 
@@ -63,6 +63,15 @@ __device__ __forceinline__ void wgmma(float (&d)[44], uint64_t a, uint64_t b) {
                  "%37,%38,%39,%40,%41,%42,%43"
                  "}, %44, %45, 1, 1, 1, 0, 0;"
                  : D32(0), D8(32), D4(40)
+                 : "l"(a), "l"(b));
+}
+__device__ __forceinline__ void wgmma(float (&d)[48], uint64_t a, uint64_t b) {
+    asm volatile("wgmma.mma_async.sync.aligned.m64n96k16.f32.bf16.bf16 {"
+                 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,"
+                 "%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,"
+                 "%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47"
+                 "}, %48, %49, 1, 1, 1, 0, 0;"
+                 : D32(0), D16(32)
                  : "l"(a), "l"(b));
 }
 

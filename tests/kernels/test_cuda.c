@@ -39,8 +39,8 @@ START_TEST(too_many_sessions_say_how_many_would_fit) {
 END_TEST
 
 static cuda_part part_of(const char *word) {
-    static const char *const words[] = {"all", "quick", "race", "few", "medium"};
-    for (int i = PART_ALL; word && i <= PART_MEDIUM; i++) {
+    static const char *const words[] = {"all", "quick", "race", "few", "medium", "xproj"};
+    for (int i = PART_ALL; word && i <= PART_XPROJ; i++) {
         if (strcmp(word, words[i]) == 0)
             return (cuda_part)i;
     }
@@ -61,6 +61,7 @@ int main(int argc, char **argv) {
     if (argc > 2) { // test_cuda few N: this width alone
         few_tests(tc, states, part, atoi(argv[2]));
         medium_tests(tc, part, atoi(argv[2]));
+        xproj_tests(large, part, atoi(argv[2]));
         return suite_run(suite);
     }
     plans_tests(tc, part);
@@ -75,5 +76,6 @@ int main(int argc, char **argv) {
     traffic_tests(states, part);
     prompts_tests(prompts, part);
     large_tests(large, part);
+    xproj_tests(large, part, -1);
     return suite_run(suite);
 }

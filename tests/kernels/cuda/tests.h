@@ -43,6 +43,7 @@ typedef enum cuda_part {
     PART_RACE,   // under racecheck, which makes kernels hundreds of times slower: few rows
     PART_FEW,    // what few.cu can break, no more
     PART_MEDIUM, // steps of 9 to 64 rows, no more
+    PART_XPROJ,  // what xproj.cu can break, no more
 } cuda_part;
 
 void plans_tests(TCase *tc, cuda_part part);
@@ -51,6 +52,7 @@ void large_tests(TCase *tc, cuda_part part);
 void rows_tests(TCase *tc, cuda_part part);
 void few_tests(TCase *tc, TCase *states, cuda_part part, int one); // of the widths; -1: all
 void medium_tests(TCase *tc, cuda_part part, int one);             // the same
+void xproj_tests(TCase *tc, cuda_part part, int one);              // the same
 void states_tests(TCase *tc, cuda_part part);
 void replay_tests(TCase *tc, cuda_part part);
 void traffic_tests(TCase *tc, cuda_part part);
