@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// Mamba-1, one token of many sequences: the kernel that moves the states, most of a large step.
+// Mamba-1, one token of many sequences: the kernel that moves the states, most of a large step,
+// where advance_ring.cu does not fit (other cards than Hopper, too few rows for all of its blocks).
 //
-// Bytes a row and layer: the state twice (327,680 in fp16 at 5,120 channels), x, z and y. On an
-// H200 a plain copy in place of states 160 KB apart takes 47 us a layer of 2.8b at 512 rows (3.5
-// TB/s; a copy from one array to another 4.23). To come near it the states must be under way all
-// the time, whatever else warps wait for. So:
+// Bytes a row and layer: the state twice (327,680 in fp16 at 5,120 channels), x, z and y. What a
+// card gives: advance_ring.cu. To come near it the states must be under way all the time, whatever
+// else warps wait for. So:
 //
 // - Work is a list of tiles, 16 rows by 128 channels (64 in fp32), column after column; each of two
 //   blocks an SM walks an even share of it.
@@ -246,6 +246,8 @@ template <class S> static cudaError_t stream(device *d, int layer, const batch &
 cudaError_t mamba_advance(device *d, int layer, const batch &b, int32_t n_splits) {
     if (short_fits(d, b, n_splits))
         return mamba_advance_short(d, layer, b);
+    if (advance_ring_fits(d, b, n_splits))
+        return mamba_advance_ring(d, layer, b);
     return with_state_type(d->state_type, [&](auto s) {
         typedef decltype(s) S;
         return stream_fits(d, b, n_splits, stream_shape<S, THREADS>::CHANNELS)

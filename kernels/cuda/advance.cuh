@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the kernels that move Mamba-1's states of many rows share (advance.cu, advance_short.cu).
+// What the kernels that move Mamba-1's states of many rows share (advance*.cu).
 #ifndef SSM_KERNELS_CUDA_ADVANCE_CUH
 #define SSM_KERNELS_CUDA_ADVANCE_CUH
 
@@ -74,6 +74,10 @@ template <int LANES> __device__ __forceinline__ void spread_sums(float (&part)[L
 // advance_short.cu: a tile a block, for up to 128 rows
 bool short_fits(const device *d, const batch &b, int32_t n_splits);
 cudaError_t mamba_advance_short(device *d, int layer, const batch &b);
+
+// advance_ring.cu: states through shared memory, on Hopper
+bool advance_ring_fits(const device *d, const batch &b, int32_t n_splits);
+cudaError_t mamba_advance_ring(device *d, int layer, const batch &b);
 
 } // namespace ssm
 

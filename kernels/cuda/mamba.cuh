@@ -187,15 +187,20 @@ __device__ __forceinline__ void copies_wait() {
     asm volatile("cp.async.wait_group 0;" ::: "memory");
 }
 
-// dt_proj of the n channels from `first` on, rows of weight_pitch bytes; asynchronous.
-__device__ __forceinline__ void stage_dt_proj(const mamba_args &a, char *to, int first, int n) {
+// dt_proj of the n channels from `first` on, rows of weight_pitch bytes; asynchronous. thread: of
+// `threads` that do it.
+__device__ __forceinline__ void stage_dt_proj(const mamba_args &a, char *to, int first, int n,
+                                              int thread, int threads) {
     const int vectors = a.rank / 8, pitch = weight_pitch(a.rank);
-    for (int i = threadIdx.x; i < n * vectors; i += blockDim.x) {
+    for (int i = thread; i < n * vectors; i += threads) {
         const int c = i / vectors, v = i - c * vectors;
         const bool live = first + c < a.channels;
         const size_t row = live ? (size_t)(first + c) : 0;
         copy_async(to + c * pitch + v * 16, (const bf16 *)a.dt_proj + row * a.rank + v * 8, live);
     }
+}
+__device__ __forceinline__ void stage_dt_proj(const mamba_args &a, char *to, int first, int n) {
+    stage_dt_proj(a, to, first, n, threadIdx.x, blockDim.x);
 }
 
 // dt_proj dt of a tile for the calling warp's TILES * 8 channels, to put(row, channel, two values):

@@ -1,0 +1,262 @@
+// SPDX-License-Identifier: Apache-2.0
+// Mamba-1, one token of many sequences, on Hopper: the states go through shared memory, so that how
+// many bytes are under way does not depend on what warps wait for, nor on registers.
+//
+// Bytes a row and layer: the state twice (327,680 in fp16 at 5,120 channels), x, z and y.
+//
+// - A column of 128 channels (64 in fp32) is walked row by row, in tiles of 16, by as many blocks
+//   as fit: 384 threads, half an SM. Blocks of neighbouring columns are at the same rows at the
+//   same time.
+// - Eight warps own 64 channels (32) of every fourth row each, and a ring of 3 to 5 rows' 2 KB.
+//   Lane 0 asks for a row as soon as another's place is free: no barrier, and the ring is full
+//   before the wait for the kernel before (states were written a step ago).
+// - A lane owns whole channels, 64 bytes: no sums between lanes, decay in registers, B and C read
+//   once for two channels. It takes its four 16-byte parts in the order part ^ (lane / 2 % 4), or
+//   eight lanes would meet in two banks. The row goes back by the copy engine.
+// - Four more warps make delta (dt_proj dt on the matrix units, softplus) and bring B and C. They
+//   are a tile ahead, with the result in registers, and put it where the last one was as soon as
+//   its first or last eight rows are done: warps may be half a tile apart.
+//
+// What an H200 gives states of 512 rows in a layer of 2.8b (168 or 336 MB both ways), 64 layers' in
+// turn, TB/s. Steady: eight layers a launch; a launch a layer costs 4 to 5 us more.
+//                                                                  fp16    fp32
+//   read only, 32 KB at a time by the copy engine                  4.31    4.44
+//   write only                                                     4.20    4.26
+//   in place, 4 KB a row, column after column, by registers        3.65    3.76
+//   in place, 32 KB at a time, by the copy engine                  3.83    3.85
+//   the same, slots in order                                       3.86    3.88
+//   one array to another, 4 KB, slots in order, by registers       3.72    3.89
+//   cudaMemcpy, a launch for all                                   4.22
+//   in place, a launch a layer: plain loop                         3.56    3.68
+// No form of ours came near cudaMemcpy's. In place or not is the same; so are (a launch a layer)
+// evict-first, last and unchanged by registers, ld.cs, no_allocate and st.wt, slots padded by 256
+// bytes to 4 KB, 64 to 192 KB under way an SM. Whole-card phases of reads and writes with a barrier
+// between: 2.0 to 2.8. A row of 2 KB a warp, copied back unchanged: 3.42 a launch a layer; 3.07
+// with arithmetic (fp16), 3.34 with a row of 1 KB in launches of eight layers.
+//
+// Ladder, us a layer at b512 of 2.8b, launches that overlap, nothing between them; runs differ by
+// 3%.                                                              fp16    fp32
+//   advance.cu                                                     56      104
+//   1 KB rows in fp16, all warps make delta, two barriers a tile   55.7    100.3
+//   64 bytes a lane: 406 instructions for 64 channels, not 542     56      100
+//     without delta's product (wrong)                              51.8     98.8
+//     without fence.proxy.async (wrong)                            56      100
+//     back by 16-byte stores                                       57.3    100.5
+//   two warps make delta                                           54.6     99.6
+//   + evict-first both ways                                        52.9     98.5
+//   four warps, 88 and 64 registers, half tiles, columns in step   52.5     95.5
+//     columns not in step                                          52.0     97.7
+// With 96 and 48 registers, and six words spilled by the warps that make delta, an earlier rung
+// took 101.3 us in fp32 where 88 and 64 took 97.9.
+//
+// Steps, ms:                        2.8b b512 fp16, fp32   b128 fp16   130m fp16 b1024, b256
+//   advance.cu (two runs before)    9.14 to 9.30   12.56   4.36        1.75         0.82
+//   this                            8.73           11.32               1.68         0.79
+//
+// Tried and dropped: asking L2 for three more rows a warp before the wait (130m b1024 1.775 ms,
+// 1.73 without; 2.8b the same).
+#include "advance_ring_delta.cuh"
+
+namespace ssm {
+
+#if SSM_HOPPER
+
+// A row's states on their way back, a group of their own; first to leave L2.
+__device__ __forceinline__ void store_states(void *to, uint32_t from, uint32_t bytes) {
+    asm volatile("cp.async.bulk.global.shared::cta.bulk_group.L2::cache_hint [%0], [%1], %2, "
+                 "%3;" ::"l"(to),
+                 "r"(from), "r"(bytes), "l"(policy_once())
+                 : "memory");
+}
+__device__ __forceinline__ void stores_commit() {
+    asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+}
+template <int LEFT> __device__ __forceinline__ void stores_read() { // all but the last LEFT groups
+    asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(LEFT) : "memory");
+}
+
+#endif
+
+template <class S>
+__global__ void __launch_bounds__(ADVANCE_RING_THREADS, 2)
+    advance_ring_kernel(mamba_args a, advance_ring_layout l, const row *rows, int n_rows) {
+#if SSM_HOPPER
+    typedef advance_ring_shape<S> shape;
+    constexpr int OWN = shape::OWN, CHANNELS = shape::CHANNELS, ROWS = shape::ROWS,
+                  STAGE = shape::STAGE;
+    extern __shared__ __align__(128) char memory[];
+    dependents_start();
+    const int lane = threadIdx.x & 31, warp = __shfl_sync(~0u, threadIdx.x >> 5, 0);
+    advance_ring_tiles now(a.channels / CHANNELS, n_rows);
+    if (warp >= ROW_WARPS) {
+        give_registers<DELTA_REGISTERS>();
+        make_deltas<S>(a, l, memory, rows, now);
+        return;
+    }
+    take_registers<ROW_REGISTERS>();
+    const int own = warp % shape::COLUMNS * shape::OF_WARP, group = warp / shape::COLUMNS;
+    const uint32_t full = shared_address(memory) + warp * MOST_ROW_STAGES * 8;
+    char *ring = memory + l.ring + warp * l.stages * STAGE;
+
+    // Lane i: row i % 16 of this tile or, from 16 on, of the next. -1: no row, else 2 slot + fresh.
+    auto describe = [&](const advance_ring_tiles &t, int &what, int &token) {
+        what = token = -1;
+        if ((lane & 15) < t.count) {
+            const row r = rows[t.row + (lane & 15)];
+            if (r.slot >= 0)
+                what = r.slot * 2 + (r.fresh != 0), token = r.at;
+        }
+    };
+    auto lane_of = [&](int i) { // of this warp's row i, which may be the next tile's
+        return i < ROWS ? group + shape::GROUPS * i : 16 + group + shape::GROUPS * (i - ROWS);
+    };
+    const uint32_t slot_bytes = (uint32_t)a.channels * shape::CHANNEL;
+    auto states_of = [&](int column, int what) {
+        return (char *)a.state + (uint32_t)((column * CHANNELS + own) * shape::CHANNEL) +
+               (size_t)(uint32_t)(what >> 1) * slot_bytes;
+    };
+    auto fetch = [&](int stage, int column, int what) { // one lane
+        const bool wanted = what >= 0 && (what & 1) == 0;
+        barrier_expect(full + stage * 8, wanted ? STAGE : 0);
+        if (wanted)
+            copy_run(shared_address(ring + stage * STAGE), states_of(column, what), STAGE,
+                     full + stage * 8, policy_once());
+    };
+    advance_ring_tiles next = now;
+    next.next();
+    int what, token, next_what, next_token;
+    describe(now, what, token);
+    describe(next, next_what, next_token);
+    if (lane >= 16)
+        what = next_what, token = next_token;
+    if (lane == 0) {
+        for (int i = 0; i < l.stages; i++)
+            barrier_init(full + i * 8, 1);
+        barriers_ready();
+    }
+    __syncwarp();
+    for (int i = 0; i < l.stages; i++) {
+        const int w = __shfl_sync(~0u, what, lane_of(i));
+        if (lane == 0)
+            fetch(i, i < ROWS ? now.column : next.column, w);
+    }
+    own_channels<S> channels(lane);
+    channels.load_constants(a, now.column * CHANNELS + own + lane * OWN);
+    dependency_wait();
+
+    uint32_t x[2], z[2];                          // this row's and the next one's
+    auto inputs = [&](int u, int column, int i) { // of this warp's row i
+        const int t = __shfl_sync(~0u, token, lane_of(i));
+        const uint32_t at = (uint32_t)max(t, 0) * (uint32_t)a.channels,
+                       channel = (uint32_t)(column * CHANNELS + own + lane * OWN);
+        x[u] = load_own<OWN>((const bf16 *)a.x + (at + channel));
+        z[u] = load_own<OWN>((const bf16 *)a.xz + a.channels + (2 * at + channel));
+    };
+    inputs(0, now.column, 0), inputs(1, now.column, 1);
+    int stage = 0, before = l.stages - 1, phase = 0;
+    bool begun = false;
+    for (int buffer = 0; now.count > 0; buffer ^= 1) {
+        advance_ring_tiles coming = next;
+        coming.next();
+        int coming_what, coming_token;
+        describe(coming, coming_what, coming_token);
+#pragma unroll 1
+        for (int half = 0; half < 2; half++) {
+            named_sync(DELTA_IS_THERE + half, ADVANCE_RING_THREADS);
+            static_assert(ROWS == 4, "two rows in each half of a tile");
+#pragma unroll
+            for (int u = 0; u < 2; u++) {
+                const int i = half * 2 + u, r = lane_of(i), refill = i - 1 + l.stages;
+                const int w = __shfl_sync(~0u, what, r),
+                          coming_in = __shfl_sync(~0u, what, lane_of(refill));
+                barrier_wait(full + stage * 8, phase);
+                char *of_row = ring + stage * STAGE;
+                uint32_t y = 0;
+                if (w >= 0) {
+                    if (w & 1) {
+#pragma unroll
+                        for (int p = 0; p < 4; p++)
+                            ((uint4 *)of_row)[lane * 4 + (p ^ channels.turn)] =
+                                make_uint4(0, 0, 0, 0);
+                    }
+                    y = channels.advance(of_row + lane * 64,
+                                         (const float *)(memory + l.bc) + (buffer * TILE + r) * 32,
+                                         (const float *)(memory + l.delta) +
+                                             r * shape::DELTA_PITCH + own + lane * OWN,
+                                         x[u], z[u]);
+                    fence_async();
+                }
+                __syncwarp();
+                if (lane == 0) {
+                    if (w >= 0)
+                        store_states(states_of(now.column, w), shared_address(of_row), STAGE);
+                    stores_commit();
+                    stores_read<1>();
+                    if (begun)
+                        fetch(before, refill < ROWS ? now.column : next.column, coming_in);
+                }
+                begun = true;
+                const int t = __shfl_sync(~0u, token, r);
+                if (w >= 0) {
+                    bf16 *to = (bf16 *)a.y + ((uint32_t)t * (uint32_t)a.channels +
+                                              now.column * CHANNELS + own + lane * OWN);
+                    if (OWN == 2)
+                        *(uint32_t *)to = y;
+                    else
+                        *(uint16_t *)to = (uint16_t)y;
+                }
+                inputs(u, i + 2 < ROWS ? now.column : next.column, i + 2);
+                before = stage;
+                if (++stage == l.stages)
+                    stage = 0, phase ^= 1;
+            }
+            if (next.count > 0)
+                named_arrive(DELTA_IS_READ + half, ADVANCE_RING_THREADS);
+        }
+        if (next.column != now.column)
+            channels.load_constants(a, next.column * CHANNELS + own + lane * OWN);
+        now = next, next = coming;
+        const int down_what = __shfl_down_sync(~0u, what, 16),
+                  down_token = __shfl_down_sync(~0u, token, 16);
+        what = lane < 16 ? down_what : coming_what;
+        token = lane < 16 ? down_token : coming_token;
+    }
+    if (lane == 0)
+        stores_read<0>();
+#endif
+}
+
+// A tile for each of two blocks an SM at least: with less, a block's start is most of its time.
+template <class S> static bool fits(const device *d, const batch &b, int32_t n_splits) {
+    const ssm_geometry &g = d->g;
+    const int channels = advance_ring_shape<S>::CHANNELS;
+    return n_splits == 1 && d->weight_type == SSM_DTYPE_BF16 && d->arch == 90 && g.d_state == 16 &&
+           g.dt_rank % 8 == 0 && g.dt_rank <= 256 && g.d_inner % channels == 0 &&
+           (int64_t)g.d_inner / channels * b.n_rows >= 2 * TILE * d->n_sms &&
+           advance_ring_layout_of<S>(g.dt_rank).stages >= 3;
+}
+
+bool advance_ring_fits(const device *d, const batch &b, int32_t n_splits) {
+    return with_state_type(d->state_type,
+                           [&](auto s) { return fits<decltype(s)>(d, b, n_splits); });
+}
+
+template <class S> static cudaError_t run(device *d, int layer, const batch &b) {
+    const mamba_args a = mamba_arguments(d, layer, 1);
+    const advance_ring_layout l = advance_ring_layout_of<S>(a.rank);
+    // As many blocks a column as fit: neighbouring columns are at the same rows at the same time.
+    const int columns = a.channels / advance_ring_shape<S>::CHANNELS, room = 2 * d->n_sms;
+    const int blocks = columns <= room ? room / columns * columns : room;
+    auto kernel = advance_ring_kernel<S>;
+    const cudaError_t rc =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, l.end);
+    return rc ? rc
+              : launch(d, kernel, dim3((unsigned)blocks), ADVANCE_RING_THREADS, (size_t)l.end,
+                       b.decode, a, l, b.rows, b.n_rows);
+}
+
+cudaError_t mamba_advance_ring(device *d, int layer, const batch &b) {
+    return with_state_type(d->state_type, [&](auto s) { return run<decltype(s)>(d, layer, b); });
+}
+
+} // namespace ssm
