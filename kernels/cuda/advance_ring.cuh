@@ -17,7 +17,7 @@ enum {
     ROW_REGISTERS = 88, // of 80 at launch: without spills the others need no more than 64
     DELTA_REGISTERS = 64,
     MOST_ROW_STAGES = 5,
-    HALF_AN_SMS_MEMORY = 113 << 10
+    MOST_MEMORY = 112 << 10 // two blocks an SM, or one beside one of xproj.cu's
 };
 
 // Named barriers. The first two are pairs: for a tile's first eight rows and for its last.
@@ -60,7 +60,7 @@ template <class S> static advance_ring_layout advance_ring_layout_of(int rank) {
     l.bc = l.dt + TILE * weight_pitch(rank);
     l.delta = l.bc + 2 * TILE * 32 * 4;
     l.ring = (l.delta + TILE * shape::DELTA_PITCH * 4 + 127) / 128 * 128;
-    l.stages = (HALF_AN_SMS_MEMORY - l.ring) / (ROW_WARPS * shape::STAGE);
+    l.stages = (MOST_MEMORY - l.ring) / (ROW_WARPS * shape::STAGE);
     l.stages = l.stages < MOST_ROW_STAGES ? l.stages : MOST_ROW_STAGES;
     l.end = l.ring + l.stages * ROW_WARPS * shape::STAGE;
     return l;
