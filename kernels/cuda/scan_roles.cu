@@ -2,121 +2,120 @@
 // Mamba-1's scan in roles, in bf16 with 16 states: whole prompts of wide models, for which pieces
 // (scan.cu) would cost every exponential twice, and many prompts.
 //
-// A block owns 8 C channels a scan warp. Scan warps do nothing but go through the tokens: read
-// delta, delta x, B and C from shared memory, update 4 states of C channels a lane, sum y over the
-// four lanes of a channel by shuffles. Makers, each every MAKERS-th tile of 16 tokens, keep all
-// else out of the sequential path: dt_proj's products and softplus before, D, the gate and the
-// store after. A maker owns one stage of shared memory; two barriers there say that its tile is
-// full and that it is done. y takes the pairs' place.
+// A block has an SM to itself and as many channels as make the blocks of a step one or two waves:
+// 160 of 2.8b's 8 x 5,120, 96 of 130m's 8 x 1,536, 40 of a single prompt's 5,120. Its scan warps do
+// nothing but go through the tokens: read delta, delta x, B and C from shared memory, update 4
+// states of one to three groups of 8 channels, sum y over the four lanes of a channel by shuffles.
+// Makers, in teams that take turns by tiles of 16 tokens, keep all else out of the sequential path:
+// inputs by cp.async, dt_proj's products and softplus before, D, the gate and the store after. A
+// team owns a stage of shared memory; two barriers there say that its tile is full and that it is
+// done. y takes the pairs' place.
 //
 // The sums are scan.cu's in the same order: the same bits, in any form, wherever a prompt is cut
 // into steps while states are fp32. Only scan.cu's pieces differ, by rounding.
 //
-// One prompt of 5,120 channels is 128 blocks of 40: five scan warps, so the first scheduler has
-// two, 64 cycles a token by its special unit, and no maker. Floor as in scan.cu: 50 cycles.
+// What binds are issue slots, as measured by loops of 8 ex2 and n others (H200, 1 to 4 warps a
+// scheduler): an ex2 keeps the special unit for 8 cycles, but other instructions from being issued
+// for 3.7: 8 ex2 and 32 / 48 / 56 FFMA take 66 / 78 / 86 cycles. For 8 channels and a token a scan
+// warp has 4 ex2 and 21 to 23 others, makers have 0.75 and 10: 48 of the 50 to 58 cycles that these
+// take. Hence
+// - softplus by one ex2 and a polynomial instead of ex2 and lg2: 695 to 683 us (2.8b, 8 prompts);
+// - inputs by cp.async: registers do not limit makers, and the gate is a loop;
+// - loops of 8 tokens, not a tile of 16: straight code of two kinds of scan warps and the makers
+//   came to 56 KB, for which the instruction cache is too small: 160 channels a block took 1,330
+//   us, 827 with the makers' part in loops, 750 with all of it;
+// - y's and xdb's rows where neighbours' reads meet other banks: 750 to 661;
+// - sums of a loop's round stored last, for a store holds up the loads behind it, and the next
+//   round's first token read and its exponentials made before: a warp of three groups alone on a
+//   scheduler takes 168, 151, 131 cycles a token (counted in the machine code, not run by itself).
 //
-// Ladder, us a layer, the kernel alone, prompts of 2,048, H100 (scan.cu's pieces: H200; the others
-// were within 4% of these there):
-//                                                      2.8b 1 / 8      130m 1 / 8
-//   scan.cu, in pieces / whole                         190 / 757       63 / 290
-//   states shared by 4 warps (8 prompts: not), y by    127 / 861       65 / 223
-//     tf32 products that take one token a row
-//   + x, z and dt asked for at once                    130 / 863       62 / 237
-//   16 states a warp, y by shuffles, x and z by rows   117 / 693       76 / 207
-//   + lanes of a channel side by side                  112 / 685       75
-// In the model, with the last but one: 2.8b 1 x 2,048 in 24.6 ms instead of 29.7 (H100, same run).
-// As they are now, H200, 1 / 8 prompts, ms: 2.8b 24.9 / 181 (30.1 / 186), 130m 2.71 (in pieces) /
-// 10.7 (12.9); in brackets scan.cu's of another day.
+// Ladder, us a layer, the kernel alone, H200 at 1.8 GHz, prompts of 2,048:
+//                                                                  2.8b 1 / 8    130m 8
+//   blocks of 64 and 32 channels, two and three an SM, 40 for one  116 / 703     212
+//   + softplus                                                     112 / 690     212
+//   160, 96 and 40, one an SM, as above but for the last of these  114 / 661     216
+// In the model, ms a step, before / after in the same run, all of it: 2.8b 8 x 2,048 171.2 / 168.9,
+// 1 x 2,048 23.47 / 23.53, 130m 8 x 2,048 10.83 / 10.57, 1 x 2,048 (pieces, with this softplus)
+// 2.81 / 2.73.
 //
-// What was seen on the way (cycles of one scheduler, or of the SM for shared memory):
-// - a tf32 product takes 6.3 (k 4) or 11.9 (k 8), and that adds to ex2's 8: 14 a state and token
-//   with the makers left out, whether one or two warps share the scheduler. C scaled by 1 + 3.5e-4
-//   undid the bias of cutting states to 11 bits: y off by 1.66e-3, as with fp32 sums.
-// - of those 130 us the scan warps alone took 94, the makers alone 92.
-// - a read of 16 bytes a lane: 4, or 2 if lanes 1 or 2 apart share an address; of 8: 2 or 1.
-// - per 8 channels and token a scan warp alone on a scheduler takes 73, two take 54 to 61 each,
-//   where the special unit needs 32 and instructions 27. Why was not found: neither shared memory
-//   nor latency (a tile is one block of code) adds up to it. A small model's single prompt, 1.5
-//   groups of 8 an SM, therefore stays in pieces. ncu was not run on this.
+// With scan warps alone 8 prompts take 430 us in straight code (64 channels a block), 475 in loops
+// (160; before the last of these); with makers alone 346, where they were 454 us.
+//
+// Tried and dropped:
+// - exchanges without a branch for warps that have diverged (BRA.DIV, gone once the compiler knows
+//   that all lanes have one role): kept, but nothing was gained.
+// - one prompt, fewer states a lane, so that 40 channels fall evenly on four schedulers (2 states,
+//   three and two channels a lane): 129 us instead of 116; the fifth group's tiles by turns on four
+//   warps, its states handed on: 119. 130m's single prompt on 96 SMs: 2 states a lane 76, 1 state
+//   68, where pieces take 62; pieces by this kernel, 96 channels a block: 62 to 66.
+// - y summed by tf32 products: states cut to 11 bits, 14 cycles a state and token with ex2.
+// - more scan warps of fewer groups (10 of 2): 701 instead of 661; teams of one: 758.
 #include "scan_roles.cuh"
 
 namespace ssm {
 
-template <int C, int WARPS, int MAKERS, int DT, int BLOCKS>
-__global__ void __launch_bounds__(scan_shape<C, WARPS, MAKERS>::THREADS, BLOCKS)
-    scan_roles_kernel(mamba_args a, const span *spans, bool half_state) {
-    typedef scan_shape<C, WARPS, MAKERS> shape;
+template <class T, int C, int FULL, int WARPS, int TEAMS, int SIZE, int ROUND, int DT>
+__global__ void __launch_bounds__(scan_shape<C, FULL, WARPS, TEAMS, SIZE, ROUND, DT>::THREADS, 1)
+    scan_roles_kernel(mamba_args a, const span *spans) {
+    typedef scan_shape<C, FULL, WARPS, TEAMS, SIZE, ROUND, DT> shape;
     extern __shared__ __align__(16) char memory[];
     dependents_start();
     const span sp = spans[blockIdx.y];
-    const scan_block<C, WARPS, MAKERS> block(a, sp, memory);
-    stage_dt_proj(a, memory, block.first, shape::CHANNELS);
-    const int pitch = weight_pitch(a.rank);
-    const int pad = (32 - a.rank % 32) % 32 / 8; // vectors of zeros behind each row
-    for (int i = threadIdx.x; i < shape::CHANNELS * pad; i += shape::THREADS)
-        *(uint4 *)(memory + i / pad * pitch + a.rank * 2 + i % pad * 16) = make_uint4(0, 0, 0, 0);
-    if (threadIdx.x < MAKERS) {
-        turn_init(block.barriers + threadIdx.x * 16, 1);
+    const scan_block<C, FULL, WARPS, TEAMS, SIZE, ROUND, DT> block(a, sp, memory);
+    block.stage_weights();
+    if (threadIdx.x < TEAMS) {
+        turn_init(block.barriers + threadIdx.x * 16, SIZE);
         turn_init(block.barriers + threadIdx.x * 16 + 8, WARPS);
     }
-    copies_commit();
     copies_wait();
     __syncthreads();
     dependency_wait();
-    const int warp = threadIdx.x / 32;
-    if (warp >= WARPS) {
-        if (warp != shape::IDLE)
-            block.template run_maker<DT>(warp - WARPS - (shape::IDLE >= 0 && warp > shape::IDLE));
-    } else if (half_state) {
-        block.template scan<f16>();
-    } else {
-        block.template scan<float>();
-    }
+    const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0); // known to be one in all lanes
+    if (warp < WARPS)
+        block.template scan<T>(warp);
+    else if (warp != shape::IDLE)
+        block.run_maker(warp - WARPS - (shape::IDLE >= 0 && warp > shape::IDLE));
 }
 
 // ---- host side
 
-template <int C, int WARPS, int MAKERS, int DT, int BLOCKS>
-static cudaError_t run(device *d, int layer, const batch &b) {
-    typedef scan_shape<C, WARPS, MAKERS> shape;
-    const mamba_args a = mamba_arguments(d, layer, 1);
-    const auto kernel = scan_roles_kernel<C, WARPS, MAKERS, DT, BLOCKS>;
-    const size_t shared = shape::bytes(a.rank);
-    const cudaError_t rc =
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared);
-    const dim3 grid((unsigned)ceil_div(a.channels, shape::CHANNELS), (unsigned)b.n_spans);
-    return rc ? rc
-              : launch(d, kernel, grid, shape::THREADS, shared, true, a, b.spans,
-                       d->state_type == SSM_DTYPE_F16);
+template <int... SHAPE> static cudaError_t run(device *d, int layer, const batch &b) {
+    typedef scan_shape<SHAPE...> shape;
+    return with_state_type(d->state_type, [&](auto s) {
+        const mamba_args a = mamba_arguments(d, layer, 1);
+        const auto kernel = scan_roles_kernel<decltype(s), SHAPE...>;
+        const cudaError_t rc = cudaFuncSetAttribute(
+            kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shape::BYTES);
+        const dim3 grid((unsigned)ceil_div(a.channels, shape::CHANNELS), (unsigned)b.n_spans);
+        return rc ? rc : launch(d, kernel, grid, shape::THREADS, shape::BYTES, true, a, b.spans);
+    });
 }
 
-// Cycles a token, measured but for the last's `alone`: of one block on an SM, of as many as it
-// holds.
 struct form {
-    int channels, a_sm, most_rank;
-    float alone, together;
-    size_t (*shared)(int rank);
+    int channels, most_rank;
+    size_t shared;
+    float cycles; // a token, measured
     cudaError_t (*run)(device *d, int layer, const batch &b);
 };
+template <int... SHAPE> static constexpr form form_of(int most_rank, float cycles) {
+    typedef scan_shape<SHAPE...> shape;
+    return {shape::CHANNELS, most_rank, shape::BYTES, cycles, run<SHAPE...>};
+}
 static const form forms[] = {
-    {40, 1, 160, 108, 108, scan_shape<1, 5, 6>::bytes, run<1, 5, 6, 5, 1>},
-    {64, 2, 160, 175, 243, scan_shape<2, 4, 4>::bytes, run<2, 4, 4, 5, 2>},
-    {32, 3, 64, 90, 200, scan_shape<1, 4, 4>::bytes, run<1, 4, 4, 2, 3>},
+    // C, FULL, WARPS, TEAMS, SIZE, ROUND, DT
+    form_of<1, 5, 5, 6, 1, 8, 5>(160, 95),
+    form_of<3, 4, 8, 4, 2, 8, 5>(160, 285),
+    form_of<2, 4, 8, 6, 2, 8, 2>(64, 189),
 };
 
 static float cycles(const device *d, int32_t n_spans, const form &f) {
-    const int32_t blocks = n_spans * ceil_div(d->g.d_inner, f.channels), wave = d->n_sms * f.a_sm;
-    const int32_t last = ceil_div(blocks % wave, d->n_sms); // blocks on an SM in the last wave
-    const float more = f.a_sm == 1 ? 0 : (f.together - f.alone) / (float)(f.a_sm - 1);
-    return (float)(blocks / wave) * f.together +
-           (last == 0 ? 0 : f.alone + more * (float)(last - 1));
+    return (float)ceil_div(n_spans * ceil_div(d->g.d_inner, f.channels), d->n_sms) * f.cycles;
 }
 
 static const form *choose(const device *d, int32_t n_spans) {
     const form *best = NULL;
     for (const form &f : forms) {
-        const bool fits = d->g.dt_rank <= f.most_rank &&
-                          (size_t)f.a_sm * (f.shared(d->g.dt_rank) + 1024) <= d->shared_sm;
+        const bool fits = d->g.dt_rank <= f.most_rank && f.shared + 1024 <= d->shared_sm;
         if (fits && (!best || cycles(d, n_spans, f) < cycles(d, n_spans, *best)))
             best = &f;
     }

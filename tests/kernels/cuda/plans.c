@@ -133,7 +133,7 @@ END_TEST
 // near the reference, and the same bits when all is done again.
 static int32_t long_plan(int32_t vocab, int which, bool fresh, int32_t *tokens,
                          ssm_segment *segments) {
-    static const int32_t lengths[4][8] = {{700}, {65, 300, 1, 2}, {3, 63, 500, 129}, {0}};
+    static const int32_t lengths[4][8] = {{700}, {65, 300, 1, 2, 17}, {3, 63, 500, 129}, {0}};
     int32_t at = 0, n = 0;
     for (; n < SLOTS; n++) {
         const int32_t count = which < 3 ? lengths[which][n] : n < 36 ? 18 + n % 2 : 0;
@@ -146,7 +146,7 @@ static int32_t long_plan(int32_t vocab, int which, bool fresh, int32_t *tokens,
     return n;
 }
 
-// So many channels that one prompt fills a card, or three do (scan_roles.cu's forms); no multiple
+// So many channels that one prompt fills a card, or four do (scan_roles.cu's forms); no multiple
 // of any block's.
 static const small_shape broad = {.name = "mamba broad",
                                   .kind = SSM_BLOCK_MAMBA,
