@@ -141,6 +141,7 @@ struct device {
     int32_t *ring_at; // host [slot]
 
     bool resident_room;                    // all of resident.cu's blocks are there at once
+    bool solo_room;                        // and solo.cu's
     bool replays;                          // states are written every 16 tokens: see replay.cu
     void *replay_x, *replay_b, *replay_dt; // [layer][slot][...] what they are still without
     struct replay_slot *held;              // host [slot]
@@ -155,6 +156,7 @@ struct device {
     float *squares;             // MAMBA2 [token row][H] partial sums of squares
     float *row_norms;           // [token row][medium_tiles] partial sums of the residual's squares
     void *resident;             // resident.cu's scratch
+    void *solo;                 // solo.cu's
     float *out_squares;         // [FEW_ROWS][n_sms] partial sums of the residual's squares
     unsigned long long *x_sums; // MAMBA [X_COPIES][FEW_ROWS][n_x] x_proj in fixed point
     unsigned *x_broken;         // [FEW_ROWS] sums that are no numbers
@@ -327,7 +329,15 @@ cudaError_t few_embed(device *d, const batch &b);
 cudaError_t few_in(device *d, int layer, const batch &b);
 cudaError_t few_advance(device *d, int layer, const batch &b);
 cudaError_t few_out(device *d, int layer, const batch &b, bool fold_norm);
-cudaError_t few_head(device *d, const batch &b);
+// n_squares: partial sums of the residual's squares; 0: a block of few_out's
+cudaError_t few_head(device *d, const batch &b, int n_squares);
+
+// solo.cu: all layers of a step of one row of small Mamba-1 models in one launch, on Hopper
+bool solo_room(const device *d); // once, at opening: whether the card holds all its blocks
+bool solo_fits(const device *d, int32_t n);
+int solo_squares(const device *d);  // partial sums that it leaves for the head
+size_t solo_bytes(const device *d); // of its scratch; 0: never used
+cudaError_t solo_layers(device *d, const batch &b);
 
 // medium.cu: the same for 9 to 64 rows on Hopper
 bool medium_fits(const device *d, int32_t n);

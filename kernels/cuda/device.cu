@@ -188,6 +188,7 @@ static int list_activations(device *d, activation *out) {
     out[i++] = {(void **)&d->squares, mamba ? 0 : SPLIT_ROWS * g->n_heads * f};
     out[i++] = {(void **)&d->row_norms, (size_t)SPLIT_ROWS * medium_tiles(d) * f};
     out[i++] = {&d->resident, resident_bytes(d)};
+    out[i++] = {&d->solo, solo_bytes(d)};
     out[i++] = {(void **)&d->out_squares, (size_t)FEW_ROWS * d->n_sms * f};
     out[i++] = {(void **)&d->x_sums, (size_t)X_COPIES * FEW_ROWS * d->n_x * sizeof *d->x_sums};
     out[i++] = {(void **)&d->x_broken, FEW_ROWS * sizeof *d->x_broken};
@@ -235,6 +236,7 @@ static int allocate(device *d, ssm_error *err) {
     SSM_CUDA(d, cudaMemGetInfo(&free_bytes, &total), err);
     d->replays = replay_fits(d);
     d->resident_room = resident_room(d);
+    d->solo_room = solo_room(d);
     d->slot_bytes = slot_bytes(d);
     d->max_tokens = d->options.max_tokens > 0 ? d->options.max_tokens : DEFAULT_TOKENS;
     const int32_t fit = slots_that_fit(d, free_bytes);

@@ -264,11 +264,12 @@ static size_t shared_budget(const device *d, bool out, int batch) {
 
 static int slots_for(const device *d, const few_args &a, int bytes, int rows) {
     const size_t beside = beside_ring(a) + (size_t)rows,
-                 all = shared_budget(d, a.next_norm != NULL, a.batch);
+                 all =
+                     a.alone ? d->shared_sm - 4096 : shared_budget(d, a.next_norm != NULL, a.batch);
     if (beside >= all)
         return 0;
-    const size_t n = (all - beside) / (size_t)bytes;
-    return (int)(n < MAX_SLOTS ? n : MAX_SLOTS);
+    const size_t n = (all - beside) / (size_t)bytes, most = a.alone ? MAX_SLOTS : BESIDE_SLOTS;
+    return (int)(n < most ? n : most);
 }
 
 template <few_kind KIND> static cudaError_t run(const device *d, const few_args &args) {
@@ -411,9 +412,12 @@ cudaError_t few_out(device *d, int layer, const batch &b, bool fold_norm) {
     return run<FEW_OUT>(d, a);
 }
 
-cudaError_t few_head(device *d, const batch &b) {
+cudaError_t few_head(device *d, const batch &b, int n_squares) {
     few_args a = head_arguments(d, b.n);
-    ask_last(d, d->g.n_layers - 1, b.n, &a);
+    if (n_squares > 0)
+        a.n_squares = n_squares, a.alone = true;
+    else
+        ask_last(d, d->g.n_layers - 1, b.n, &a);
     return run<FEW_HEAD>(d, a);
 }
 

@@ -24,6 +24,7 @@ struct few_args {
     int n_rows, n_cols, unit, second; // rows dealt out in units; a second run's offset
     int batch, most_rows, width_out;  // width_out: of a token row of what comes out
     int n_slots, flight, buffers;     // of the ring, of sums
+    bool alone;                       // a block an SM: nothing runs beside it
     const bf16 *x;                    // [token][n_cols]
     const float *squares;             // [token][squares_pitch]: partial sums, or NULL
     int n_squares, squares_pitch;

@@ -2,6 +2,7 @@
 // All layers of a batch, as launches on the device's stream: run as they are for a mixed step,
 // captured into a graph for a decode bucket. Launches a layer:
 //
+//   solo.cu           one row of mamba-130m's and 370m's widths: one launch for all layers
 //   few.cu      3     up to 8 decode rows on Hopper and later
 //   skinny.cu   4     elsewhere and in odd shapes (Mamba-2: 3)
 //   resident.cu       to 64 rows of Mamba-1's published widths (2.8b: from 5 on): one launch for
@@ -131,7 +132,13 @@ static int few_step(device *d, const batch &b, ssm_error *err) {
     SSM_CUDA(d, few_embed(d, b), err);
     for (int i = 0; i < d->g.n_layers; i++)
         SSM_TRY(few_layer(d, i, b, err));
-    SSM_CUDA(d, few_head(d, b), err);
+    SSM_CUDA(d, few_head(d, b, 0), err);
+    return 0;
+}
+
+static int solo_step(device *d, const batch &b, ssm_error *err) {
+    SSM_CUDA(d, solo_layers(d, b), err);
+    SSM_CUDA(d, few_head(d, b, solo_squares(d)), err);
     return 0;
 }
 
@@ -152,6 +159,8 @@ static int medium_layer(device *d, int layer, const batch &b, ssm_error *err) {
 int forward(device *d, const batch &b, ssm_error *err) {
     if (is_lti(d))
         return lti_forward(d, b, err);
+    if (b.decode && solo_fits(d, b.n))
+        return solo_step(d, b, err);
     const bool resident = b.decode && resident_fits(d, b.n);
     if (!resident && b.decode && few_fits(d, b.n))
         return few_step(d, b, err);

@@ -21,7 +21,8 @@ enum {
     RING_CONSUMERS = RING_WARPS * 32,
     END_THREADS = END_WARPS * 32,
     RING_THREADS = RING_CONSUMERS + END_THREADS + 32, // the last one asks for the weights
-    MAX_SLOTS = 12
+    MAX_SLOTS = 16,
+    BESIDE_SLOTS = 12 // beside other kernels' blocks
 };
 
 // A warp's columns are NB blocks of 32. A slot holds eight rows of a part of the columns, CB blocks

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Steps of few rows at widths of published models (few.cu, skinny.cu): against the reference, in
-// turns with steps of many rows, and bit for bit whatever is around a row.
+// Steps of few rows at widths of published models (solo.cu, few.cu, skinny.cu): against the
+// reference, in turns with steps of many rows, and bit for bit whatever is around a row.
 //
 // What depends on what is around a row is told apart: the convolution's inputs (the product of
 // in_proj's x), states (x_proj, the advance) or logits alone (z, out_proj, lm_head); from run to
@@ -24,6 +24,10 @@ static const small_shape published[] = {
     {"mamba2 768", SSM_BLOCK_MAMBA2, 2, 768, 1536, 128, 4, 0, 24, 1, 1003, false, false, true},
     {"mamba2 2560", SSM_BLOCK_MAMBA2, 1, 2560, 5120, 128, 4, 0, 80, 1, 515, false, false, true},
     {"mamba2 groups", SSM_BLOCK_MAMBA2, 1, 1024, 2048, 128, 4, 0, 32, 8, 515, false, true, false},
+    {"mamba 1024, no biases", SSM_BLOCK_MAMBA, 3, 1024, 2048, 16, 4, 64, 0, 0, 515, false, false,
+     true},
+    {"mamba 768, conv of 3", SSM_BLOCK_MAMBA, 5, 768, 1536, 16, 3, 48, 0, 0, 515, false, false,
+     false},
 };
 enum { N_PUBLISHED = sizeof published / sizeof published[0], FEW_STEPS = 3 };
 
@@ -119,6 +123,43 @@ START_TEST(many_rows_and_few_take_turns) {
                     "logits");
             compare(&p, rig_state(&p.cuda, k), rig_state(&p.reference, k), p.cuda.state_floats,
                     "a state");
+        }
+    }
+    printf("%-40s worst %.1e\n", p.what, p.worst);
+    rig_close(&p.cuda);
+    rig_close(&p.reference);
+    small_model_free(&p.model);
+}
+END_TEST
+
+// Steps of one row, which solo.cu takes where it can, and of two, which it never does, in turns: of
+// the same sequence, which starts anew in between.
+static const int turn_shapes[] = {0, 9, 10};
+START_TEST(one_row_and_two_take_turns) {
+    const small_shape *shape = &published[turn_shapes[_i / 2]];
+    pair p = {.tolerance = 2.5e-2};
+    const ssm_dtype state = _i % 2 ? SSM_DTYPE_F16 : SSM_DTYPE_F32;
+    small_model_create(&p.model, shape, SSM_DTYPE_BF16, 6);
+    snprintf(p.what, sizeof p.what, "%s, %s state, one and two", shape->name,
+             ssm_dtype_name(state));
+    rig_open(&p.reference, "reference", &p.model.weights, SSM_DTYPE_BF16, SSM_DTYPE_F32);
+    rig_open(&p.cuda, "cuda", &p.model.weights, SSM_DTYPE_BF16, state);
+    for (int step = 0; step < 14; step++) {
+        const int32_t n = step % 5 > 2 ? 2 : 1;
+        int32_t tokens[2];
+        ssm_segment segments[2];
+        for (int32_t k = 0; k < n; k++) {
+            tokens[k] = below(shape->vocab_size);
+            segments[k] = (ssm_segment){
+                5 + k, k, 1, step == 0 || step == 9 || (k == 1 && step == 3), SSM_WANT_LAST};
+        }
+        rig_step(&p.cuda, tokens, segments, n);
+        rig_step(&p.reference, tokens, segments, n);
+        for (int32_t k = 0; k < n; k++) {
+            compare(&p, rig_logits(&p.cuda, k), rig_logits(&p.reference, k), (size_t)p.cuda.vocab,
+                    "logits");
+            compare(&p, rig_state(&p.cuda, 5 + k), rig_state(&p.reference, 5 + k),
+                    p.cuda.state_floats, "a state");
         }
     }
     printf("%-40s worst %.1e\n", p.what, p.worst);
@@ -257,6 +298,10 @@ void few_tests(TCase *tc, TCase *states, cuda_part part, int one) {
     if (part == PART_ALL || part == PART_FEW) {
         tcase_add_loop_test(tc, rows_are_the_same_bits_whatever_is_around_them, first, end);
         tcase_add_loop_test(tc, few_rows_of_published_widths_agree, first, end);
+    }
+    for (int i = 0; i < 3; i++) {
+        if (part == PART_ALL || (part == PART_FEW && (one < 0 || one == turn_shapes[i])))
+            tcase_add_loop_test(tc, one_row_and_two_take_turns, 2 * i, 2 * i + 2);
     }
     if (part == PART_ALL)
         tcase_add_loop_test(states, many_rows_and_few_take_turns, 2 * 6, 2 * 8); // Mamba-2's

@@ -1,0 +1,220 @@
+// SPDX-License-Identifier: Apache-2.0
+// A decode step of one row of Mamba-1's two smallest published models on Hopper: all layers in one
+// launch, where few.cu needs three a layer. A layer's weights (130m) take 1.7 us to come; what
+// counts is how often something crosses the card, and how long warps work in between.
+//
+// - 130m: 12 clusters of eight blocks, a block an SM, launched cooperatively (how many such
+// clusters
+//   a card holds depends on its GPCs: an H200 held 15). A block has 16 channels: their rows of
+//   in_proj (x and z), convolution, dt_proj, states. A cluster has 128: these columns of x_proj and
+//   out_proj, whose rows its blocks share. So what clusters tell each other are x_proj's 80 sums
+//   and out_proj's 768, twice a layer; all else stays in a cluster. 370m: 8 clusters, 32 channels.
+// - Warps have one part each, and wait for what it needs. A layer:
+//     in_proj     eight warps, columns in eight; x to the block's shared memory, z after it
+//     after       convolution, SiLU: x to the cluster
+//     x_proj      ten rows by the cluster's columns: shares to the blocks of the same rank, each of
+//                 which adds up all clusters': sums to the cluster
+//     states      delta, the states: y to the cluster
+//     out_proj    six warps, 96 rows by the cluster's columns: shares and sums as x_proj's;
+//                 residual (in registers), next input to the cluster
+// - The input goes as r w (w: the next norm's weight) in bf16, with the squares of r beside each
+//   pair, so that in_proj's sums are scaled and nobody norms (few.cu).
+// - What is read once is there before it is needed: in_proj through a ring three layers deep, all
+//   else in registers a layer ahead (370m: a ring of one layer; out_proj from in_proj on, by the
+//   same warps, for want of registers).
+// - All is added up in one order: the same bits every time. Packets leave 20 bits of a share.
+//
+// Ladder, one H200, 130m, f32 state, us for 24 layers alone:
+//   all weights through the ring, out_proj's rows in pieces of 256 bytes, 60 cycles each   150.7
+//   out_proj, x_proj and what is small to registers                                        117.0
+//   rows asked for at a steady rate; packets of 8 bytes in place of 16                     114 to
+//   116 weights as the matrix instruction's first operand, warps of one part each              96.7
+//   (with all layers' weights in L2: 92.6)
+// In steps, few.cu first: 130m 0.209 ms and 0.125, of which 0.028 are the head and what is around
+// it; 370m 0.423 and 0.312.
+//
+// Tried and dropped, us for 24 layers or ms a step: stores and a release at the other block's
+// barrier in place of st.async (192.6 against 150.7: it waits for all that a thread wrote); sixteen
+// bytes a store within the cluster, by three shuffles each (98.1 against 96.7); two polls under way
+// at once (106.9 against 98.2); x_proj's packets read by all blocks, without the cluster's exchange
+// behind it (106.3 against 96.7: 96 blocks ask for the same lines); z's rows in registers before
+// the input is there (0.141 ms against 0.128: the compiler put z in front of x, and the next
+// layer's rows in front of what comes after it); the head's first 12 to 24 MB asked for beside the
+// last layers (no gain, then 6 us slower); out_proj's rows asked for beside x_proj's exchange (5 to
+// 10% slower).
+#include "solo_states.cuh"
+#include "types.cuh"
+
+namespace ssm {
+
+template <int M, int CH, class S>
+__global__ void __launch_bounds__(solo_shape<M, CH, S>::THREADS, 1)
+    solo_kernel(const __grid_constant__ solo_args a) {
+#if SSM_HOPPER
+    typedef solo_shape<M, CH, S> shape;
+    extern __shared__ __align__(128) char shared[];
+    const solo_block<M, CH, S> b(shared);
+    const int warp = threadIdx.x / 32;
+    dependents_start(); // the head takes the SMs that are left, and fetches ahead
+    if (threadIdx.x == 0)
+        b.init();
+    __syncthreads();
+    cluster_arrive();
+    cluster_wait(); // all blocks' barriers are ready
+    if (warp < shape::AFTER) {
+        if constexpr (shape::BOTH)
+            all_sums(a, b);
+        else if (warp < shape::OUT_WARP)
+            in_sums(a, b);
+        else
+            out_sums(a, b);
+    }
+    if (warp == shape::AFTER)
+        after_in(a, b);
+    else if (warp == shape::X_WARP)
+        x_sums(a, b);
+    else if (warp >= shape::STATE_WARP && warp < shape::ASK_WARP)
+        advance_states(a, b);
+    else if (warp == shape::ASK_WARP)
+        ask(a, b);
+    // All have read the counter: every block had a part in what this thread has now.
+    if (blockIdx.x == 0 && threadIdx.x == shape::OUT_WARP * 32)
+        *a.launches += 1;
+    __syncwarp();
+    cluster_arrive();
+    cluster_wait(); // nothing is under way to a block that is gone
+#endif
+}
+
+// ---- host side
+
+template <class S, class F> static bool with_width(int d_model, F f) {
+    switch (d_model) {
+    case 768:
+        return f(solo_kernel<768, 16, S>, solo_shape<768, 16, S>());
+    case 1024:
+        return f(solo_kernel<1024, 32, S>, solo_shape<1024, 32, S>());
+    default:
+        return false;
+    }
+}
+
+// A launch's shape; all blocks wait for each other, so all must be there at once.
+struct solo_launch {
+    cudaLaunchConfig_t config;
+    cudaLaunchAttribute attributes[2];
+
+    solo_launch(const device *d, int clusters, int threads, int bytes) : config(), attributes() {
+        attributes[0].id = cudaLaunchAttributeClusterDimension;
+        attributes[0].val.clusterDim = {SOLO_BLOCKS, 1, 1};
+        attributes[1].id = cudaLaunchAttributeCooperative;
+        attributes[1].val.cooperative = 1;
+        config.gridDim = dim3((unsigned)clusters * SOLO_BLOCKS);
+        config.blockDim = dim3((unsigned)threads);
+        config.dynamicSmemBytes = (size_t)bytes;
+        config.stream = d->stream;
+        config.attrs = attributes;
+        config.numAttrs = 2;
+    }
+};
+
+static bool model_fits(const device *d) {
+    const ssm_geometry &g = d->g;
+    const int m = g.d_model;
+    if (d->arch != 90 || d->weight_type != SSM_DTYPE_BF16 || g.kind != SSM_BLOCK_MAMBA)
+        return false;
+    return (m == 768 || m == 1024) && g.d_inner == 2 * m && g.dt_rank == m / 16 &&
+           g.d_state == 16 && g.d_conv >= 2 && g.d_conv <= 4 && !g.bc_dt_norm &&
+           g.n_layers <= SOLO_LAYERS;
+}
+
+// Clusters of eight need as many SMs of a GPC: how many fit differs from card to card.
+template <class S> static bool card_fits(const device *d) {
+    return with_width<S>(d->g.d_model, [&](auto kernel, auto shape) {
+        typedef decltype(shape) shape_of;
+        solo_launch l(d, shape_of::CLUSTERS, shape_of::THREADS, shape_of::BYTES);
+        int clusters = 0;
+        cudaError_t rc = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                              (int)shape_of::BYTES);
+        l.config.numAttrs = 1;
+        if (rc == cudaSuccess)
+            rc = cudaOccupancyMaxActiveClusters(&clusters, kernel, &l.config);
+        if (rc != cudaSuccess)
+            cudaGetLastError();
+        return rc == cudaSuccess && clusters >= shape_of::CLUSTERS;
+    });
+}
+
+bool solo_room(const device *d) {
+    return model_fits(d) &&
+           with_state_type(d->state_type, [&](auto s) { return card_fits<decltype(s)>(d); });
+}
+
+bool solo_fits(const device *d, int32_t n) {
+    if (n != 1 || !d->solo_room || !few_fits(d, 1)) // the head is few.cu's
+        return false;
+    for (int i = 0; i < d->g.n_layers; i++) {
+        if (d->layers[i].in_bias || d->layers[i].out_bias)
+            return false;
+    }
+    return true;
+}
+
+int solo_squares(const device *d) {
+    return d->g.d_model / 16;
+}
+
+enum { COUNTER_BYTES = 128 };
+
+size_t solo_bytes(const device *d) {
+    size_t bytes = 0;
+    if (d->solo_room)
+        with_width<float>(d->g.d_model, [&](auto, auto shape) {
+            bytes = COUNTER_BYTES + (size_t) decltype(shape)::PACKETS * sizeof(uint2);
+            return true;
+        });
+    return bytes;
+}
+
+static void fill_arguments(const device *d, const batch &b, solo_args *a) {
+    const ssm_geometry &g = d->g;
+    a->tokens = b.tokens, a->drawn = d->drawn, a->rows = b.rows;
+    a->embedding = (const bf16 *)d->embedding, a->first_norm = d->layers[0].norm;
+    a->ring = (bf16 *)d->ring, a->state = (char *)d->state;
+    a->ring_pitch = (size_t)d->n_slots * (g.d_conv - 1) * g.d_inner;
+    a->state_pitch = (size_t)d->n_slots * g.d_inner * 16 * type_bytes(d->state_type);
+    a->launches = (unsigned *)d->solo, a->packets = (uint2 *)((char *)d->solo + COUNTER_BYTES);
+    a->u = (bf16 *)d->u, a->squares = d->out_squares;
+    a->n_layers = g.n_layers, a->width = g.d_conv, a->eps = g.norm_eps;
+    for (int i = 0; i < g.n_layers; i++) {
+        const layer_weights &w = d->layers[i];
+        solo_layer &l = a->layers[i];
+        l.in_proj = (const bf16 *)w.in_proj, l.x_proj = (const bf16 *)w.x_proj;
+        l.dt_proj = (const bf16 *)w.dt_proj, l.out_proj = (const bf16 *)w.out_proj;
+        l.conv_weight = w.conv_weight, l.conv_bias = w.conv_bias, l.dt_bias = w.dt_bias;
+        l.decay = w.decay, l.skip = w.skip;
+        l.next_norm = i + 1 < g.n_layers ? d->layers[i + 1].norm : d->norm_f;
+    }
+}
+
+template <class S> static cudaError_t run(const device *d, const batch &b) {
+    cudaError_t rc = cudaErrorNotSupported;
+    with_width<S>(d->g.d_model, [&](auto kernel, auto shape) {
+        typedef decltype(shape) shape_of;
+        solo_args a = {};
+        fill_arguments(d, b, &a);
+        solo_launch l(d, shape_of::CLUSTERS, shape_of::THREADS, shape_of::BYTES);
+        rc = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                  (int)shape_of::BYTES);
+        if (rc == cudaSuccess)
+            rc = cudaLaunchKernelEx(&l.config, kernel, a);
+        return true;
+    });
+    return rc;
+}
+
+cudaError_t solo_layers(device *d, const batch &b) {
+    return with_state_type(d->state_type, [&](auto s) { return run<decltype(s)>(d, b); });
+}
+
+} // namespace ssm

@@ -1,0 +1,198 @@
+// SPDX-License-Identifier: Apache-2.0
+// How solo.cu's warps and blocks give each other numbers. Nobody waits for ever: some seconds on,
+// the launch ends with an error.
+//
+// - Within a cluster by stores that a barrier of the block they go to counts (st.async).
+// - To other clusters by packets of eight bytes in memory: two numbers whose lowest four bits are
+//   the exchange's number, so that one relaxed load tells whether they are there; no fence, no
+//   counter, nothing to reset. A packet's place is written once a layer, always with the next
+//   number; launches go on counting (solo_args.launches).
+//
+// No buffer is needed twice: whoever writes a place again has what depends on everybody's having
+// read it. (x_proj's packets of layer l + 1 follow u, that all blocks' sums of out_proj, those y,
+// that x_proj's sums of layer l. u follows out_proj's sums of all of the cluster, those y of all,
+// that z of this block, the last to read u.)
+#ifndef SSM_KERNELS_CUDA_SOLO_EXCHANGE_CUH
+#define SSM_KERNELS_CUDA_SOLO_EXCHANGE_CUH
+
+#include "solo.cuh"
+
+namespace ssm {
+
+#if SSM_HOPPER
+
+// ---- waiting
+
+__device__ __forceinline__ void solo_wait(uint32_t barrier, int parity) {
+#pragma unroll 1
+    for (int tries = 0; tries < 1 << 22; tries++) {
+        uint32_t done;
+        asm volatile("{\n.reg .pred p;\n"
+                     "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
+                     "selp.u32 %0, 1, 0, p;\n}"
+                     : "=r"(done)
+                     : "r"(barrier), "r"(parity)
+                     : "memory");
+        if (done)
+            return;
+    }
+    __trap();
+}
+
+// Once `sum` is there, and so all that it was made of (few.cu). No sum is this NaN.
+__device__ __forceinline__ void solo_arrive_after(uint32_t barrier, float sum) {
+    asm volatile("{\n.reg .pred p;\n"
+                 "setp.ne.b32 p, %1, 0x7fc12345;\n"
+                 "@p mbarrier.arrive.shared::cta.b64 _, [%0];\n}" ::"r"(barrier),
+                 "r"(__float_as_uint(sum))
+                 : "memory");
+}
+
+// Named barriers of a block: what `threads` in all give or wait for.
+enum { X_SUMS = 1, OWN_X, Z_SUMS };
+template <int ID> __device__ __forceinline__ void solo_sync(int threads) {
+    asm volatile("bar.sync %0, %1;" ::"n"(ID), "r"(threads) : "memory");
+}
+template <int ID> __device__ __forceinline__ void solo_signal(int threads) {
+    asm volatile("bar.arrive %0, %1;" ::"n"(ID), "r"(threads) : "memory");
+}
+
+// ---- to the cluster's blocks
+
+__device__ __forceinline__ void send(uint32_t to, uint32_t word, uint32_t barrier) {
+    asm volatile(
+        "st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];" ::"r"(to),
+        "r"(word), "r"(barrier)
+        : "memory");
+}
+__device__ __forceinline__ void send(uint32_t to, uint32_t v, uint32_t w, uint32_t barrier) {
+    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.b32 [%0], {%1,%2}, "
+                 "[%3];" ::"r"(to),
+                 "r"(v), "r"(w), "r"(barrier)
+                 : "memory");
+}
+// Lane N s + p holds word p of N (4 or 8): all N to each block.
+template <int N>
+__device__ __forceinline__ void send_words(uint32_t to, uint32_t word, uint32_t barrier, int lane) {
+#pragma unroll
+    for (int peer = lane / N; peer < SOLO_BLOCKS; peer += 32 / N)
+        send(peer_address(to + lane % N * 4, peer), word, peer_address(barrier, peer));
+}
+
+// ---- to other clusters
+
+// Of this launch's first exchange; the counter moves on at its end.
+__device__ __forceinline__ uint32_t first_tag(const solo_args &a) {
+    return *a.launches * SOLO_LAYERS + 1;
+}
+__device__ __forceinline__ void publish(uint2 *to, float a, float b, uint32_t tag) {
+    const uint32_t v = (__float_as_uint(a) & ~15u) | (tag & 15);
+    const uint32_t w = (__float_as_uint(b) & ~15u) | (tag >> 4 & 15);
+    asm volatile("st.relaxed.gpu.global.b64 [%0], %1;" ::"l"(to), "l"((uint64_t)w << 32 | v)
+                 : "memory");
+}
+__device__ __forceinline__ uint2 packet(const uint2 *from) {
+    uint64_t v;
+    asm volatile("ld.relaxed.gpu.global.b64 %0, [%1];" : "=l"(v) : "l"(from) : "memory");
+    return make_uint2((uint32_t)v, (uint32_t)(v >> 32));
+}
+// Sums over the clusters' packets [cluster][8]: to lane p, 8 + p, 16 + p and 24 + p those of p.
+template <int CLUSTERS>
+__device__ __forceinline__ float2 gather(const uint2 *from, uint32_t tag, int lane) {
+    constexpr int N = (CLUSTERS + 3) / 4;
+    const uint32_t low = tag & 15, high = tag >> 4 & 15;
+    uint2 v[N] = {};
+    const auto is_there = [&](int i) {
+        return i * 4 + lane / 8 >= CLUSTERS || ((v[i].x & 15) == low && (v[i].y & 15) == high);
+    };
+#pragma unroll
+    for (int i = 0; i < N; i++) {
+        if (i * 4 + lane / 8 < CLUSTERS)
+            v[i] = packet(from + i * 32 + lane);
+    }
+    for (int tries = 0;; tries++) {
+        bool all = true;
+#pragma unroll
+        for (int i = 0; i < N; i++)
+            all &= is_there(i);
+        if (__all_sync(~0u, all))
+            break;
+#pragma unroll
+        for (int i = 0; i < N; i++) {
+            if (!is_there(i))
+                v[i] = packet(from + i * 32 + lane);
+        }
+        if (tries > 1 << 22)
+            __trap();
+    }
+    float2 sum = make_float2(0, 0);
+#pragma unroll
+    for (int i = 0; i < N; i++)
+        sum.x += __uint_as_float(v[i].x & ~15u), sum.y += __uint_as_float(v[i].y & ~15u);
+#pragma unroll
+    for (int o = 8; o < 32; o *= 2) {
+        sum.x += __shfl_xor_sync(~0u, sum.x, o);
+        sum.y += __shfl_xor_sync(~0u, sum.y, o);
+    }
+    return sum;
+}
+
+// ---- a block: what all its threads know
+
+template <int M, int CH, class S> struct solo_block {
+    typedef solo_shape<M, CH, S> shape;
+    char *memory, *beside;
+    uint32_t bar_u, bar_x, bar_xdb, bar_y, full, empty;
+    int rank, cluster, first; // first: channel
+
+    __device__ __forceinline__ solo_block(char *p) {
+        memory = p, beside = p + shape::STAGES * shape::IN;
+        rank = blockIdx.x % SOLO_BLOCKS, cluster = blockIdx.x / SOLO_BLOCKS;
+        first = blockIdx.x * CH;
+        const uint32_t at = address(shape::BARRIERS);
+        bar_u = at, bar_x = at + 8, bar_xdb = at + 16, bar_y = at + 24, full = at + 32,
+        empty = at + 64;
+    }
+    __device__ __forceinline__ uint32_t address(int offset) const {
+        return shared_address(beside + offset);
+    }
+    __device__ __forceinline__ float *floats(int offset) const {
+        return (float *)(beside + offset);
+    }
+    // The ring: a layer's rows of in_proj, x before z.
+    __device__ __forceinline__ uint32_t rows(int layer) const {
+        return shared_address(memory + layer % shape::STAGES * shape::IN);
+    }
+    __device__ __forceinline__ uint32_t of(uint32_t barrier, int layer) const {
+        return barrier + layer % shape::STAGES * 8;
+    }
+    __device__ __forceinline__ int phase(int layer) const {
+        return layer / shape::STAGES & 1;
+    }
+    __device__ __forceinline__ void expect_u() const {
+        barrier_expect(bar_u, M * 4);
+    }
+    __device__ __forceinline__ void expect_x() const {
+        barrier_expect(bar_x, shape::C * 2);
+    }
+    __device__ __forceinline__ void expect_xdb() const {
+        barrier_expect(bar_xdb, shape::N_X * 4);
+    }
+    __device__ __forceinline__ void expect_y() const {
+        barrier_expect(bar_y, shape::C * 2);
+    }
+    __device__ __forceinline__ void init() const { // one thread
+        barrier_init(bar_u, 1), barrier_init(bar_x, 1);
+        barrier_init(bar_xdb, 1), barrier_init(bar_y, 1);
+        for (int i = 0; i < shape::STAGES; i++)
+            barrier_init(full + i * 8, 1), barrier_init(empty + i * 8, shape::IN_WARPS);
+        barriers_ready();
+        expect_u(), expect_x(), expect_xdb(), expect_y();
+    }
+};
+
+#endif
+
+} // namespace ssm
+
+#endif
