@@ -39,6 +39,24 @@
 // (out_proj) in a chain of their own. In a step they take 37.8 and 23.1, beside what the advance
 // left to be written back.
 //
+// Own products for large steps (two groups of warps, at a tile of 256 x 160 (130m: 128 x 192)
+// together or at one of 128 x 160 (192) each in turn; stages of 64 columns by tensor map, tokens
+// shared by pairs of blocks at 2.8b from 2,048 on), us with a plain end, in a chain of their own,
+// H200:
+//                          2.8b in_proj, 512  2,048  16,384   130m in_proj, 1,024  2,048  16,384
+//   cuBLASLt                      36.6        134.5   1,029                 8.7    15.9     100
+//   together                      36.7        136.6   1,103                 9.3    16.1     117
+//   in turns                      37.0        137.3   1,104                 8.9    14.5     103
+// Together they keep the matrix units busy 95% to 99% of the cycles between a tile's first and last
+// stage; the clock is 1.35 to 1.7 GHz there, of 1.98: most likely the card's limit of 700 W (its
+// draw was not read). So a plain product gains nothing, nor does hiding its end past one wave at
+// 2.8b; what can gain is what follows it. For prompts that did not: norm's scale and convolution in
+// in_proj (167.5 us where norm, product and convolution take 178.6 in a chain, 1 x 2,048) and the
+// next layer's input in out_proj (75.4 for 72.7 and a norm of 13) together took 25.8 ms a prompt
+// where this took 24.4. Why is not known: times by kernel in the step were not taken.
+// Of 512 decode rows (norm, product, convolution 45.8 for 49.8; out_proj with u 23.0 for 20.4 and
+// 3.1) a step took 8.85 ms for 8.92; not measured in turns since x_proj and the advance are faster.
+//
 // Convolution and x_proj in one kernel (blocks of 32 rows or 64 or 128 tokens that walk the
 // channels in pieces of 64: inputs by cp.async into a ring, four channels of four tokens a thread,
 // wgmma of one piece beside the convolution of the next, a cluster's sums by bulk copies; right in
