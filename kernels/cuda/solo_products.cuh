@@ -23,12 +23,6 @@ template <int M, int CH, class S> struct in_role {
         squares = b.floats(shape::SQUARES) + split;
         parts = b.floats(shape::PARTS) + split * CH + tile * 16 + g;
     }
-    enum { Z_PAUSE = shape::STAGES > 1 ? 400 : 0, NEXT_PAUSE = shape::STAGES > 1 ? 1200 : 0 };
-    static __device__ __forceinline__ void pause(int cycles) {
-        const int start = (int)clock();
-        while (cycles > 0 && (int)clock() - start < cycles)
-            ;
-    }
     // The block's sums of sixteen rows. The first parts of them are in registers.
     template <class X>
     __device__ __forceinline__ float2 sums(tile_rows<shape::IN_AHEAD> &rows, uint32_t at,
@@ -69,8 +63,7 @@ template <int M, int CH, class S> struct in_role {
         if (threadIdx.x == 0)
             b.expect_u();
 
-        // z, and rows of the next layer: not in front of what others now read from shared memory.
-        pause(Z_PAUSE);
+        // z, while x goes its way
         const uint32_t z = at + CH * shape::IN_PITCH;
         load_rows(rows, z, 8 * shape::IN_PITCH);
         c = sums(rows, z, x);
@@ -79,7 +72,6 @@ template <int M, int CH, class S> struct in_role {
         solo_signal<Z_SUMS>((shape::IN_WARPS + shape::STATE_WARPS) * 32);
         if (lane == 0)
             solo_arrive_after(b.of(b.empty, layer), c.x + c.y);
-        pause(NEXT_PAUSE);
     }
 };
 
