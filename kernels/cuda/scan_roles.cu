@@ -21,9 +21,9 @@
 // take. Hence
 // - softplus by one ex2 and a polynomial instead of ex2 and lg2: 695 to 683 us (2.8b, 8 prompts);
 // - inputs by cp.async: registers do not limit makers, and the gate is a loop;
-// - loops of 8 tokens, not a tile of 16: straight code of two kinds of scan warps and the makers
-//   came to 56 KB, for which the instruction cache is too small: 160 channels a block took 1,330
-//   us, 827 with the makers' part in loops, 750 with all of it;
+// - loops of 8 tokens, not a tile of 16, but for one prompt: straight code of two kinds of scan
+//   warps and the makers came to 56 KB, for which the instruction cache is too small: 160 channels
+//   a block took 1,330 us, 827 with the makers' part in loops, 750 with all of it;
 // - y's and xdb's rows where neighbours' reads meet other banks: 750 to 661;
 // - sums of a loop's round stored last, for a store holds up the loads behind it, and the next
 //   round's first token read and its exponentials made before: a warp of three groups alone on a
@@ -34,9 +34,12 @@
 //   blocks of 64 and 32 channels, two and three an SM, 40 for one  116 / 703     212
 //   + softplus                                                     112 / 690     212
 //   160, 96 and 40, one an SM, as above but for the last of these  114 / 661     216
-// In the model, ms a step, before / after in the same run, all of it: 2.8b 8 x 2,048 171.2 / 168.9,
-// 1 x 2,048 23.47 / 23.53, 130m 8 x 2,048 10.83 / 10.57, 1 x 2,048 (pieces, with this softplus)
-// 2.81 / 2.73.
+//   + that: 8 warps of 3 and 2 groups; 96 by 8 warps of 2 and 1    123 / 644     205
+//   a tile of straight code where one group a warp is a prompt     117
+//   96 by 12 warps of one group                                                  198
+// The last two rungs by the kernel alone. In the model, ms a step, before / after in the same run,
+// without these: 2.8b 8 x 2,048 171.2 / 168.9, 1 x 2,048 23.47 / 23.53; 130m 8 x 2,048 10.83
+// / 10.57, 1 x 2,048 (pieces, with this softplus) 2.81 / 2.73.
 //
 // With scan warps alone 8 prompts take 430 us in straight code (64 channels a block), 475 in loops
 // (160; before the last of these); with makers alone 346, where they were 454 us.
@@ -49,7 +52,8 @@
 //   warps, its states handed on: 119. 130m's single prompt on 96 SMs: 2 states a lane 76, 1 state
 //   68, where pieces take 62; pieces by this kernel, 96 channels a block: 62 to 66.
 // - y summed by tf32 products: states cut to 11 bits, 14 cycles a state and token with ex2.
-// - more scan warps of fewer groups (10 of 2): 701 instead of 661; teams of one: 758.
+// - 160 channels by more scan warps of fewer groups: 10 of 2 701 instead of 661, 12 of 2 and 1 as
+//   fast as 8; loops of 4 tokens 664 instead of 644; teams of one 758 instead of 661.
 #include "scan_roles.cuh"
 
 namespace ssm {
@@ -103,9 +107,9 @@ template <int... SHAPE> static constexpr form form_of(int most_rank, float cycle
 }
 static const form forms[] = {
     // C, FULL, WARPS, TEAMS, SIZE, ROUND, DT
-    form_of<1, 5, 5, 6, 1, 8, 5>(160, 95),
-    form_of<3, 4, 8, 4, 2, 8, 5>(160, 285),
-    form_of<2, 4, 8, 6, 2, 8, 2>(64, 189),
+    form_of<1, 5, 5, 6, 1, 16, 5>(160, 95),
+    form_of<3, 4, 8, 4, 2, 8, 5>(160, 282),
+    form_of<1, 12, 12, 6, 2, 8, 2>(64, 174),
 };
 
 static float cycles(const device *d, int32_t n_spans, const form &f) {
