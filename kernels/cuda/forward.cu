@@ -70,6 +70,23 @@
 // looked into: fence.proxy.async behind cp.async that are still under way (inputs by tensor map
 // would tell). Letting a scan start early cost 45 to 58 us a layer: most likely its blocks pile up
 // on the few SMs that have room.
+//
+// in_proj with the convolution behind its sums in one kernel (wgmma; a tile takes x and z of the
+// same channels, weights as two boxes; rows' histories fetched during the columns; prompts' seams
+// between tiles by a small kernel behind it; cuBLASLt's and conv.cu's bits in every case compared),
+// us a layer in chains of these alone with cold weights, H200, 2.8b; in brackets without the norm:
+//                                  256 rows    512         768         1,024       1 x 2,048
+//   norm, cuBLASLt, conv.cu        30.6 (28.1) 49.8 (46.3) 76.0 (69.6) 95.1 (87.3) 178.6 (160.3)
+//   norm, tiles of 128 by a group
+//     of warps, the other's end
+//     beside                       31.8 (28.5) 49.2 (45.3) 67.2 (63.1) 89.2 (82.1) 184.8 (162.2)
+// Tiles of 256 by both groups, another run: 46.8 (49.6 by three kernels) at 512, 97.1 (96.6) at
+// 1,024, 172.4 (165.1) and 8 x 2,048 1,478 (1,219). 130m so: 1,024 rows 19.0 (18.8), 1 x 2,048 29.6
+// (26.7), 8 x 2,048 207 (158). Scaling sums by squares that the out_proj before leaves, in place of
+// the norm: 45.8 at 512 rows, 84.0 at 1,024; a step with such an out_proj: 2.8b b512 8.92 to 8.85
+// ms, 1 x 2,048 24.4 to 25.8; b1024 not run. Behind the columns a tile of 256 takes 7.8 us, most
+// likely its bytes: 31 MB at 512 rows, which conv.cu moves in 8.5 us and which move here when all
+// blocks end. Histories of 64 rows take one warp 2.2 us as boxes, 2.4 by cp.async.
 #include "cuda.h"
 
 namespace ssm {
