@@ -25,23 +25,28 @@
 // - All is added up in one order: the same bits every time. Packets leave 20 bits of a share.
 //
 // Ladder, one H200, 130m, f32 state, us for 24 layers alone:
-//   all weights through the ring, out_proj's rows in pieces of 256 bytes, 60 cycles each   150.7
-//   out_proj, x_proj and what is small to registers                                        117.0
-//   rows asked for at a steady rate; packets of 8 bytes in place of 16                     114 to
-//   116 weights as the matrix instruction's first operand, warps of one part each              96.7
-//   (with all layers' weights in L2: 92.6)
-// In steps, few.cu first: 130m 0.209 ms and 0.125, of which 0.028 are the head and what is around
-// it; 370m 0.423 and 0.312.
+//   150.7    all weights through the ring, out_proj's rows in pieces of 256 bytes, 60 cycles each
+//   117.0    out_proj, x_proj and what is small to registers
+//   114-116  rows asked for at a steady rate; packets of 8 bytes in place of 16
+//   96.7     weights as the matrix instruction's first operand, warps of one part each
+//   92.6     that, with all layers' weights in L2
+//
+// In steps, few.cu first: 130m 0.208 ms and 0.140, 370m 0.423 and 0.314; 0.028 of it are the head
+// and what is around it. Open: 130m took 0.125 with the ladder's last form (sums of squares in
+// stores of their own, activations read by all lanes, two rows' registers interleaved for the
+// matrix instruction), and 0.128 with the squares beside the input and x_proj's packets read by all
+// blocks. What of the rest made it slower again was not found: no round was left to look.
 //
 // Tried and dropped, us for 24 layers or ms a step: stores and a release at the other block's
 // barrier in place of st.async (192.6 against 150.7: it waits for all that a thread wrote); sixteen
 // bytes a store within the cluster, by three shuffles each (98.1 against 96.7); two polls under way
 // at once (106.9 against 98.2); x_proj's packets read by all blocks, without the cluster's exchange
 // behind it (106.3 against 96.7: 96 blocks ask for the same lines); z's rows in registers before
-// the input is there (0.141 ms against 0.128: the compiler put z in front of x, and the next
-// layer's rows in front of what comes after it); the head's first 12 to 24 MB asked for beside the
-// last layers (no gain, then 6 us slower); out_proj's rows asked for beside x_proj's exchange (5 to
-// 10% slower).
+// the input is there (0.141: the compiler put z's sums in front of x's); in_proj's warps waiting at
+// the clock, 400 cycles in front of z and 1,200 in front of the next rows (0.284: eight warps that
+// look at it take the others' turns); the head's first 12 to 24 MB asked for beside the last layers
+// (no gain, then 6 us slower); out_proj's rows asked for beside x_proj's exchange (5 to 10%
+// slower).
 #include "solo_states.cuh"
 #include "types.cuh"
 
