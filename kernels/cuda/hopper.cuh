@@ -79,6 +79,24 @@ __device__ __forceinline__ void copy_run(uint32_t to, const void *from, uint32_t
                  "l"(from), "r"(bytes), "r"(barrier), "l"(policy)
                  : "memory");
 }
+// The same to L2 alone.
+__device__ __forceinline__ void prefetch_box(const CUtensorMap *map, int column, int row) {
+    asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global.tile [%0, {%1, %2}];" ::"l"(map),
+                 "r"(column), "r"(row)
+                 : "memory");
+}
+__device__ __forceinline__ void prefetch_run(const void *from, uint32_t bytes) {
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
+}
+// From shared memory; there on return. Not none.
+__device__ __forceinline__ void store_run(void *to, uint32_t from, uint32_t bytes) {
+    asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;\n"
+                 "cp.async.bulk.commit_group;\n"
+                 "cp.async.bulk.wait_group 0;\n"
+                 "fence.proxy.async;" ::"l"(to),
+                 "r"(from), "r"(bytes)
+                 : "memory");
+}
 __device__ __forceinline__ void prefetch_line(const void *p) {
     asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
 }

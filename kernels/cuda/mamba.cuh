@@ -180,8 +180,9 @@ __device__ __forceinline__ void copy_async(void *to, const void *from, bool live
 __device__ __forceinline__ void copies_commit() {
     asm volatile("cp.async.commit_group;" ::: "memory");
 }
-template <int LEFT> __device__ __forceinline__ void copies_wait_but() { // all but the last LEFT
-    asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory");
+// At a barrier in shared memory, as one of its arrivals, when all of this thread's are there.
+__device__ __forceinline__ void copies_arrive(uint32_t barrier) {
+    asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
 }
 __device__ __forceinline__ void copies_wait() {
     asm volatile("cp.async.wait_group 0;" ::: "memory");

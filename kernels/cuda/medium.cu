@@ -96,7 +96,7 @@ static PFN_cuTensorMapEncodeTiled_v12000 map_encoder(void) {
 }
 
 bool tensor_map(CUtensorMap *out, const void *base, int cols, int rows, int box_cols, int box_rows,
-                bool swizzle) {
+                bool swizzle, map_fetch fetch) {
     static const PFN_cuTensorMapEncodeTiled_v12000 encode = map_encoder();
     const cuuint64_t size[] = {(cuuint64_t)cols, (cuuint64_t)rows};
     const cuuint64_t pitch[] = {(cuuint64_t)cols * sizeof(bf16)};
@@ -104,7 +104,8 @@ bool tensor_map(CUtensorMap *out, const void *base, int cols, int rows, int box_
     return encode && encode(out, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, (void *)base, size, pitch,
                             box, step, CU_TENSOR_MAP_INTERLEAVE_NONE,
                             swizzle ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_NONE,
-                            CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                            fetch == FETCH_128 ? CU_TENSOR_MAP_L2_PROMOTION_L2_128B
+                                               : CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
                             CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
 }
 

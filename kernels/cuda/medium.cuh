@@ -14,8 +14,10 @@ enum medium_after { MEDIUM_IN, MEDIUM_SUMS, MEDIUM_OUT };
 enum { PIECE = 64, PIECE_BYTES = 128 }; // columns a stage of the ring
 
 // Boxes of a row-major bf16 [rows][cols] array; swizzled: of PIECE columns, for the matrix units.
+// fetch: bytes that L2 takes from memory at least.
+enum map_fetch { FETCH_128, FETCH_256 };
 bool tensor_map(CUtensorMap *out, const void *base, int cols, int rows, int box_cols, int box_rows,
-                bool swizzle);
+                bool swizzle, map_fetch fetch = FETCH_256);
 
 struct medium_args {
     int n_rows, tokens, pieces;          // of the weight, of x, of a row of both

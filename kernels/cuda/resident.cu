@@ -5,9 +5,11 @@
 // - 64 clusters of two blocks, a block an SM, launched cooperatively. A cluster has 1/64 of the
 //   channels: their rows of in_proj (x and z), convolution, share of x_proj, dt_proj, states, y.
 //   Its blocks have half of in_proj's columns each, and end every other eight token rows.
-// - A warp fills a ring of 8 slots (160 KB at 2.8b) with all that a block reads once, in order:
+// - A warp fills a ring of 7 slots (140 KB at 2.8b) with all that a block reads once, in order:
 //   in_proj's weights, x_proj's, dt_proj's, the tokens' states, out_proj's, the next layer's. None
-//   of it depends on anything in this launch, so the ring is full whenever a phase begins.
+//   of it depends on anything in this launch, so the ring is full whenever a phase begins; while it
+//   is, L2 is asked for what follows. It stops where blocks are about to tell each other something,
+//   which would take 2 to 4 us longer beside it (below).
 // - Two warps fetch token rows (u, y: L2) by 16-byte loads once they are there; two groups of four
 //   warps multiply (wgmma, 64 token rows by a group's weight rows) and do all the rest.
 // - Blocks wait for each other at counters (resident_counts), where somebody else's numbers are
@@ -35,7 +37,11 @@
 //   + token rows by other warps, states through the ring,
 //     dt in bf16                                                                   2.27  2.78
 //   + slots given back after their reads (below)                  2.80  3.42       2.27  2.79
-// (In turns on one machine: rows 1 and 2 of H100, 1 and 3 of H200, and 1 and 4 at b16.) Predicted
+//   + token rows' stages announced by their copies, the ring
+//     held up and L2 asked, as below: this kernel alone, two
+//     runs, before 2.69 and 2.68                                                   2.52, 2.57
+// (In turns on one machine: rows 1 and 2 of H100, 1 and 3 of H200, and 1 and 4 at b16.) The last
+// line with fp32 states 3.05 to 2.86; 130m b64 (whole steps) 0.451 to 0.440. Predicted
 // 2.1 to 2.5. H200: b32 2.46, fp32 states b64 3.14 (before 3.90), 130m b64 0.46. Eight rows beside
 // few.cu, one H200 (states in fp16; 790m, 1.4b: fp32): 2.8b 2.26 (few 2.52), 1.4b 1.39 (1.39), 790m
 // 1.00 (1.01), 130m 0.367 (0.308).
@@ -56,9 +62,30 @@
 // on an H100 no difference in 120 such runs and in test_cuda medium at all five widths, nor in the
 // whole of test_cuda on an H200.
 //
-// Dropped: 6 stages of token rows and 7 slots (2.81 against 2.79). Open: states of two tokens side
-// by side (5 us, where instructions take 2; written, fits registers in fp16, not run); out_proj's
-// sums to memory by wider stores; polls that open later than the last arrival.
+// What is lost, read by a bench of this kernel alone (fourth line, 2.8b, 64 rows, fp16, H200: 41.8
+// us a layer, 43.9 with stamps):
+// - The ring's slots taken as they come and nothing else done: 21.0 us, 20.5 if L2 fetches lines
+//   one by one and not in pairs. In a run whose rows shared ten slots (40.8): 39.0 without token
+//   rows, 32.0 without weights, 27.0 without both, 35.6 with no waiting at counters.
+// - For 11.4 us all that the ring's warp asked for is there and no slot is free.
+// - in_proj's columns wait 1.9 us for weights and 6.8 for u; with six stages of token rows that are
+//   announced by their own copies 6.0 and 1.2: no less.
+// - From the block's barrier to its count (red.release: all stores acknowledged) 2.2 us for parts,
+//   3.0 for y, 4.1 for shares, while the ring fills; 0.4 for the next input, when it is full. Held
+//   up meanwhile: 1.8, 1.35, 0.9, but the next exchanges then take longer (sums 2.3, input 2.7).
+//   Of 41.8: 80 KB at once, wider stores, x_proj's share by a bulk copy 40.5, + held up 39.6, + L2
+//   asked 39.1. Only 20 or 40 KB at once outside of in_proj: exchanges are short, weights come late
+//   (44.8, 41.4).
+//
+// Tried and dropped, us a layer (against): L2 always asked for six slots in front (46.7, 40.8); a
+// count by each warp (43.5, 40.8); pieces of columns begun elsewhere in each cluster (41.6, 40.8);
+// states of two tokens side by side (42.6, 40.8; it spills); a warp's states all to registers ahead
+// of x_proj's sums (45.2, 40.5; spills); states stored from the ring by bulk copies (42.2, 42.0);
+// shares, too (41.6, 41.4); sums polled in place, a mark in place of counters (41.7, 40.8, and once
+// a run failed, unexplained); four polls under way (45.0, 44.8); a ring's warp of which one lane
+// decides all (whole steps 2.83 ms, 2.78). Clusters of 4, 8, 16: the card holds 30, 15, 7 of them.
+//
+// Not explained: a predecessor of this form, 39.0 to 39.1 us in two runs, took 47.2 in a third.
 #include "resident_fill.cuh"
 
 namespace ssm {
@@ -73,8 +100,9 @@ __device__ __forceinline__ void work(const resident_args &a, const resident_bloc
     if (token < a.tokens)
         w.own = a.rows[token];
     resident_states<NW, S> states(a, b, w.warp);
+    w.in_layer = ring_source<NW, S>::in_layer(b.mine);
 #pragma unroll 1
-    for (int i = 0; i < a.n_layers; i++) {
+    for (int i = 0; i < a.n_layers; i++, w.first += w.in_layer) {
         w.layer = i;
         in_proj(a, b, w);
         x_proj_parts(a, b, w);
@@ -223,9 +251,10 @@ static bool fill_arguments(device *d, const batch &b, int box, resident_args *a)
         const layer_weights &w = d->layers[i];
         resident_layer &l = a->layers[i];
         resident_weights &maps = a->weights[i];
-        made = tensor_map(&maps.in, w.in_proj, m, d->n_in, PIECE, box, true) &&
-               tensor_map(&maps.x, w.x_proj, inner, d->n_x, m / 32, X_PROJ_ROWS, false) &&
-               tensor_map(&maps.out, w.out_proj, inner, m, PIECE, m / 16, true);
+        made =
+            tensor_map(&maps.in, w.in_proj, m, d->n_in, PIECE, box, true, FETCH_128) &&
+            tensor_map(&maps.x, w.x_proj, inner, d->n_x, m / 32, X_PROJ_ROWS, false, FETCH_128) &&
+            tensor_map(&maps.out, w.out_proj, inner, m, PIECE, m / 16, true, FETCH_128);
         l.dt_proj = (const bf16 *)w.dt_proj;
         l.conv_weight = w.conv_weight, l.conv_bias = w.conv_bias, l.dt_bias = w.dt_bias;
         l.decay = w.decay, l.skip = w.skip;

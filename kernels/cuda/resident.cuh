@@ -23,8 +23,10 @@ enum {
     X_WARPS = 2,                               // of them, for token rows
     RESIDENT_SHARED = 227 << 10,
     HALF_ROWS = RESIDENT_ROWS / 2,
-    X_STAGES = 4,
+    X_STAGES = 6,
     X_STAGE = RESIDENT_ROWS * 128, // 64 columns of all token rows
+    FLIGHT = 80 << 10,             // bytes that a block's ring may have under way, and
+    AHEAD = 160 << 10,             // that L2 is asked for in front of it
     X_PROJ_ROWS = 128,             // of x_proj, and
     DT_ROWS = 64                   // of dt_proj in a slot of the ring
 };
@@ -101,11 +103,21 @@ template <int NW> struct resident_shape {
         BARRIERS = 512,
         ROOM = (RESIDENT_SHARED - BESIDE - BARRIERS) / SLOT,
         SLOTS = ROOM < 16 ? ROOM : 16,
-        BYTES = SLOTS * SLOT + BESIDE + BARRIERS
+        BYTES = SLOTS * SLOT + BESIDE + BARRIERS,
+        SLOTS_FLIGHT = FLIGHT / SLOT < SLOTS ? FLIGHT / SLOT : SLOTS,
+        SLOTS_AHEAD = AHEAD / SLOT
     };
     static_assert(PEER <= X_STAGES * X_STAGE, "sums for the peer lie where x was");
     static_assert(HALF_ROWS * (DT_PITCH + BC_PITCH * 4) <= X_STAGES * X_STAGE, "so do x_proj's");
     static_assert(HALF_ROWS * CHANNELS * 8 <= PEER, "delta");
+    static_assert(PEER + HALF_ROWS * N_X * 4 <= X_STAGES * X_STAGE, "and the share of x_proj");
+
+    // Where a token row's 16 bytes of a share of x_proj lie in the row, so that eight rows' are
+    // written at once.
+    static __host__ __device__ constexpr int swizzled(int row, int unit) {
+        return N_X % 32 == 0 ? unit ^ row % 8 : unit ^ row / 2 % 4;
+    }
+    static_assert(N_X % 16 == 0, "fours of units");
 };
 
 #if SSM_HOPPER
@@ -134,6 +146,17 @@ __device__ __forceinline__ void workers_wait(const resident_counts::counter *c, 
     if (threadIdx.x == 0)
         count_wait(c, target);
     workers_sync();
+}
+// Whether a barrier's phase is over.
+__device__ __forceinline__ bool barrier_test(uint32_t at, uint32_t parity) {
+    uint32_t done;
+    asm volatile("{\n.reg .pred p;\n"
+                 "mbarrier.test_wait.parity.shared::cta.b64 p, [%1], %2;\n"
+                 "selp.u32 %0, 1, 0, p;\n}"
+                 : "=r"(done)
+                 : "r"(at), "r"(parity)
+                 : "memory");
+    return done != 0;
 }
 __device__ __forceinline__ void arrive_at_peer(uint32_t barrier) {
     asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
@@ -186,13 +209,15 @@ template <int N> struct turn {
     }
 };
 
+enum { NO_LIMIT = 0x7fffffff };
+
 // A block: what all its threads know.
 template <int NW> struct resident_block {
     typedef resident_shape<NW> shape;
     int rank, cluster, tile, split; // of the cluster, the card; of out_proj
     int mine;                       // token rows that this rank ends, in eights: every other eight
     char *memory;
-    uint32_t slots, x_ring, full, empty, x_full, x_empty, arrived, taken, go;
+    uint32_t slots, x_ring, full, empty, x_full, x_empty, arrived, taken, go, limit;
 
     __device__ __forceinline__ resident_block(char *p, int tokens) {
         rank = blockIdx.x % 2, cluster = blockIdx.x / 2;
@@ -202,7 +227,7 @@ template <int NW> struct resident_block {
         slots = shared_address(p), x_ring = slots + shape::SLOTS * shape::SLOT;
         full = slots + shape::BYTES - shape::BARRIERS, empty = full + shape::SLOTS * 8;
         x_full = empty + shape::SLOTS * 8, x_empty = x_full + X_STAGES * 8;
-        arrived = x_empty + X_STAGES * 8, taken = arrived + 8 * 8, go = taken + 8;
+        arrived = x_empty + X_STAGES * 8, taken = arrived + 8 * 8, go = taken + 8, limit = go + 8;
     }
     __device__ __forceinline__ char *slot(int i) const {
         return memory + i * shape::SLOT;
@@ -223,12 +248,24 @@ template <int NW> struct resident_block {
         for (int i = 0; i < shape::SLOTS; i++)
             barrier_init(full + i * 8, 1), barrier_init(empty + i * 8, RESIDENT_WARPS);
         for (int i = 0; i < X_STAGES; i++)
-            barrier_init(x_full + i * 8, X_WARPS), barrier_init(x_empty + i * 8, RESIDENT_WARPS);
+            barrier_init(x_full + i * 8, X_WARPS * 32),
+                barrier_init(x_empty + i * 8, RESIDENT_WARPS);
         for (int i = 0; i < 8; i++)
             barrier_init(arrived + i * 8, 1);
         barrier_init(taken, 8);
         barrier_init(go, 1);
+        ask_up_to(NO_LIMIT);
         barriers_ready();
+    }
+    // The ring's slot, counted from the launch's start, from which on nothing is asked for: one
+    // thread of those that work.
+    __device__ __forceinline__ void ask_up_to(int n) const {
+        asm volatile("st.volatile.shared.u32 [%0], %1;" ::"r"(limit), "r"(n) : "memory");
+    }
+    __device__ __forceinline__ int asked_up_to() const {
+        int n;
+        asm volatile("ld.volatile.shared.u32 %0, [%1];" : "=r"(n) : "r"(limit) : "memory");
+        return n;
     }
 };
 

@@ -207,13 +207,17 @@ template <int NW, class S> struct resident_states {
         deltas(b, w, dt);
 #pragma unroll
         for (int k = 0; k < TOKENS; k++) {
+            if (k * 8 + 8 == b.mine && threadIdx.x == 0) // the last one
+                b.ask_up_to(w.first + w.in_layer - shape::OUT_PIECES);
             if (k * 8 < b.mine)
                 token_on(a, b, w, bc, k);
         }
         fence_async(); // the peer's copies may follow
         workers_sync();
-        if (threadIdx.x == 0)
+        if (threadIdx.x == 0) {
             count_up(&a.scratch->counts.y[b.split]);
+            b.ask_up_to(NO_LIMIT);
+        }
     }
 };
 
@@ -223,21 +227,37 @@ __device__ __forceinline__ void out_proj_shares(const resident_args &a, const re
                                                 resident_worker<NW> &w) {
     typedef resident_shape<NW> shape;
     float acc[NW / 2];
-    columns<NW, shape::OUT_PIECES>(b, w, acc);
+    columns<NW, shape::OUT_PIECES>(b, w, w.first + w.in_layer, acc);
     const int t = w.warp % 4 * 16 + w.g;
     float *to = shares_of<NW>(a) + (size_t)(b.split * RESIDENT_ROWS + t) * shape::WIDTH +
-                b.tile * shape::TILE_ROWS + w.group * NW + 2 * w.q;
+                b.tile * shape::TILE_ROWS + w.group * NW;
+    // A thread has two rows of the weights of every eight: of two eights its neighbour's two, too.
+    const bool odd = w.q % 2;
 #pragma unroll
-    for (int i = 0; i < NW / 8; i++) {
-        if (t < a.tokens)
-            *(float2 *)(to + i * 8) = make_float2(acc[4 * i], acc[4 * i + 1]);
-        if (t + 8 < a.tokens)
-            *(float2 *)(to + 8 * shape::WIDTH + i * 8) =
-                make_float2(acc[4 * i + 2], acc[4 * i + 3]);
+    for (int i = 0; i + 1 < NW / 8; i += 2) {
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            const float *mine = acc + 4 * i + 2 * half;
+            const float x = __shfl_xor_sync(~0u, odd ? mine[0] : mine[4], 1);
+            const float y = __shfl_xor_sync(~0u, odd ? mine[1] : mine[5], 1);
+            if (t + 8 * half < a.tokens)
+                *(float4 *)(to + 8 * half * shape::WIDTH + (i + odd) * 8 + w.q / 2 * 4) =
+                    odd ? make_float4(x, y, mine[4], mine[5]) : make_float4(mine[0], mine[1], x, y);
+        }
+    }
+    if constexpr (NW / 8 % 2) {
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            if (t + 8 * half < a.tokens)
+                *(float2 *)(to + 8 * half * shape::WIDTH + NW - 8 + 2 * w.q) =
+                    make_float2(acc[NW / 2 - 4 + 2 * half], acc[NW / 2 - 3 + 2 * half]);
+        }
     }
     workers_sync();
-    if (threadIdx.x == 0)
+    if (threadIdx.x == 0) {
         count_up(&a.scratch->counts.shares[b.tile]);
+        b.ask_up_to(NO_LIMIT);
+    }
 }
 
 // Adds them up for an eighth of the tokens, a warp a token, onto the residual; the next layer's

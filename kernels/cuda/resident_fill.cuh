@@ -10,102 +10,158 @@ namespace ssm {
 
 #if SSM_HOPPER
 
-// A warp asks for all that goes through the ring, in the order in which it is used: weights of all
-// layers and the rank's tokens' states (lane i: token i's). The ring is full whenever the block
-// waits for another one.
+// What goes through the ring, in the order in which it is used: weights of all layers and the
+// rank's tokens' states. One warp.
+template <int NW, class S> struct ring_source {
+    typedef resident_shape<NW> shape;
+    typedef resident_states<NW, S> states;
+    const resident_args &a;
+    const resident_block<NW> &b;
+    const uint64_t once;
+    int lane, n_states;
+    bool there;        // the lane's token has a state
+    const char *state; // of the first layer
+
+    __device__ __forceinline__ ring_source(const resident_args &args,
+                                           const resident_block<NW> &block)
+        : a(args), b(block), once(policy_once()) {
+        lane = threadIdx.x % 32, n_states = in_states(b.mine);
+        const int token = token_of(b.rank, lane);
+        row own = {-1, -1, 0, 1};
+        if (token < a.tokens)
+            own = a.rows[token];
+        there = own.slot >= 0 && !own.fresh;
+        state =
+            a.state + ((size_t)max(own.slot, 0) * shape::INNER + b.cluster * NW) * 16 * sizeof(S);
+    }
+    static __device__ __forceinline__ int in_states(int tokens) {
+        return (tokens + states::OF_SLOT - 1) / states::OF_SLOT;
+    }
+    static __device__ __forceinline__ int in_layer(int tokens) { // slots
+        return shape::IN_PIECES + shape::X_SLOTS + shape::DT_SLOTS + in_states(tokens) +
+               shape::OUT_PIECES;
+    }
+
+    // Slot j of a layer into the ring's slot `at`, or (-1) to L2.
+    __device__ __forceinline__ void ask(int layer, int j, int at) const {
+        const resident_weights &l = a.weights[layer];
+        const uint32_t full = b.full + at * 8, to = b.slots + at * shape::SLOT;
+        const bool leads = lane == 0;
+        auto expect = [&](int bytes) {
+            if (leads && at >= 0)
+                barrier_expect(full, (uint32_t)bytes);
+        };
+        auto box = [&](int offset, const CUtensorMap *map, int column, int row) {
+            if (leads && at >= 0)
+                copy_box(to + offset, map, column, row, full, once);
+            else if (leads)
+                prefetch_box(map, column, row);
+        };
+        auto run = [&](bool on, int offset, const void *from, int bytes) {
+            if (on && at >= 0)
+                copy_run(to + offset, from, (uint32_t)bytes, full, once);
+            else if (on)
+                prefetch_run(from, (uint32_t)bytes);
+        };
+        if (j < shape::IN_PIECES) {
+            const int column = (b.rank * shape::IN_PIECES + j) * PIECE;
+            expect(shape::SLOT);
+#pragma unroll
+            for (int r = 0; r < shape::TILE_ROWS; r += shape::BOX) {
+                const int group = r / NW, n = r % NW;
+                const int xs = group ? NW - shape::FIRST_X : shape::FIRST_X;
+                const int row = n < xs ? group * shape::FIRST_X + n
+                                       : shape::INNER + group * (NW - shape::FIRST_X) + n - xs;
+                box(r * 128, &l.in, column, b.cluster * NW + row);
+            }
+            return;
+        }
+        j -= shape::IN_PIECES;
+        if (j < shape::X_SLOTS) {
+            expect(X_PROJ_ROWS * NW * 2);
+            return box(0, &l.x, b.cluster * NW, j * X_PROJ_ROWS);
+        }
+        j -= shape::X_SLOTS;
+        if (j < shape::DT_SLOTS) {
+            const int row = j * DT_ROWS;
+            const int bytes = min((int)DT_ROWS, NW - row) * shape::RANK * 2;
+            expect(bytes);
+            return run(leads, 0,
+                       a.layers[layer].dt_proj + (size_t)(b.cluster * NW + row) * shape::RANK,
+                       bytes);
+        }
+        j -= shape::DT_SLOTS;
+        if (j < n_states) { // lane i: token i's
+            const int k = j * states::OF_SLOT;
+            const bool now = there && lane >= k && lane < k + states::OF_SLOT;
+            expect(__popc(__ballot_sync(~0u, now)) * states::ROW_BYTES);
+            __syncwarp();
+            return run(now, (lane - k) * states::ROW_BYTES, state + layer * a.state_pitch,
+                       states::ROW_BYTES);
+        }
+        j -= n_states;
+        expect(shape::SLOT);
+        box(0, &l.out, (b.split * shape::OUT_PIECES + j) * PIECE, b.tile * shape::TILE_ROWS);
+    }
+};
+
+// Slots are asked for as they become free. At most FLIGHT bytes are under way, and none of those
+// that the workers hold up (ask_up_to): what blocks tell each other would queue up behind them.
+// While all that was asked for is there and no slot is free, L2 is asked for what follows, a
+// little slower than memory gives it.
 template <int NW, class S>
 __device__ __forceinline__ void fill_ring(const resident_args &a, const resident_block<NW> &b) {
     typedef resident_shape<NW> shape;
-    typedef resident_states<NW, S> states;
-    turn<shape::SLOTS> slot;
-    const uint64_t once = policy_once();
-    const int lane = threadIdx.x % 32, token = token_of(b.rank, lane);
-    row own = {-1, -1, 0, 1};
-    if (token < a.tokens)
-        own = a.rows[token];
-    const bool there = own.slot >= 0 && !own.fresh;
-    const char *state =
-        a.state + ((size_t)max(own.slot, 0) * shape::INNER + b.cluster * NW) * 16 * sizeof(S);
-    auto take = [&](int bytes) { // a free slot, by lane 0
-        barrier_wait(b.empty + slot.at * 8, slot.phase ^ 1);
-        barrier_expect(b.full + slot.at * 8, (uint32_t)bytes);
+    enum { PACE = shape::SLOT / 20 }; // cycles
+    const ring_source<NW, S> source(a, b);
+    const int in_layer = source.in_layer(b.mine), n = in_layer * a.n_layers;
+    turn<shape::SLOTS> slot, landing, last;
+    int ahead = 0, asked_at = 0; // the next slot that L2 is not asked for yet
+    int j = 0, layer = 0, next = 0, next_layer = 0;
+    auto on = [&](int *at, int *at_layer) {
+        if (++*at == in_layer)
+            *at = 0, ++*at_layer;
     };
-    auto to = [&] { return b.slots + slot.at * shape::SLOT; };
-    auto full = [&] { return b.full + slot.at * 8; };
+    auto look_ahead = [&](int i) {
+        const bool all_there = i > 0 && barrier_test(b.full + last.at * 8, last.phase);
+        const int now = (int)clock();
+        if (!__all_sync(~0u, all_there && now - asked_at > PACE))
+            return;
+        source.ask(next_layer, next, -1);
+        on(&next, &next_layer), ahead++;
+        asked_at = now;
+    };
 #pragma unroll 1
-    for (int i = 0; i < a.n_layers; i++, state += a.state_pitch) {
-        const resident_weights &l = a.weights[i];
-#pragma unroll 1
-        for (int p = 0; p < shape::IN_PIECES; p++, slot.next()) {
-            if (lane > 0)
-                continue;
-            take(shape::SLOT);
-            const int column = (b.rank * shape::IN_PIECES + p) * PIECE;
-#pragma unroll
-            for (int r = 0; r < shape::TILE_ROWS; r += shape::BOX) {
-                const int group = r / NW, at = r % NW;
-                const int xs = group ? NW - shape::FIRST_X : shape::FIRST_X;
-                const int row = at < xs ? group * shape::FIRST_X + at
-                                        : shape::INNER + group * (NW - shape::FIRST_X) + at - xs;
-                copy_box(to() + r * 128, &l.in, column, b.cluster * NW + row, full(), once);
-            }
+    for (int i = 0; i < n; i++) {
+        if (i >= shape::SLOTS_FLIGHT) {
+            barrier_wait(b.full + landing.at * 8, landing.phase);
+            landing.next();
         }
-#pragma unroll 1
-        for (int k = 0; k < shape::X_SLOTS; k++, slot.next()) {
-            if (lane > 0)
-                continue;
-            take(X_PROJ_ROWS * NW * 2);
-            copy_box(to(), &l.x, b.cluster * NW, k * X_PROJ_ROWS, full(), once);
+        while (!__all_sync(~0u, barrier_test(b.empty + slot.at * 8, slot.phase ^ 1))) {
+            if (ahead < n && ahead - i < shape::SLOTS_AHEAD)
+                look_ahead(i);
         }
-#pragma unroll 1
-        for (int k = 0; k < shape::DT_SLOTS; k++, slot.next()) {
-            if (lane > 0)
-                continue;
-            const int bytes = min((int)DT_ROWS, NW - k * DT_ROWS) * shape::RANK * 2;
-            take(bytes);
-            copy_run(to(),
-                     a.layers[i].dt_proj + (size_t)(b.cluster * NW + k * DT_ROWS) * shape::RANK,
-                     (uint32_t)bytes, full(), once);
-        }
-#pragma unroll 1
-        for (int k = 0; k < b.mine; k += states::OF_SLOT, slot.next()) {
-            const bool now = there && lane >= k && lane < k + states::OF_SLOT;
-            const int n = __popc(__ballot_sync(~0u, now));
-            if (lane == 0)
-                take(n * states::ROW_BYTES);
-            __syncwarp();
-            if (now)
-                copy_run(to() + (lane - k) * states::ROW_BYTES, state, states::ROW_BYTES, full(),
-                         once);
-        }
-#pragma unroll 1
-        for (int p = 0; p < shape::OUT_PIECES; p++, slot.next()) {
-            if (lane > 0)
-                continue;
-            take(shape::SLOT);
-            copy_box(to(), &l.out, (b.split * shape::OUT_PIECES + p) * PIECE,
-                     b.tile * shape::TILE_ROWS, full(), once);
-        }
+        while (i >= b.asked_up_to())
+            ;
+        __syncwarp();
+        source.ask(layer, j, slot.at);
+        last = slot;
+        slot.next(), on(&j, &layer);
+        if (ahead == i)
+            ahead++, next = j, next_layer = layer;
     }
 }
 
 // Token rows once they are there, by X_WARPS warps: not by the copy engine, where they would queue
-// up behind the weights. A stage is announced when two more have been asked for.
+// up behind the weights. A stage's barrier counts each thread's copies as they land; those that
+// multiply fence them, for a fence here would wait for all that are under way.
 template <int NW>
 __device__ __forceinline__ void fill_x(const resident_args &a, const resident_block<NW> &b,
                                        int thread) {
     typedef resident_shape<NW> shape;
-    enum { LAG = 2 };
-    turn<X_STAGES> stage, announced;
+    turn<X_STAGES> stage;
     const int lane = thread % 32, chunk = thread % 8, first = thread / 8; // 16 bytes of every
     const int step = X_WARPS * 4, n = a.tokens / step;                    // so many rows
-    auto announce = [&] {
-        fence_async();
-        __syncwarp();
-        if (lane == 0)
-            barrier_arrive(b.x_full + announced.at * 8);
-        announced.next();
-    };
     auto ask = [&](const bf16 *from, int pitch, int pieces) {
         from += (size_t)first * pitch + chunk * 8;
         char *to = b.x_place() + first * 128 + (chunk ^ first % 8) * 16;
@@ -118,18 +174,9 @@ __device__ __forceinline__ void fill_x(const resident_args &a, const resident_bl
                     copy_async(to + stage.at * X_STAGE + k * step * 128,
                                from + (size_t)k * step * pitch + p * PIECE, true);
             }
-            copies_commit();
+            copies_arrive(b.x_full + stage.at * 8);
             stage.next();
-            if (p >= LAG) {
-                copies_wait_but<LAG>();
-                announce();
-            }
         }
-        static_assert(LAG == 2, "two are left");
-        copies_wait_but<1>();
-        announce();
-        copies_wait();
-        announce();
     };
 #pragma unroll 1
     for (int i = 0; i < a.n_layers; i++) {

@@ -14,12 +14,13 @@ template <int NW> struct resident_worker {
     turn<resident_shape<NW>::SLOTS> slot;
     turn<X_STAGES> x;
     int warp, lane, g, q, group, layer;
-    uint32_t zero; // which the compiler does not know
-    row own;       // of the token whose sums this thread ends after in_proj
+    int first, in_layer; // slots of the ring: before this layer, in a layer
+    uint32_t zero;       // which the compiler does not know
+    row own;             // of the token whose sums this thread ends after in_proj
 
     __device__ __forceinline__ resident_worker(const resident_args &a) {
         warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
-        group = warp / 4, layer = 0, zero = (uint32_t)a.tokens >> 16;
+        group = warp / 4, layer = 0, first = 0, in_layer = 0, zero = (uint32_t)a.tokens >> 16;
     }
     __device__ __forceinline__ int own_place() const { // among the rank's tokens
         return warp % 4 * 8 + g;
@@ -45,10 +46,11 @@ __device__ __forceinline__ void give_back(const resident_block<NW> &b, const res
         barrier_arrive(b.empty + slot * 8 + (bits & w.zero));
 }
 
-// [64 tokens][NW rows] of a group over PIECES pieces of 64 columns.
+// [64 tokens][NW rows] of a group over PIECES pieces of 64 columns. From the last two pieces on the
+// ring asks for nothing from slot `limit` on.
 template <int NW, int PIECES>
 __device__ __forceinline__ void columns(const resident_block<NW> &b, resident_worker<NW> &w,
-                                        float (&acc)[NW / 2]) {
+                                        int limit, float (&acc)[NW / 2]) {
     typedef resident_shape<NW> shape;
 #pragma unroll
     for (int i = 0; i < NW / 2; i++)
@@ -56,8 +58,11 @@ __device__ __forceinline__ void columns(const resident_block<NW> &b, resident_wo
     int slot_before = 0, x_before = 0;
 #pragma unroll 1
     for (int p = 0; p < PIECES; p++) {
+        if (p == PIECES - 2 && limit < NO_LIMIT && threadIdx.x == 0)
+            b.ask_up_to(limit);
         barrier_wait(b.full + w.slot.at * 8, w.slot.phase);
         barrier_wait(b.x_full + w.x.at * 8, w.x.phase);
+        fence_async(); // token rows came by cp.async
         const uint64_t x = tile_at(b.x_ring + w.x.at * X_STAGE);
         const uint64_t rows = tile_at(b.slots + w.slot.at * shape::SLOT + w.group * NW * 128);
         wgmma_fence();
@@ -175,7 +180,7 @@ __device__ __forceinline__ void in_proj(const resident_args &a, const resident_b
     barrier_wait(b.go, w.layer & 1);
     const float4 squares = load_shared_sum(&a.scratch->squares[token][w.q * 4]);
     float acc[NW / 2];
-    columns<NW, shape::IN_PIECES>(b, w, acc);
+    columns<NW, shape::IN_PIECES>(b, w, NO_LIMIT, acc);
     workers_sync(); // x's place is free
     float2 *to = (float2 *)(b.x_place() + w.warp * BYTES) + w.lane;
 #pragma unroll
@@ -217,6 +222,8 @@ __device__ __forceinline__ void in_proj(const resident_args &a, const resident_b
     if (w.lane == 0) // the peer's sums may be overwritten there
         arrive_at_peer(peer_address(b.taken, b.rank ^ 1));
     workers_sync();
+    if (threadIdx.x == 0)
+        b.ask_up_to(w.first + shape::IN_PIECES + shape::X_SLOTS);
 }
 
 __device__ __forceinline__ void mma_8(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t b0) {
@@ -270,22 +277,28 @@ __device__ __forceinline__ void x_proj_parts(const resident_args &a, const resid
 #pragma unroll
     for (int i = 0; i < shape::X_SLOTS; i++)
         give_back(b, w, slot[i], bits);
-    float *to = x_parts_of<NW>(a) +
-                (size_t)(b.rank * RESIDENT_CLUSTERS + b.cluster) * HALF_ROWS * shape::N_X;
+    char *staged = b.x_place() + shape::PEER; // in front lie sums on their way to the peer
 #pragma unroll
     for (int k = 0; k < A_WARP; k++) {
         const int n = (w.warp + 8 * k) * 8 + 2 * w.q;
 #pragma unroll
         for (int m = 0; m < 4; m++) {
-            const int at = m * 8 + w.g;
-            if (n < shape::N_X && at < b.mine)
-                *(float2 *)(to + at * shape::N_X + n) =
+            if (n < shape::N_X)
+                *(float2 *)(staged + (m * 8 + w.g) * (shape::N_X * 4) +
+                            shape::swizzled(w.g, n / 4) * 16 + n % 4 * 4) =
                     make_float2(c[k][m / 2][m % 2 * 2], c[k][m / 2][m % 2 * 2 + 1]);
         }
     }
+    fence_async();
     workers_sync();
-    if (threadIdx.x == 0)
+    if (threadIdx.x == 0) {
+        if (b.mine > 0)
+            store_run(x_parts_of<NW>(a) +
+                          (size_t)(b.rank * RESIDENT_CLUSTERS + b.cluster) * HALF_ROWS * shape::N_X,
+                      shared_address(staged), (uint32_t)(b.mine * shape::N_X * 4));
         count_up(&a.scratch->counts.parts[b.rank]);
+        b.ask_up_to(NO_LIMIT);
+    }
 }
 
 // Adds up a 64th of the rank's sums of x_proj, in order of cluster: a warp eight of them, then
@@ -315,7 +328,8 @@ __device__ __forceinline__ void x_proj_sums(const resident_args &a, const reside
 #pragma unroll
         for (int i = 1; i < 8; i++)
             add4(sum, sums[i * 32 + w.lane]);
-        const int r = unit / (shape::N_X / 4), n = unit % (shape::N_X / 4) * 4;
+        const int r = unit / (shape::N_X / 4);
+        const int n = shape::swizzled(r, unit % (shape::N_X / 4)) * 4;
         if (live && n < shape::RANK)
             *(uint2 *)(dt_of<NW>(a, b.rank) + r * shape::RANK + n) =
                 make_uint2(pack_bf16(sum.x, sum.y), pack_bf16(sum.z, sum.w));
