@@ -69,7 +69,9 @@ __global__ void __launch_bounds__(STREAM ? 768 : 512, STREAM ? 1 : 2) few_kernel
 #if SSM_BULK
     typedef slot_shape<NB> shape;
     extern __shared__ __align__(128) char shared[];
-    __shared__ uint64_t full[MAX_SLOTS], empty[MAX_SLOTS];
+    // No more than is used: in_proj's, the advance's and out_proj's blocks fill an SM to the byte.
+    constexpr int SLOTS = KIND == FEW_HEAD ? MAX_SLOTS : BESIDE_SLOTS;
+    __shared__ uint64_t full[SLOTS], empty[SLOTS];
     __shared__ float scale[FEW_ROWS];
     dependents_start();
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, q = lane & 3;

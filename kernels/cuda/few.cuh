@@ -24,7 +24,6 @@ struct few_args {
     int n_rows, n_cols, unit, second; // rows dealt out in units; a second run's offset
     int batch, most_rows, width_out;  // width_out: of a token row of what comes out
     int n_slots, flight, buffers;     // of the ring, of sums
-    bool alone;                       // a block an SM: nothing runs beside it
     const bf16 *x;                    // [token][n_cols]
     const float *squares;             // [token][squares_pitch]: partial sums, or NULL
     int n_squares, squares_pitch;
@@ -48,6 +47,7 @@ struct few_args {
     // of the out_proj before: what its blocks' rings do not hold, or NULL
     const char *last_weight;
     int last_rows, last_row_bytes, last_skip;
+    bool alone; // a block an SM: nothing runs beside it
 };
 
 // Shared memory beyond the default, and one split of it against the cache for all kernels of a
