@@ -59,6 +59,7 @@
 // tokens shared by multicast, so that more than 64 rows pay; the convolution's tail.
 #include <cudaTypedefs.h>
 
+#include "clusters.cuh"
 #include "medium_kernel.cuh"
 
 namespace ssm {
@@ -141,23 +142,9 @@ static cudaError_t run(const device *d, const void *w, const void *x, int cols,
     if (!tensor_map(&w_map, w, cols, a.n_rows, PIECE, a.box_rows, true) ||
         !tensor_map(&x_map, x, cols, a.tokens, PIECE, a.box_tokens, true))
         return cudaErrorNotSupported;
-    const cudaError_t rc =
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
-    if (rc != cudaSuccess)
-        return rc;
-    cudaLaunchAttribute attributes[2] = {};
-    attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attributes[0].val.programmaticStreamSerializationAllowed = 1;
-    attributes[1].id = cudaLaunchAttributeClusterDimension;
-    attributes[1].val.clusterDim = {SPLITS, 1, 1};
-    cudaLaunchConfig_t config = {};
-    config.gridDim = dim3((unsigned)(p.tiles * SPLITS), (unsigned)ceil_div(a.tokens, a.box_tokens));
-    config.blockDim = dim3(MEDIUM_THREADS);
-    config.dynamicSmemBytes = (size_t)bytes;
-    config.stream = d->stream;
-    config.attrs = attributes;
-    config.numAttrs = 2;
-    return cudaLaunchKernelEx(&config, kernel, w_map, x_map, a);
+    const dim3 grid((unsigned)(p.tiles * SPLITS), (unsigned)ceil_div(a.tokens, a.box_tokens));
+    cluster_launch launch(d, grid, MEDIUM_THREADS, bytes, SPLITS, BESIDE_PREDECESSOR);
+    return launch.run(kernel, w_map, x_map, a);
 }
 
 template <int SPLITS, medium_after AFTER>

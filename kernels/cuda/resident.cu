@@ -86,6 +86,7 @@
 // decides all (whole steps 2.83 ms, 2.78). Clusters of 4, 8, 16: the card holds 30, 15, 7 of them.
 //
 // Not explained: a predecessor of this form, 39.0 to 39.1 us in two runs, took 47.2 in a third.
+#include "clusters.cuh"
 #include "resident_fill.cuh"
 
 namespace ssm {
@@ -180,38 +181,17 @@ static bool resident_model_fits(const device *d) {
 }
 
 // The launch, of all blocks at once: they wait for each other.
-struct resident_launch {
-    cudaLaunchConfig_t config;
-    cudaLaunchAttribute attributes[2];
-
-    resident_launch(const device *d, int bytes) : config(), attributes() {
-        attributes[0].id = cudaLaunchAttributeClusterDimension;
-        attributes[0].val.clusterDim = {2, 1, 1};
-        attributes[1].id = cudaLaunchAttributeCooperative;
-        attributes[1].val.cooperative = 1;
-        config.gridDim = dim3(RESIDENT_BLOCKS);
-        config.blockDim = dim3(RESIDENT_THREADS);
-        config.dynamicSmemBytes = (size_t)bytes;
-        config.stream = d->stream;
-        config.attrs = attributes;
-        config.numAttrs = 2;
+struct resident_launch : cluster_launch {
+    resident_launch(const device *d, int bytes)
+        : cluster_launch(d, dim3(RESIDENT_BLOCKS), RESIDENT_THREADS, bytes,
+                         RESIDENT_BLOCKS / RESIDENT_CLUSTERS, WITH_ALL_BLOCKS) {
     }
 };
 
 template <class S> static bool holds_all(const device *d) {
-    int clusters = 0;
-    with_width<S>(d->g.d_model, [&](auto kernel, int bytes, int) {
-        resident_launch launch(d, bytes);
-        launch.config.numAttrs = 1; // how many there are room for is no matter of the other one
-        if (cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes) !=
-                cudaSuccess ||
-            cudaOccupancyMaxActiveClusters(&clusters, kernel, &launch.config) != cudaSuccess) {
-            cudaGetLastError(); // the other kernels do without
-            clusters = 0;
-        }
-        return true;
+    return with_width<S>(d->g.d_model, [&](auto kernel, int bytes, int) {
+        return resident_launch(d, bytes).most(kernel) >= RESIDENT_CLUSTERS;
     });
-    return clusters >= RESIDENT_CLUSTERS;
 }
 
 bool resident_room(const device *d) {
@@ -271,15 +251,8 @@ template <class S> static cudaError_t run(device *d, const batch &b) {
         return rc;
     with_width<S>(d->g.d_model, [&](auto kernel, int bytes, int box) {
         resident_args a = {};
-        if (!fill_arguments(d, b, box, &a)) {
-            rc = cudaErrorNotSupported;
-            return true;
-        }
-        rc = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
-        if (rc != cudaSuccess)
-            return true;
-        const resident_launch launch(d, bytes);
-        rc = cudaLaunchKernelEx(&launch.config, kernel, a);
+        rc = fill_arguments(d, b, box, &a) ? resident_launch(d, bytes).run(kernel, a)
+                                           : cudaErrorNotSupported;
         return true;
     });
     return rc;

@@ -47,6 +47,7 @@
 // look at it take the others' turns); the head's first 12 to 24 MB asked for beside the last layers
 // (no gain, then 6 us slower); out_proj's rows asked for beside x_proj's exchange (5 to 10%
 // slower).
+#include "clusters.cuh"
 #include "solo_states.cuh"
 #include "types.cuh"
 
@@ -104,22 +105,11 @@ template <class S, class F> static bool with_width(int d_model, F f) {
     }
 }
 
-// A launch's shape; all blocks wait for each other, so all must be there at once.
-struct solo_launch {
-    cudaLaunchConfig_t config;
-    cudaLaunchAttribute attributes[2];
-
-    solo_launch(const device *d, int clusters, int threads, int bytes) : config(), attributes() {
-        attributes[0].id = cudaLaunchAttributeClusterDimension;
-        attributes[0].val.clusterDim = {SOLO_BLOCKS, 1, 1};
-        attributes[1].id = cudaLaunchAttributeCooperative;
-        attributes[1].val.cooperative = 1;
-        config.gridDim = dim3((unsigned)clusters * SOLO_BLOCKS);
-        config.blockDim = dim3((unsigned)threads);
-        config.dynamicSmemBytes = (size_t)bytes;
-        config.stream = d->stream;
-        config.attrs = attributes;
-        config.numAttrs = 2;
+// All blocks wait for each other, so all must be there at once.
+template <class SHAPE> struct solo_launch : cluster_launch {
+    solo_launch(const device *d)
+        : cluster_launch(d, dim3(SHAPE::CLUSTERS * SOLO_BLOCKS), SHAPE::THREADS, SHAPE::BYTES,
+                         SOLO_BLOCKS, WITH_ALL_BLOCKS) {
     }
 };
 
@@ -137,16 +127,7 @@ static bool model_fits(const device *d) {
 template <class S> static bool card_fits(const device *d) {
     return with_width<S>(d->g.d_model, [&](auto kernel, auto shape) {
         typedef decltype(shape) shape_of;
-        solo_launch l(d, shape_of::CLUSTERS, shape_of::THREADS, shape_of::BYTES);
-        int clusters = 0;
-        cudaError_t rc = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                              (int)shape_of::BYTES);
-        l.config.numAttrs = 1;
-        if (rc == cudaSuccess)
-            rc = cudaOccupancyMaxActiveClusters(&clusters, kernel, &l.config);
-        if (rc != cudaSuccess)
-            cudaGetLastError();
-        return rc == cudaSuccess && clusters >= shape_of::CLUSTERS;
+        return solo_launch<shape_of>(d).most(kernel) >= shape_of::CLUSTERS;
     });
 }
 
@@ -208,11 +189,7 @@ template <class S> static cudaError_t run(const device *d, const batch &b) {
         typedef decltype(shape) shape_of;
         solo_args a = {};
         fill_arguments(d, b, &a);
-        solo_launch l(d, shape_of::CLUSTERS, shape_of::THREADS, shape_of::BYTES);
-        rc = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                  (int)shape_of::BYTES);
-        if (rc == cudaSuccess)
-            rc = cudaLaunchKernelEx(&l.config, kernel, a);
+        rc = solo_launch<shape_of>(d).run(kernel, a);
         return true;
     });
     return rc;

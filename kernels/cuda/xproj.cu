@@ -57,6 +57,7 @@
 // Open: medium.cu's own x_proj, where resident.cu does not fit. In the second chain, started as in
 // a decode step, medium / this: 2.8b 16 rows 3.8 / 2.9, 64 rows 5.8 / 3.3, 370m 2.9 / 2.4 and 2.5 /
 // 2.4, 130m 2.3 / 2.5 and 2.8 / 2.5. Not tried in steps.
+#include "clusters.cuh"
 #include "medium.cuh"
 #include "xproj_kernel.cuh"
 
@@ -93,24 +94,10 @@ static cudaError_t run(const device *d, int layer, const batch &b, int shared) {
     if (!tensor_map(&w_map, d->layers[layer].x_proj, cols, a.n_rows, XPROJ_PIECE, ROWS, true) ||
         !tensor_map(&x_map, d->xc, cols, a.tokens, XPROJ_PIECE, XPROJ_TOKENS, true))
         return cudaErrorNotSupported;
-    const cudaError_t rc =
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
-    if (rc != cudaSuccess)
-        return rc;
-    cudaLaunchAttribute attributes[2] = {};
-    attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attributes[0].val.programmaticStreamSerializationAllowed = 1;
-    attributes[1].id = cudaLaunchAttributeClusterDimension;
-    attributes[1].val.clusterDim = {SPLITS, 1, 1};
-    cudaLaunchConfig_t config = {};
-    config.gridDim = dim3((unsigned)(ceil_div(a.tokens, XPROJ_TOKENS) * SPLITS),
-                          (unsigned)ceil_div(a.n_rows, ROWS));
-    config.blockDim = dim3(XPROJ_THREADS);
-    config.dynamicSmemBytes = (size_t)shared;
-    config.stream = d->stream;
-    config.attrs = attributes;
-    config.numAttrs = 2;
-    return cudaLaunchKernelEx(&config, kernel, w_map, x_map, a);
+    const dim3 grid((unsigned)(ceil_div(a.tokens, XPROJ_TOKENS) * SPLITS),
+                    (unsigned)ceil_div(a.n_rows, ROWS));
+    cluster_launch launch(d, grid, XPROJ_THREADS, shared, SPLITS, BESIDE_PREDECESSOR);
+    return launch.run(kernel, w_map, x_map, a);
 }
 
 // The first that the card holds at once is taken.
