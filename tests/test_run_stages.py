@@ -38,6 +38,12 @@ STAGES = ["ctest release", "pytest", *(f"client {name}" for name in CLIENTS), "s
           "ctest tsan", "pytest tsan", "ctest asan", "pytest asan"]
 
 
+def answer_signals():
+    """What an interactive shell's command starts with: nohup, and a shell's &, leave signals ignored, for good."""
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+
+
 class Flow:
     def __init__(self, folder, fails, hangs):
         (folder / "tests/http").mkdir(parents=True)
@@ -50,7 +56,8 @@ class Flow:
         self.trace.touch()
         self.output = folder / "output"
         with open(self.output, "wb") as output:
-            self.process = subprocess.Popen([folder / "run", "test"], stdout=output, stderr=subprocess.STDOUT, env={
+            self.process = subprocess.Popen([folder / "run", "test"], stdout=output, stderr=subprocess.STDOUT,
+                                            preexec_fn=answer_signals, env={
                 **{name: value for name, value in os.environ.items() if not name.startswith("SSM")},
                 "TRACE": str(self.trace), "FAILS": fails, "HANGS": hangs})
 
