@@ -89,11 +89,11 @@ __global__ void __launch_bounds__(ADVANCE_RING_THREADS, 2)
     const int lane = threadIdx.x & 31, warp = __shfl_sync(~0u, threadIdx.x >> 5, 0);
     advance_ring_tiles now(a.channels / CHANNELS, n_rows);
     if (warp >= ROW_WARPS) {
-        give_registers<DELTA_REGISTERS>();
+        fewer_registers<DELTA_REGISTERS>();
         make_deltas<S>(a, l, memory, rows, now);
         return;
     }
-    take_registers<ROW_REGISTERS>();
+    more_registers<ROW_REGISTERS>();
     const int own = warp % shape::COLUMNS * shape::OF_WARP, group = warp / shape::COLUMNS;
     const uint32_t full = shared_address(memory) + warp * MOST_ROW_STAGES * 8;
     char *ring = memory + l.ring + warp * l.stages * STAGE;

@@ -87,13 +87,6 @@ struct advance_ring_tiles {
 
 #if SSM_HOPPER
 
-template <int N> __device__ __forceinline__ void take_registers() { // a group of four warps
-    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N));
-}
-template <int N> __device__ __forceinline__ void give_registers() {
-    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N));
-}
-
 // Two bf16 the other way round, where `swapped`.
 __device__ __forceinline__ uint32_t halves_of(uint32_t pair, bool swapped) {
     return swapped ? __funnelshift_l(pair, pair, 16) : pair;

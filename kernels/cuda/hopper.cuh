@@ -46,6 +46,15 @@ __device__ __forceinline__ void barrier_wait(uint32_t at, uint32_t parity) {
                  : "memory");
 }
 
+// ---- registers a thread, of a group of four warps: others give, or take, what is missing
+
+template <int N> __device__ __forceinline__ void more_registers() {
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N));
+}
+template <int N> __device__ __forceinline__ void fewer_registers() {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N));
+}
+
 // ---- copies: a box of a two-dimensional array, its first number at (column, row)
 
 __device__ __forceinline__ void map_prefetch(const CUtensorMap *map) {

@@ -162,14 +162,6 @@ __device__ __forceinline__ void arrive_at_peer(uint32_t barrier) {
     asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 
-// A group of four warps, registers a thread: those that ask leave theirs to the workers.
-template <int N> __device__ __forceinline__ void more_registers() {
-    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N));
-}
-template <int N> __device__ __forceinline__ void fewer_registers() {
-    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N));
-}
-
 // ---- loads that stay where they stand
 
 __device__ __forceinline__ float2 load_pair(const float *p) {
