@@ -27,15 +27,19 @@
 // Ladder, one H200, 130m, f32 state, us for 24 layers alone:
 //   150.7    all weights through the ring, out_proj's rows in pieces of 256 bytes, 60 cycles each
 //   117.0    out_proj, x_proj and what is small to registers
-//   114-116  rows asked for at a steady rate; packets of 8 bytes in place of 16
+//   114-116  rows asked for one in 120 cycles; packets of 8 bytes in place of 16
 //   96.7     weights as the matrix instruction's first operand, warps of one part each
 //   92.6     that, with all layers' weights in L2
+// One more H200:
+//   112.5    the form that stands here, rows asked for one in 120 cycles
+//   96.4     as fast as they are taken
 //
-// In steps, few.cu first: 130m 0.208 ms and 0.140, 370m 0.423 and 0.314; 0.028 of it are the head
-// and what is around it. Open: 130m took 0.125 with the ladder's last form (sums of squares in
-// stores of their own, activations read by all lanes, two rows' registers interleaved for the
-// matrix instruction), and 0.128 with the squares beside the input and x_proj's packets read by all
-// blocks. What of the rest made it slower again was not found: no round was left to look.
+// The loop that looked at the clock took 250 cycles a row and so all of a layer's time: rows came
+// just when they were needed. No wait showed it, for that for the input comes behind it; what did
+// was %globaltimer by block, at all waits.
+//
+// In steps, few.cu first: 130m 0.208 ms and 0.124, 370m 0.423 and 0.314; 0.028 of it are the head
+// and what is around it.
 //
 // Tried and dropped, us for 24 layers or ms a step: stores and a release at the other block's
 // barrier in place of st.async (192.6 against 150.7: it waits for all that a thread wrote); sixteen

@@ -13,9 +13,6 @@ namespace ssm {
 
 #if SSM_HOPPER
 
-// A row every so many cycles: in a burst they would queue in front of packets.
-enum { SOLO_PACE = 120 };
-
 template <int M, int CH, class S>
 __device__ __forceinline__ void ask(const solo_args &a, const solo_block<M, CH, S> &b) {
     typedef solo_shape<M, CH, S> shape;
@@ -31,12 +28,8 @@ __device__ __forceinline__ void ask(const solo_args &a, const solo_block<M, CH, 
             barrier_expect(full, 2 * CH * M * 2);
 #pragma unroll 1
             for (int i = 0; i < 2 * CH; i++) {
-                const int start = (int)clock();
                 const int row_at = i < CH ? b.first + i : shape::INNER + b.first + i - CH;
                 copy_run(to + i * shape::IN_PITCH, rows + (size_t)row_at * M, M * 2, full, once);
-                while (shape::STAGES > 1 && layer >= shape::STAGES &&
-                       (int)clock() - start < SOLO_PACE)
-                    ;
             }
         }
         __syncwarp();
