@@ -3,16 +3,18 @@
 // (scan.cu) would cost every exponential twice, and many prompts.
 //
 // A block has an SM to itself and as many channels as make the blocks of a step one or two waves:
-// 160 of 2.8b's 8 x 5,120, 96 of 130m's 8 x 1,536, 40 of a single prompt's 5,120. Its scan warps do
-// nothing but go through the tokens: read delta, delta x, B and C from shared memory, update 4
-// states of one to three groups of 8 channels, sum y over the four lanes of a channel by shuffles.
-// Makers, in teams that take turns by tiles of 16 tokens, keep all else out of the sequential path:
-// inputs by cp.async, dt_proj's products and softplus before, D, the gate and the store after. A
-// team owns a stage of shared memory; two barriers there say that its tile is full and that it is
-// done. y takes the pairs' place.
+// 160 of 2.8b's 8 x 5,120, 96 of 130m's 8 x 1,536, 40 and 16 of single prompts' 5,120 and 1,536.
+// Its scan warps do nothing but go through the tokens: read delta, delta x, B and C from shared
+// memory, update 4 states of one to three groups of 8 channels, sum y over the four lanes of a
+// channel by shuffles; or, where channels are few, one state of all groups each
+// (scan_quarters.cuh). Makers, in teams that take turns by tiles of 16 tokens, keep all else out of
+// the sequential path: inputs by cp.async, dt_proj's products and softplus before, D, the gate and
+// the store after. A team owns a stage of shared memory; two barriers there say that its tile is
+// full and that it is done. y takes the pairs' place.
 //
 // The sums are scan.cu's in the same order: the same bits, in any form, wherever a prompt is cut
-// into steps while states are fp32. Only scan.cu's pieces differ, by rounding.
+// into steps while states are fp32. Quarters and scan.cu's pieces differ, by rounding; quarters'
+// bits, too, are the same wherever a prompt is cut.
 //
 // What binds are issue slots, as measured by loops of 8 ex2 and n others (H200, 1 to 4 warps a
 // scheduler): an ex2 keeps the special unit for 8 cycles, but other instructions from being issued
@@ -21,9 +23,10 @@
 // take. Hence
 // - softplus by one ex2 and a polynomial instead of ex2 and lg2: 695 to 683 us (2.8b, 8 prompts);
 // - inputs by cp.async: registers do not limit makers, and the gate is a loop;
-// - loops of 8 tokens, not a tile of 16, but for one prompt: straight code of two kinds of scan
-//   warps and the makers came to 56 KB, for which the instruction cache is too small: 160 channels
-//   a block took 1,330 us, 827 with the makers' part in loops, 750 with all of it;
+// - loops of 8 tokens, not a tile of 16, with so much code: straight code of two kinds of scan
+// warps
+//   and the makers came to 56 KB, for which the instruction cache is too small: 160 channels a
+//   block took 1,330 us, 827 with the makers' part in loops, 750 with all of it;
 // - y's and xdb's rows where neighbours' reads meet other banks: 750 to 661;
 // - sums of a loop's round stored last, for a store holds up the loads behind it, and the next
 //   round's first token read and its exponentials made before: a warp of three groups alone on a
@@ -37,9 +40,14 @@
 //   + that: 8 warps of 3 and 2 groups; 96 by 8 warps of 2 and 1    123 / 644     205
 //   a tile of straight code where one group a warp is a prompt     117
 //   96 by 12 warps of one group                                                  198
+//   quarters: 40 channels (109 before on that card)                97
 // The last two rungs by the kernel alone. In the model, ms a step, before / after in the same run,
 // without these: 2.8b 8 x 2,048 171.2 / 168.9, 1 x 2,048 23.47 / 23.53; 130m 8 x 2,048 10.83
 // / 10.57, 1 x 2,048 (pieces, with this softplus) 2.81 / 2.73.
+//
+// 130m's single prompt: pieces 66 us (28.8 and 35.9 the passes), quarters of 16 channels 46.7. In
+// the model, ms a step, before / after in turns: 130m 1 x 2,048 2.66 / 2.29, 2.8b 23.49 and 23.17
+// / 23.04 and 23.11.
 //
 // With scan warps alone 8 prompts take 430 us in straight code (64 channels a block), 475 in loops
 // (160; before the last of these); with makers alone 346, where they were 454 us.
@@ -50,48 +58,50 @@
 // - one prompt, fewer states a lane, so that 40 channels fall evenly on four schedulers (2 states,
 //   three and two channels a lane): 129 us instead of 116; the fifth group's tiles by turns on four
 //   warps, its states handed on: 119. 130m's single prompt on 96 SMs: 2 states a lane 76, 1 state
-//   68, where pieces take 62; pieces by this kernel, 96 channels a block: 62 to 66.
-// - y summed by tf32 products: states cut to 11 bits, 14 cycles a state and token with ex2.
+//   68, both with sums by shuffles; pieces by this kernel, 96 channels a block: 62 to 66.
+// - y of many prompts by the matrix units as in scan_quarters.cuh: 8 x 2,048 of 2.8b 631 us instead
+//   of 636, 130m 189 instead of 191: an m16n8k8 of tf32 keeps other instructions from being issued
+//   for 6 to 9 cycles, so that it costs what shuffles do.
 // - 160 channels by more scan warps of fewer groups: 10 of 2 701 instead of 661, 12 of 2 and 1 as
 //   fast as 8; loops of 4 tokens 664 instead of 644; teams of one 758 instead of 661.
-#include "scan_roles.cuh"
+#include "scan_quarters.cuh"
 
 namespace ssm {
 
-template <class T, int C, int FULL, int WARPS, int TEAMS, int SIZE, int ROUND, int DT>
-__global__ void __launch_bounds__(scan_shape<C, FULL, WARPS, TEAMS, SIZE, ROUND, DT>::THREADS, 1)
+template <class T, class B>
+__global__ void __launch_bounds__(B::form::THREADS, 1)
     scan_roles_kernel(mamba_args a, const span *spans) {
-    typedef scan_shape<C, FULL, WARPS, TEAMS, SIZE, ROUND, DT> shape;
+    typedef typename B::form form;
     extern __shared__ __align__(16) char memory[];
     dependents_start();
     const span sp = spans[blockIdx.y];
-    const scan_block<C, FULL, WARPS, TEAMS, SIZE, ROUND, DT> block(a, sp, memory);
+    const B block(a, sp, memory);
     block.stage_weights();
-    if (threadIdx.x < TEAMS) {
-        turn_init(block.barriers + threadIdx.x * 16, SIZE);
-        turn_init(block.barriers + threadIdx.x * 16 + 8, WARPS);
+    if (threadIdx.x < form::STAGES) {
+        turn_init(block.barriers + threadIdx.x * 16, form::SIZE);
+        turn_init(block.barriers + threadIdx.x * 16 + 8, form::WARPS);
     }
     copies_wait();
     __syncthreads();
     dependency_wait();
     const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0); // known to be one in all lanes
-    if (warp < WARPS)
+    if (warp < form::WARPS)
         block.template scan<T>(warp);
-    else if (warp != shape::IDLE)
-        block.run_maker(warp - WARPS - (shape::IDLE >= 0 && warp > shape::IDLE));
+    else
+        block.run_maker(warp - form::WARPS);
 }
 
 // ---- host side
 
-template <int... SHAPE> static cudaError_t run(device *d, int layer, const batch &b) {
-    typedef scan_shape<SHAPE...> shape;
+template <class B> static cudaError_t run(device *d, int layer, const batch &b) {
+    typedef typename B::form form;
     return with_state_type(d->state_type, [&](auto s) {
         const mamba_args a = mamba_arguments(d, layer, 1);
-        const auto kernel = scan_roles_kernel<decltype(s), SHAPE...>;
+        const auto kernel = scan_roles_kernel<decltype(s), B>;
         const cudaError_t rc = cudaFuncSetAttribute(
-            kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shape::BYTES);
-        const dim3 grid((unsigned)ceil_div(a.channels, shape::CHANNELS), (unsigned)b.n_spans);
-        return rc ? rc : launch(d, kernel, grid, shape::THREADS, shape::BYTES, true, a, b.spans);
+            kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)form::BYTES);
+        const dim3 grid((unsigned)ceil_div(a.channels, form::CHANNELS), (unsigned)b.n_spans);
+        return rc ? rc : launch(d, kernel, grid, form::THREADS, form::BYTES, true, a, b.spans);
     });
 }
 
@@ -101,15 +111,14 @@ struct form {
     float cycles; // a token, measured
     cudaError_t (*run)(device *d, int layer, const batch &b);
 };
-template <int... SHAPE> static constexpr form form_of(int most_rank, float cycles) {
-    typedef scan_shape<SHAPE...> shape;
-    return {shape::CHANNELS, most_rank, shape::BYTES, cycles, run<SHAPE...>};
+template <class B> static constexpr form form_of(int most_rank, float cycles) {
+    return {B::form::CHANNELS, most_rank, B::form::BYTES, cycles, run<B>};
 }
 static const form forms[] = {
-    // C, FULL, WARPS, TEAMS, SIZE, ROUND, DT
-    form_of<1, 5, 5, 6, 1, 16, 5>(160, 95),
-    form_of<3, 4, 8, 4, 2, 8, 5>(160, 282),
-    form_of<1, 12, 12, 6, 2, 8, 2>(64, 174),
+    form_of<scan_quarters<2, 1, 8, 2>>(64, 43), // G, PARTS, MAKERS, DT
+    form_of<scan_quarters<5, 2, 8, 5>>(160, 85),
+    form_of<scan_block<3, 4, 8, 4, 2, 5>>(160, 282), // C, FULL, WARPS, TEAMS, SIZE, DT
+    form_of<scan_block<1, 12, 12, 6, 2, 2>>(64, 174),
 };
 
 static float cycles(const device *d, int32_t n_spans, const form &f) {

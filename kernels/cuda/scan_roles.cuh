@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The scan in roles: scan warps go through the tokens, makers prepare tiles for them and finish
-// what they leave. scan_roles.cu says why, and for which prompts.
+// what they leave. scan_roles.cu says why, and for which prompts. Here a scan warp has all states
+// of its channels; in scan_quarters.cuh four share them.
 #ifndef SSM_KERNELS_CUDA_SCAN_ROLES_CUH
 #define SSM_KERNELS_CUDA_SCAN_ROLES_CUH
 
@@ -10,15 +11,14 @@ namespace ssm {
 
 // A block: WARPS scan warps, the last FULL of C groups of 8 channels, the others of C - 1; TEAMS
 // teams of SIZE makers. Each team has a stage of shared memory; each maker of it the groups of
-// WARPS / SIZE scan warps, which lie side by side: its part. ROUND: tokens of a scan warp's block
-// of code. DT: 32s of dt_proj's rank.
-template <int C, int FULL, int WARPS, int TEAMS, int SIZE, int ROUND, int DT> struct scan_shape {
+// WARPS / SIZE scan warps, which lie side by side: its part. DT: 32s of dt_proj's rank.
+template <int C, int FULL, int N_WARPS, int TEAMS, int TEAM_SIZE, int DT> struct scan_shape {
+    static constexpr int WARPS = N_WARPS, STAGES = TEAMS, SIZE = TEAM_SIZE;
     static constexpr int SHORT = WARPS - FULL, GROUPS = C * WARPS - SHORT;
     static constexpr int CHANNELS = GROUPS * 8;
     static constexpr int PART = GROUPS / SIZE, PART_SHORT = SHORT / SIZE;
-    // A fifth scan warp shares a scheduler with the first: no maker there.
-    static constexpr int IDLE = WARPS == 5 ? 8 : -1;
-    static constexpr int THREADS = (WARPS + TEAMS * SIZE + (IDLE >= 0)) * 32;
+    static constexpr int THREADS = (WARPS + TEAMS * SIZE) * 32;
+    static constexpr int ROUND = 8; // tokens of a scan warp's block of code
     static_assert(GROUPS % SIZE == 0 && WARPS % SIZE == 0 && SHORT % SIZE == 0, "parts");
 
     // A stage, floats: pairs (delta, delta x) by group, token and channel; xdb: dt, then B and C,
@@ -64,8 +64,9 @@ __device__ __forceinline__ void turn_wait(uint32_t at, uint32_t parity) {
 
 // ---- the two roles
 
-template <int C, int FULL, int WARPS, int TEAMS, int SIZE, int ROUND, int DT> struct scan_block {
-    typedef scan_shape<C, FULL, WARPS, TEAMS, SIZE, ROUND, DT> shape;
+template <int C, int FULL, int WARPS, int TEAMS, int SIZE, int DT> struct scan_block {
+    typedef scan_shape<C, FULL, WARPS, TEAMS, SIZE, DT> shape, form;
+    static constexpr int ROUND = shape::ROUND;
 
     const mamba_args &a;
     const span &sp;
@@ -84,12 +85,12 @@ template <int C, int FULL, int WARPS, int TEAMS, int SIZE, int ROUND, int DT> st
     }
     // D, bias and dt_proj of the block's channels; asynchronous.
     __device__ __forceinline__ void stage_weights() const {
-        for (int i = threadIdx.x; i < shape::CHANNELS; i += shape::THREADS) {
+        for (int i = threadIdx.x; i < shape::CHANNELS; i += blockDim.x) {
             const bool live = first + i < a.channels;
             skip[i] = live ? a.skip[first + i] : 0;
             bias[i] = live ? a.dt_bias[first + i] : 0;
         }
-        for (int i = threadIdx.x; i < shape::CHANNELS * DT * 4; i += shape::THREADS) {
+        for (int i = threadIdx.x; i < shape::CHANNELS * DT * 4; i += blockDim.x) {
             const int c = i / (DT * 4), k = i % (DT * 4) * 8;
             const bool live = first + c < a.channels && k < a.rank;
             copy_async(weights + c * shape::WEIGHT_PITCH + k * 2,
