@@ -246,6 +246,8 @@ template <class S> static cudaError_t stream(device *d, int layer, const batch &
 cudaError_t mamba_advance(device *d, int layer, const batch &b, int32_t n_splits) {
     if (short_fits(d, b, n_splits))
         return mamba_advance_short(d, layer, b);
+    if (d->replays && !b.at_once)
+        return advance_replay(d, layer, b);
     if (advance_ring_fits(d, b, n_splits))
         return mamba_advance_ring(d, layer, b);
     return with_state_type(d->state_type, [&](auto s) {

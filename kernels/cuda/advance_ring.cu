@@ -53,29 +53,14 @@
 //   advance.cu (two runs before)    9.14 to 9.30   12.56   4.36        1.75         0.82
 //   this                            8.73           11.32               1.68         0.79
 //
+// fp32 states of steps that are larger still: advance_replay.cu, which also says what holding
+// tokens back would be for fp16.
+//
 // Tried and dropped: asking L2 for three more rows a warp before the wait (130m b1024 1.775 ms,
 // 1.73 without; 2.8b the same).
 #include "advance_ring_delta.cuh"
 
 namespace ssm {
-
-#if SSM_HOPPER
-
-// A row's states on their way back, a group of their own; first to leave L2.
-__device__ __forceinline__ void store_states(void *to, uint32_t from, uint32_t bytes) {
-    asm volatile("cp.async.bulk.global.shared::cta.bulk_group.L2::cache_hint [%0], [%1], %2, "
-                 "%3;" ::"l"(to),
-                 "r"(from), "r"(bytes), "l"(policy_once())
-                 : "memory");
-}
-__device__ __forceinline__ void stores_commit() {
-    asm volatile("cp.async.bulk.commit_group;" ::: "memory");
-}
-template <int LEFT> __device__ __forceinline__ void stores_read() { // all but the last LEFT groups
-    asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(LEFT) : "memory");
-}
-
-#endif
 
 template <class S>
 __global__ void __launch_bounds__(ADVANCE_RING_THREADS, 2)

@@ -87,6 +87,20 @@ struct advance_ring_tiles {
 
 #if SSM_HOPPER
 
+// A row's states on their way back, a group of their own; first to leave L2.
+__device__ __forceinline__ void store_states(void *to, uint32_t from, uint32_t bytes) {
+    asm volatile("cp.async.bulk.global.shared::cta.bulk_group.L2::cache_hint [%0], [%1], %2, "
+                 "%3;" ::"l"(to),
+                 "r"(from), "r"(bytes), "l"(policy_once())
+                 : "memory");
+}
+__device__ __forceinline__ void stores_commit() {
+    asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+}
+template <int LEFT> __device__ __forceinline__ void stores_read() { // all but the last LEFT groups
+    asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(LEFT) : "memory");
+}
+
 // Two bf16 the other way round, where `swapped`.
 __device__ __forceinline__ uint32_t halves_of(uint32_t pair, bool swapped) {
     return swapped ? __funnelshift_l(pair, pair, 16) : pair;

@@ -10,9 +10,11 @@ namespace ssm {
 
 #if SSM_HOPPER
 
-// x_proj's sums of a tile: dt as bf16, B and C; zeros where there is no row.
+// x_proj's sums of a tile: dt as bf16, B and C; zeros where there is no row. also(n, numbers n to
+// n + 3 of B and C).
+template <class F>
 __device__ __forceinline__ void stage_sums(const mamba_args &a, int thread, int token, char *dt,
-                                           float *bc) {
+                                           float *bc, F also) {
     constexpr int A_ROW = DELTA_THREADS / TILE, BATCH = 6;
     const int r = thread / A_ROW, vectors = a.n_x / 4;
     for (int v0 = thread % A_ROW; v0 < vectors; v0 += A_ROW * BATCH) {
@@ -31,45 +33,23 @@ __device__ __forceinline__ void stage_sums(const mamba_args &a, int thread, int 
                 *(uint2 *)(dt + r * weight_pitch(a.rank) + v * 8) =
                     make_uint2(pack_bf16(f[j][0], f[j][1]), pack_bf16(f[j][2], f[j][3]));
             else if (v < vectors)
-                store<4>(bc + r * 32 + v * 4 - a.rank, f[j]);
+                store<4>(bc + r * 32 + v * 4 - a.rank, f[j]), also(v * 4 - a.rank, f[j]);
         }
     }
 }
 
-// The last warps of a block: delta of a tile is made in registers while the other warps are busy
-// with the tile before it, and put where theirs was, half a tile at a time.
-template <class S>
-__device__ __forceinline__ void make_deltas(const mamba_args &a, const advance_ring_layout &l,
-                                            char *memory, const row *rows,
-                                            advance_ring_tiles tile) {
+// Delta of a tile, of which a warp makes TILES * 8 channels': in registers...
+template <class S> struct tile_delta {
     typedef advance_ring_shape<S> shape;
-    constexpr int CHANNELS = shape::CHANNELS, TILES = CHANNELS / 8 / DELTA_WARPS;
-    const int thread = threadIdx.x - ROW_WARPS * 32, lane = thread & 31, warp = thread >> 5;
-    const int g = lane >> 2, q = lane & 3, pitch = weight_pitch(a.rank);
-    auto token_of = [&] { // of the row whose sums this thread brings
-        const int r = thread / (DELTA_THREADS / TILE);
-        if (r >= tile.count)
-            return -1;
-        const row w = rows[tile.row + r];
-        return w.slot < 0 ? -1 : w.at;
-    };
-    auto begin_column = [&] {
-        const int first = tile.column * CHANNELS;
-        stage_dt_proj(a, memory + l.dt_proj, first, CHANNELS, thread, DELTA_THREADS);
-        if (thread < CHANNELS / 4)
-            copy_async(memory + l.bias + thread * 16, a.dt_bias + first + thread * 4, true);
-        copies_commit();
-    };
-    begin_column();
-    int token = token_of();
-    copies_wait();
-    dependency_wait();
-    bool begun = false;
-    for (int buffer = 0; tile.count > 0; buffer ^= 1) {
-        named_sync(DT_IS_THERE, DELTA_THREADS); // of the tile before: nobody reads it any more
-        stage_sums(a, thread, token, memory + l.dt, (float *)(memory + l.bc) + buffer * TILE * 32);
-        named_sync(DT_IS_THERE, DELTA_THREADS);
-        float c[TILES][4] = {};
+    static constexpr int TILES = shape::CHANNELS / 8 / DELTA_WARPS;
+    float c[TILES][4];
+
+    __device__ __forceinline__ void make(const mamba_args &a, const advance_ring_layout &l,
+                                         const char *memory, int warp, int lane) {
+        const int g = lane >> 2, q = lane & 3, pitch = weight_pitch(a.rank);
+#pragma unroll
+        for (int t = 0; t < TILES; t++)
+            c[t][0] = c[t][1] = c[t][2] = c[t][3] = 0;
         const char *dt = memory + l.dt + g * pitch;
         const char *weights = memory + l.dt_proj + (warp * TILES * 8 + g) * pitch;
 #pragma unroll 1
@@ -92,6 +72,12 @@ __device__ __forceinline__ void make_deltas(const mamba_args &a, const advance_r
             c[t][0] = softplus(c[t][0] + bias.x), c[t][1] = softplus(c[t][1] + bias.y);
             c[t][2] = softplus(c[t][2] + bias.x), c[t][3] = softplus(c[t][3] + bias.y);
         }
+    }
+
+    // ... and where the other warps take it from, `begun`: once they are done with the one before.
+    __device__ __forceinline__ void put(const advance_ring_layout &l, char *memory, int warp,
+                                        int lane, bool begun) const {
+        const int g = lane >> 2, q = lane & 3, channel = warp * TILES * 8 + q * 2;
         float *delta = (float *)(memory + l.delta) + g * shape::DELTA_PITCH + channel;
 #pragma unroll
         for (int half = 0; half < 2; half++) {
@@ -103,6 +89,45 @@ __device__ __forceinline__ void make_deltas(const mamba_args &a, const advance_r
                     make_float2(c[t][2 * half], c[t][2 * half + 1]);
             named_arrive(DELTA_IS_THERE + half, ADVANCE_RING_THREADS);
         }
+    }
+};
+
+// The last warps of a block: delta of a tile is made in registers while the other warps are busy
+// with the tile before it, and put where theirs was, half a tile at a time.
+template <class S>
+__device__ __forceinline__ void make_deltas(const mamba_args &a, const advance_ring_layout &l,
+                                            char *memory, const row *rows,
+                                            advance_ring_tiles tile) {
+    typedef advance_ring_shape<S> shape;
+    constexpr int CHANNELS = shape::CHANNELS;
+    const int thread = threadIdx.x - ROW_WARPS * 32, lane = thread & 31, warp = thread >> 5;
+    auto token_of = [&] { // of the row whose sums this thread brings
+        const int r = thread / (DELTA_THREADS / TILE);
+        if (r >= tile.count)
+            return -1;
+        const row w = rows[tile.row + r];
+        return w.slot < 0 ? -1 : w.at;
+    };
+    auto begin_column = [&] {
+        const int first = tile.column * CHANNELS;
+        stage_dt_proj(a, memory + l.dt_proj, first, CHANNELS, thread, DELTA_THREADS);
+        if (thread < CHANNELS / 4)
+            copy_async(memory + l.bias + thread * 16, a.dt_bias + first + thread * 4, true);
+        copies_commit();
+    };
+    begin_column();
+    int token = token_of();
+    copies_wait();
+    dependency_wait();
+    bool begun = false;
+    for (int buffer = 0; tile.count > 0; buffer ^= 1) {
+        named_sync(DT_IS_THERE, DELTA_THREADS); // of the tile before: nobody reads it any more
+        stage_sums(a, thread, token, memory + l.dt, (float *)(memory + l.bc) + buffer * TILE * 32,
+                   [](int, const float(&)[4]) {});
+        named_sync(DT_IS_THERE, DELTA_THREADS);
+        tile_delta<S> delta;
+        delta.make(a, l, memory, warp, lane);
+        delta.put(l, memory, warp, lane, begun);
         begun = true;
         const int column = tile.column;
         tile.next();

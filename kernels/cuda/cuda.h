@@ -29,7 +29,7 @@ struct alignas(16) row {
 struct alignas(16) span {
     int32_t slot, first, count, ring;
     int32_t fresh, first_piece, n_pieces;
-    int32_t held; // entries of the slot that its base is still without (replay.cu)
+    int32_t held; // of a slot to be folded: entries that its base is still without (replay.cu)
 };
 
 struct alignas(16) piece {
@@ -39,6 +39,7 @@ struct alignas(16) piece {
 
 enum { MAX_CONV = 8 }; // widest convolution
 enum { REPLAY_EVERY = 16, REPLAY_HELD = REPLAY_EVERY - 1, REPLAY_MOST_STARTS = 2048 };
+enum { ADVANCE_REPLAY_EVERY = 2 }; // Mamba-1
 
 // A scan's launches (pieces.cu): all pieces whole; or first pieces whole and other pieces' ends,
 // then all other pieces.
@@ -60,8 +61,7 @@ struct batch {
     const piece *tiles; // convolution: at most CONV_TILE tokens each
     int32_t n_pieces;
     const piece *pieces;         // scan
-    bool fold;                   // some span's slot holds entries
-    bool at_once;                // few rows: states are written in this step (replay.cu)
+    bool at_once;                // states are written in this step, not held (step.cu)
     bool split;                  // some span has several pieces: two launches
     int32_t n_logits;            // rounded up
     const int32_t *logit_tokens; // [n_logits] token row of each logits row; NULL: the same
@@ -106,7 +106,7 @@ struct layer_weights { // T: the projections' type; the rest fp32
 
 struct replay_slot {
     int32_t held;  // tokens that the base is still without
-    int32_t phase; // tokens of the sequence, modulo REPLAY_EVERY; 0 where a state was written
+    int32_t phase; // tokens of the sequence, modulo replay_every; 0 where a state was written
 };
 
 enum product_kind { PRODUCT_IN, PRODUCT_X, PRODUCT_OUT, PRODUCT_HEAD, PRODUCT_KINDS };
@@ -142,7 +142,9 @@ struct device {
 
     bool resident_room;                    // all of resident.cu's blocks are there at once
     bool solo_room;                        // and solo.cu's
-    bool replays;                          // states are written every 16 tokens: see replay.cu
+    bool replays;                          // states are not written every token: replay.cu,
+                                           // advance_replay.cu
+    int32_t replay_every;                  // tokens
     void *replay_x, *replay_b, *replay_dt; // [layer][slot][...] what they are still without
     struct replay_slot *held;              // host [slot]
 
@@ -356,7 +358,16 @@ bool resident_fits(const device *d, int32_t n);
 size_t resident_bytes(const device *d); // of its scratch; 0: never used
 cudaError_t resident_layers(device *d, const batch &b);
 
-// replay.cu, replay_fold.cu: Mamba-2 states that are written every 16 tokens
+// advance_replay.cu, advance_replay_fold.cu: Mamba-1's fp32 states in steps of so many rows, which
+// are written every second token
+bool advance_replay_fits(const device *d, int32_t n_rows);
+cudaError_t advance_replay(device *d, int layer, const batch &b);
+struct replay_sizes advance_replay_bytes(const device *d);
+cudaError_t advance_replay_fold(device *d, int layer, const batch &b);
+cudaError_t advance_replay_read(device *d, int layer, int32_t slot, float *out);
+
+// replay.cu, replay_fold.cu: Mamba-2 states that are written every 16 tokens; sizes, folds and
+// reads of both kinds
 struct replay_sizes {
     size_t x, b, dt; // bytes of one slot in one layer
 };

@@ -233,10 +233,18 @@ static int32_t slots_that_fit(device *d, size_t free_bytes) {
     return low;
 }
 
+// Whether states are held, which costs memory a slot. Mamba-1: if there can be steps so large.
+static void choose_replay(device *d) {
+    const int32_t slots = d->options.n_slots > 0 ? d->options.n_slots : MOST_SLOTS;
+    const bool mamba = d->g.kind == SSM_BLOCK_MAMBA;
+    d->replay_every = mamba ? (int32_t)ADVANCE_REPLAY_EVERY : (int32_t)REPLAY_EVERY;
+    d->replays = mamba ? advance_replay_fits(d, step_bucket(slots)) : replay_fits(d);
+}
+
 static int allocate(device *d, ssm_error *err) {
     size_t free_bytes = 0, total = 0;
     SSM_CUDA(d, cudaMemGetInfo(&free_bytes, &total), err);
-    d->replays = replay_fits(d);
+    choose_replay(d);
     d->resident_room = resident_room(d);
     d->solo_room = solo_room(d);
     d->slot_bytes = slot_bytes(d);

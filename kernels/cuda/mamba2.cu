@@ -201,11 +201,6 @@ cudaError_t mamba2_advance(device *d, int layer, const batch &b, bool fold_norm)
 }
 
 cudaError_t mamba2_scan(device *d, int layer, const batch &b) {
-    if (b.fold) {
-        const cudaError_t rc = replay_fold(d, layer, b);
-        if (rc != cudaSuccess)
-            return rc;
-    }
     if (ssd_fits(d))
         return ssd_wgmma_fits(d) ? ssd_wgmma_scan(d, layer, b) : ssd_scan(d, layer, b);
     const mamba2_args a = arguments(d, layer, false);

@@ -290,12 +290,12 @@ bool replay_fits(const device *d) {
 }
 
 size_t replay_starts(const device *d) {
-    return d->replays ? (size_t)REPLAY_WARPS * d->n_sms + 1 : 0;
+    return d->replays && d->g.kind == SSM_BLOCK_MAMBA2 ? (size_t)REPLAY_WARPS * d->n_sms + 1 : 0;
 }
 
 // The heads of n rows, in order, cut into a range of equal cost for each warp.
 void replay_plan(const device *d, const int32_t *held, int32_t n, int32_t *starts) {
-    if (!d->replays)
+    if (replay_starts(d) == 0)
         return;
     const int32_t warps = REPLAY_WARPS * d->n_sms, heads = d->g.n_heads;
     int64_t total = 0, before = 0;

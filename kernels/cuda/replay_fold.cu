@@ -97,6 +97,8 @@ __global__ void __launch_bounds__(FOLD_THREADS)
 
 // Of one slot in one layer, by array.
 replay_sizes replay_bytes(const device *d) {
+    if (d->g.kind == SSM_BLOCK_MAMBA)
+        return advance_replay_bytes(d);
     const size_t heads = (size_t)d->g.n_heads, held = REPLAY_HELD;
     return {heads * REPLAY_P * held * sizeof(bf16), d->g.n_groups * held * REPLAY_N * sizeof(bf16),
             heads * held * sizeof(float)};
@@ -117,6 +119,8 @@ static fold_args arguments(const device *d, int layer) {
 }
 
 cudaError_t replay_fold(device *d, int layer, const batch &b) {
+    if (d->g.kind == SSM_BLOCK_MAMBA)
+        return advance_replay_fold(d, layer, b);
     return with_state_type(d->state_type, [&](auto s) {
         typedef decltype(s) S;
         return launch(d, fold_spans_kernel<S>, dim3((unsigned)d->g.n_heads, (unsigned)b.n_spans),
@@ -125,6 +129,8 @@ cudaError_t replay_fold(device *d, int layer, const batch &b) {
 }
 
 cudaError_t replay_read(device *d, int layer, int32_t slot, float *out) {
+    if (d->g.kind == SSM_BLOCK_MAMBA)
+        return advance_replay_read(d, layer, slot, out);
     return with_state_type(d->state_type, [&](auto s) {
         typedef decltype(s) S;
         return launch(d, fold_read_kernel<S>, dim3((unsigned)d->g.n_heads), FOLD_THREADS, 0, false,

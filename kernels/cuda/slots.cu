@@ -179,7 +179,8 @@ int slots_alloc(device *d, ssm_error *err) {
         const replay_sizes each = replay_bytes(d);
         SSM_TRY(device_alloc(d, &d->replay_x, all * each.x, err));
         SSM_TRY(device_alloc(d, &d->replay_b, all * each.b, err));
-        SSM_TRY(device_alloc(d, &d->replay_dt, all * each.dt, err));
+        if (each.dt > 0)
+            SSM_TRY(device_alloc(d, &d->replay_dt, all * each.dt, err));
     }
     SSM_TRY(device_alloc(d, (void **)&d->drawn, (size_t)d->n_slots * sizeof(int32_t), err));
     SSM_CUDA(d, cudaMemsetAsync(d->ring, 0, rings ? rings : 16, d->stream), err);

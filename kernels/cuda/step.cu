@@ -55,9 +55,9 @@ static size_t align16(size_t n) {
 size_t step_staging_bytes(int32_t max_tokens, int32_t n_slots, int32_t max_rows) {
     const size_t tokens = (size_t)step_bucket(max_tokens), slots = (size_t)step_bucket(n_slots);
     const size_t pieces = tokens / 16 + 2 * slots, tiles = tokens / CONV_TILE + slots;
-    return tokens * sizeof(int32_t) + slots * (sizeof(row) + sizeof(span) + sizeof(int32_t)) +
+    return tokens * sizeof(int32_t) + slots * (sizeof(row) + 2 * sizeof(span) + sizeof(int32_t)) +
            REPLAY_MOST_STARTS * sizeof(int32_t) + (pieces + tiles) * sizeof(piece) +
-           (size_t)step_bucket(max_rows) * sizeof(int32_t) + 16 * 10;
+           (size_t)step_bucket(max_rows) * sizeof(int32_t) + 16 * 11;
 }
 
 // ---- the staging block
@@ -98,7 +98,7 @@ static int32_t token_code(int32_t token, int32_t slot) {
 }
 
 // Where the slot's ring stands before this segment; moves it on.
-static int32_t advance_ring(device *d, const ssm_segment *s) {
+static int32_t ring_of(device *d, const ssm_segment *s) {
     if (is_lti(d)) // no ring: H3's shift SSM keeps sums, not inputs
         return 0;
     const int32_t kept = d->g.d_conv > 1 ? d->g.d_conv - 1 : 1;
@@ -108,12 +108,13 @@ static int32_t advance_ring(device *d, const ssm_segment *s) {
 }
 
 static row row_of(device *d, const ssm_segment *s) {
-    return {s->first, s->slot, advance_ring(d, s), s->fresh};
+    return {s->first, s->slot, ring_of(d, s), s->fresh};
 }
 
-// Entries that the slot's base is without (replay.cu), with 256 if it then is without none. Bases
-// are written where a sequence comes to a multiple of 16 tokens, counted from its start or from
-// where its state was written: nothing but the sequence's own history decides.
+// Entries that the slot's base is without (replay.cu, advance_replay.cu), with 256 if it then is
+// without none. Bases are written where a sequence comes to a multiple of replay_every tokens,
+// counted from its start or from where its state was written: nothing but the sequence's own
+// history decides.
 static int32_t take_entry(device *d, const ssm_segment *s) {
     replay_slot *slot = &d->held[s->slot];
     if (!d->replays)
@@ -121,15 +122,18 @@ static int32_t take_entry(device *d, const ssm_segment *s) {
     if (s->fresh)
         *slot = {};
     const int32_t held = slot->held;
-    slot->phase = (slot->phase + s->count) % REPLAY_EVERY;
+    slot->phase = (slot->phase + s->count) % d->replay_every;
     const bool fold = s->fresh || slot->phase == 0;
     slot->held = fold || s->count > 1 ? 0 : held + 1;
     return held + (fold ? 256 : 0);
 }
 
-// Few rows of a model whose weights are what a step reads (replay.cu, When).
-static bool writes_at_once(const device *d, int32_t bucket) {
-    return d->replays && d->g.d_model >= 512 && bucket <= FEW_ROWS && few_fits(d, bucket);
+// Mamba-1: all but advance_replay.cu. Mamba-2: few rows of a model whose weights are what a step
+// reads (replay.cu, When).
+static bool writes_at_once(const device *d, int32_t n_rows, bool decode) {
+    if (d->g.kind == SSM_BLOCK_MAMBA)
+        return d->replays && !advance_replay_fits(d, n_rows);
+    return d->replays && decode && d->g.d_model >= 512 && n_rows <= FEW_ROWS && few_fits(d, n_rows);
 }
 
 // In such a step: the entries that the slot's base is without until it begins.
@@ -139,8 +143,34 @@ static int32_t take_whole(device *d, const ssm_segment *s) {
         *slot = {};
     const int32_t held = slot->held;
     slot->held = 0;
-    slot->phase = (slot->phase + 1) % REPLAY_EVERY;
+    slot->phase = (slot->phase + 1) % d->replay_every;
     return held;
+}
+
+// Slots whose states are made whole before a step.
+struct folds {
+    span *spans;
+    batch b;
+};
+
+static bool reserve_folds(block *block, size_t n, folds *f) {
+    f->b = {};
+    f->spans = reserve(block, n, &f->b.spans);
+    return f->spans != NULL;
+}
+
+static void fold_first(folds *f, const ssm_segment *s, int32_t held) {
+    if (held == 0)
+        return;
+    span *to = &f->spans[f->b.n_spans++];
+    *to = {};
+    to->slot = s->slot, to->held = held;
+}
+
+static int run_folds(device *d, const folds *f, ssm_error *err) {
+    for (int i = 0; f->b.n_spans > 0 && i < d->g.n_layers; i++)
+        SSM_CUDA(d, replay_fold(d, i, f->b), err);
+    return 0;
 }
 
 struct decode_lists {
@@ -153,7 +183,7 @@ static decode_lists decode_arrays(const device *d, block *b, int32_t bucket, bat
     *out = {};
     out->n = out->n_rows = out->n_logits = bucket;
     out->decode = true;
-    out->at_once = writes_at_once(d, bucket);
+    out->at_once = writes_at_once(d, bucket, true);
     lists.tokens = reserve(b, (size_t)bucket, &out->tokens);
     lists.rows = reserve(b, (size_t)bucket, &out->rows);
     lists.held = reserve(b, (size_t)bucket, &out->held);
@@ -181,21 +211,19 @@ static int decode_step(device *d, const ssm_plan *plan, const graph *g, ssm_erro
     block b;
     int stage;
     SSM_TRY(take_block(d, &b, &stage, err));
-    batch like_captured, fold = {};
+    batch like_captured;
+    folds folds;
     const decode_lists lists = decode_arrays(d, &b, g->bucket, &like_captured);
-    span *spans = reserve(&b, (size_t)g->bucket, &fold.spans);
+    reserve_folds(&b, (size_t)g->bucket, &folds);
     for (int32_t i = 0; i < plan->n_segments; i++) {
         const ssm_segment *s = &plan->segments[i];
         lists.tokens[i] = token_code(plan->tokens[s->first], s->slot);
         lists.rows[i] = row_of(d, s);
         lists.rows[i].at = i;
-        if (!like_captured.at_once) {
+        if (like_captured.at_once)
+            fold_first(&folds, s, take_whole(d, s));
+        else
             lists.held[i] = take_entry(d, s);
-        } else if (const int32_t held = take_whole(d, s)) {
-            spans[fold.n_spans] = {};
-            spans[fold.n_spans].slot = s->slot;
-            spans[fold.n_spans++].held = held;
-        }
     }
     for (int32_t i = plan->n_segments; i < g->bucket; i++) {
         lists.tokens[i] = 0;
@@ -204,8 +232,7 @@ static int decode_step(device *d, const ssm_plan *plan, const graph *g, ssm_erro
     if (!like_captured.at_once)
         replay_plan(d, lists.held, plan->n_segments, lists.starts);
     SSM_TRY(send_block(d, &b, stage, err));
-    for (int i = 0; fold.n_spans > 0 && i < d->g.n_layers; i++)
-        SSM_CUDA(d, replay_fold(d, i, fold), err);
+    SSM_TRY(run_folds(d, &folds, err));
     SSM_CUDA(d, cudaGraphLaunch(g->exec, d->stream), err);
     return 0;
 }
@@ -223,7 +250,7 @@ static int32_t cut(piece *out, int32_t at, const span *s, int32_t index, int32_t
     return n;
 }
 
-static bool fill_spans(device *d, const ssm_plan *plan, block *block, batch *b) {
+static bool fill_spans(device *d, const ssm_plan *plan, block *block, batch *b, folds *folds) {
     int32_t n_rows = 0, n_spans = 0, prefill = 0, longest = 0;
     for (int32_t i = 0; i < plan->n_segments; i++) {
         const int32_t count = plan->segments[i].count;
@@ -237,21 +264,25 @@ static bool fill_spans(device *d, const ssm_plan *plan, block *block, batch *b) 
     int32_t *held = reserve(block, (size_t)n_rows, &b->held);
     int32_t *starts = reserve(block, replay_starts(d), &b->starts);
     span *spans = reserve(block, (size_t)n_spans, &b->spans);
-    if (!rows || !spans || !held || !starts)
+    if (!rows || !spans || !held || !starts ||
+        !reserve_folds(block, (size_t)plan->n_segments, folds))
         return false;
+    b->at_once = writes_at_once(d, n_rows, false);
     const int32_t length = is_lti(d) ? lti_plan_spans(d, n_spans, prefill, b)
                                      : piece_length(d, n_spans, prefill, longest);
     for (int32_t i = 0; i < plan->n_segments; i++) {
         const ssm_segment *s = &plan->segments[i];
         if (s->count == 1) {
-            held[b->n_rows] = take_entry(d, s);
+            if (b->at_once)
+                fold_first(folds, s, take_whole(d, s));
+            else
+                held[b->n_rows] = take_entry(d, s);
             rows[b->n_rows++] = row_of(d, s);
             continue;
         }
         span *p = &spans[b->n_spans++];
-        *p = {s->slot, s->first, s->count, advance_ring(d, s), s->fresh, b->n_pieces, 0, 0};
-        p->held = take_entry(d, s) & 255;
-        b->fold |= p->held > 0;
+        *p = {s->slot, s->first, s->count, ring_of(d, s), s->fresh, b->n_pieces, 0, 0};
+        fold_first(folds, s, take_entry(d, s) & 255);
         p->n_pieces = ceil_div(s->count, length);
         b->n_pieces += p->n_pieces;
         b->n_tiles += ceil_div(s->count, CONV_TILE);
@@ -296,6 +327,7 @@ static int mixed_step(device *d, const ssm_plan *plan, ssm_error *err) {
     int stage;
     SSM_TRY(take_block(d, &block, &stage, err));
     batch b = {};
+    folds folds = {};
     b.n = step_bucket(plan->n_tokens);
     int32_t *tokens = reserve(&block, (size_t)b.n, &b.tokens);
     bool fits = tokens != NULL;
@@ -306,11 +338,12 @@ static int mixed_step(device *d, const ssm_plan *plan, ssm_error *err) {
     }
     for (int32_t i = plan->n_tokens; fits && i < b.n; i++)
         tokens[i] = 0;
-    fits = fits && fill_spans(d, plan, &block, &b) && fill_logits(plan, &block, &b);
+    fits = fits && fill_spans(d, plan, &block, &b, &folds) && fill_logits(plan, &block, &b);
     if (!fits)
         return ssm_error_set(err, SSM_EINVAL, NULL, "a plan of %d tokens in %d segments is too big",
                              plan->n_tokens, plan->n_segments);
     SSM_TRY(send_block(d, &block, stage, err));
+    SSM_TRY(run_folds(d, &folds, err));
     return forward(d, b, err);
 }
 

@@ -6,8 +6,8 @@
 //   GEOMETRY:decode=1,64:prefill=1x2048,8x2048 ...
 //
 // Random weights of a published geometry in bf16. A decode row's sequences begin with prompts of 1
-// to 16 tokens: a device that writes states every 16th token (replay.cu) is met at all phases, and
-// steps are a multiple of 16. A row gives milliseconds a step (decode) or for
+// to 16 tokens: a device that does not write states every token (replay.cu, advance_ring.cu) is met
+// at all phases, and steps are a multiple of 16. A row gives milliseconds a step (decode) or for
 // all prompts (prefill), tokens a second, and the bytes that a step must move over that time:
 // weights once, states read and written. Host clock around many steps, the device drained at both
 // ends; steps with sampling run one ahead of collect, as the engine does.

@@ -39,8 +39,8 @@ START_TEST(too_many_sessions_say_how_many_would_fit) {
 END_TEST
 
 static cuda_part part_of(const char *word) {
-    static const char *const words[] = {"all", "quick", "race", "few", "medium", "xproj"};
-    for (int i = PART_ALL; word && i <= PART_XPROJ; i++) {
+    static const char *const words[] = {"all", "quick", "race", "few", "medium", "xproj", "held"};
+    for (int i = PART_ALL; word && i <= PART_HELD; i++) {
         if (strcmp(word, words[i]) == 0)
             return (cuda_part)i;
     }
@@ -73,6 +73,7 @@ int main(int argc, char **argv) {
         tcase_add_test(tc, too_many_sessions_say_how_many_would_fit);
     states_tests(states, part);
     replay_tests(states, part);
+    held_tests(states, part);
     traffic_tests(states, part);
     prompts_tests(prompts, part);
     large_tests(large, part);
