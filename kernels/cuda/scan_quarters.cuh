@@ -12,13 +12,20 @@
 // The four warps' sums are added by the makers, who find them where dt was. Products cut operands
 // to 11 bits: y is 1.660e-3 from fp64 (bf16's own rounding: 1.654e-3), states as in scan.cu.
 //
-// What binds is shared memory: 78 wavefronts a token of 80 cycles with 40 channels, 34 of 40 with
-// 16 (read by ncu); delta and delta x are read by all four warps, and a read of what four lanes
-// share takes a cycle for 64 bytes. us with 40 / 16 channels: two scan warps a scheduler 97 / 47.6,
-// one 106 / 46.7. Tried and dropped: two stages a maker, so that it asks for inputs before it waits
-// for the scan, 117 to 128 with the 4 or 5 makers that there is room for / 48.8; 10 makers 102, 12
-// / 47.6; reading six tokens ahead instead of three / 48.3; dt_proj by wgmma, four makers together,
-// 107; y of a half tile later behind its products, / 49.1.
+// What binds with 40 channels is shared memory, 78 wavefronts a token of 80 cycles (read by ncu):
+// delta and delta x are read by all four warps, and a read of what four lanes share takes a cycle
+// for 64 bytes. With 16 it is 34 of 40, but what a scan warp waits for counts as much: a tile is
+// straight code without an exit, for what the matrix units have begun must be there before a
+// branch. us a layer with 40 / 16 channels:
+//   exits between the halves of a tile, two scan warps a scheduler     96.1 / 47.6
+//   one                                                                 106 / 46.8
+//   a tile without, y taken four tokens later; two                     96.2 / 44.8
+//   one                                                                96.3 / 44.0
+// Tried and dropped, of the first of these: two stages a maker, so that it asks for inputs before
+// it waits for the scan, 117 to 128 with the 4 or 5 makers that there is room for / 48.8; 10 makers
+// 102, 12 / 47.6; reading six tokens ahead instead of three / 48.3; dt_proj by wgmma, four makers
+// together, 107; dt_proj in registers and rows fetched in one line / 47.4; a whole group and a
+// quarter of the fifth a warp, 105.
 #ifndef SSM_KERNELS_CUDA_SCAN_QUARTERS_CUH
 #define SSM_KERNELS_CUDA_SCAN_QUARTERS_CUH
 
@@ -54,17 +61,19 @@ __device__ __forceinline__ bool turn_test(uint32_t at, uint32_t parity) {
                  : "memory");
     return there != 0;
 }
+
 // A block of G groups of 8 channels. PARTS scan warps a scheduler share the groups, the first part
-// has the more of them.
+// has the more of them. Each maker has a stage; one more takes what scan warps leave when there is
+// no tile before.
 template <int G, int PARTS, int MAKERS, int DT>
-struct quarters_shape : scan_shape<1, G, G, MAKERS, 1, DT> {
+struct quarters_shape : scan_shape<1, G, G, MAKERS + 1, 1, DT> {
     static constexpr int WARPS = 4 * PARTS, MOST = (G + PARTS - 1) / PARTS;
     static constexpr int THREADS = (WARPS + MAKERS) * 32;
     static_assert(4 * 8 * G <= DT * 32, "y takes dt's place");
 };
 
 template <int G, int PARTS, int MAKERS, int DT>
-struct scan_quarters : scan_block<1, G, G, MAKERS, 1, DT> {
+struct scan_quarters : scan_block<1, G, G, MAKERS + 1, 1, DT> {
     typedef quarters_shape<G, PARTS, MAKERS, DT> form;
     typedef typename scan_quarters::scan_block base;
     typedef typename base::shape shape;
@@ -80,13 +89,13 @@ struct scan_quarters : scan_block<1, G, G, MAKERS, 1, DT> {
         int lane = threadIdx.x & 31;
         asm volatile("" : "+r"(lane)); // not read again
         const int q = lane & 3, g = lane >> 2, s = 4 * quarter + q, channel = first + at * 8 + g;
-        float decay[N], h[N][4];
+        float decay[N], h[N][8] = {}; // of tokens, modulo 8
         T *state = (T *)a.state + ((size_t)sp.slot * a.channels + channel) * SCAN_STATES + s;
 #pragma unroll
         for (int k = 0; k < N; k++) {
             const bool live = channel + k * 8 < a.channels;
             decay[k] = live ? a.decay[(size_t)(channel + k * 8) * SCAN_STATES + s] : 0;
-            h[k][3] = live && !sp.fresh ? to_float(state[k * 8 * SCAN_STATES]) : 0;
+            h[k][7] = live && !sp.fresh ? to_float(state[k * 8 * SCAN_STATES]) : 0;
         }
         uint32_t mask[4]; // of the columns of two tokens
 #pragma unroll
@@ -95,8 +104,8 @@ struct scan_quarters : scan_block<1, G, G, MAKERS, 1, DT> {
             asm volatile("" : "+r"(mask[t]));
         }
         // A token's row is read AHEAD tokens before it is used, its decays are made BEFORE.
-        constexpr int AHEAD = 3, BEFORE = 2, LEAVE = 2;
-        float d[4][N], dx[4][N], e[4][N], b[4], c, y[2][N][4];
+        constexpr int AHEAD = 3, BEFORE = 2;
+        float d[4][N], dx[4][N], e[4][N], b[4], c, y[2][N][4] = {};
         const int pairs_at = at * shape::GROUP + g * 2;
         const int xdb_at = G * shape::GROUP, b_at = xdb_at + shape::BC_AT + s;
         const int c_at = b_at + SCAN_STATES + g * shape::XDB_PITCH;
@@ -123,56 +132,26 @@ struct scan_quarters : scan_block<1, G, G, MAKERS, 1, DT> {
             for (int k = 0; k < N; k++)
                 to[k * 8] = y[half][k][0], to[k * 8 + shape::XDB_PITCH] = y[half][k][3];
         };
+        auto read_out = [&](int half, int i, uint32_t rounded) { // four tokens
+            const uint32_t b0 = rounded & mask[i / 2], b1 = rounded & mask[i / 2 + 1];
+#pragma unroll
+            for (int k = 0; k < N; k++) {
+#pragma unroll
+                for (int l = 0; l < 4 && i == 0; l++)
+                    y[half][k][l] = 0;
+                mma_tf32(y[half][k], h[k][i], h[k][i + 1], h[k][i + 2], h[k][i + 3], b0, b1);
+            }
+        };
         const int n = tiles();
         int stage = 0, turn = 0;
-        float *memory = pairs_of(0, 0), *next = memory, *last = memory;
-        uint32_t barrier = barriers, last_barrier = barrier, full = 0;
-        auto done = [&](float *of, uint32_t at_barrier) {
-            leave(of, 1);
+        // Before the first tile comes the stage that is nobody's.
+        float *memory = pairs_of(0, 0), *last = pairs_of(MAKERS, 0);
+        uint32_t barrier = barriers, last_barrier = barriers + MAKERS * 16, c0, c1 = 0;
+        auto done = [&]() {
+            leave(last, 1);
             __syncwarp();
             if (lane == 0)
-                turn_arrive(at_barrier + 8);
-        };
-        // Half of a tile; behind it comes the other half, of the next tile if this is the second.
-        // What the half before has come to is left on the way, when the matrix units have it.
-        auto run = [&](int half, bool first_of_all) {
-            const uint32_t rounded = readout_c(c);
-            if (half == 1) {
-                stage = stage + 1 == form::STAGES ? 0 : stage + 1;
-                turn ^= stage == 0;
-                next = pairs_of(stage, 0);
-            }
-#pragma unroll
-            for (int i = 0; i < 8; i++) {
-                const int t = half * 8 + i;
-#pragma unroll
-                for (int k = 0; k < N; k++)
-                    h[k][t % 4] = e[t % 4][k] * h[k][(t + 3) % 4] + dx[t % 4][k] * b[t % 4];
-                make_row(t + BEFORE);
-                if (t == LEAVE + 8)
-                    full = turn_test(barriers + stage * 16, turn);
-                if (t == TILE - AHEAD && !full)
-                    turn_wait(barriers + stage * 16, turn);
-                fetch_row(t < TILE - AHEAD ? memory : next, (t + AHEAD) % TILE);
-                if (i % 4 == 3) {
-                    const uint32_t b0 = rounded & mask[i / 2 - 1], b1 = rounded & mask[i / 2];
-#pragma unroll
-                    for (int k = 0; k < N; k++) {
-#pragma unroll
-                        for (int l = 0; l < 4 && i == 3; l++)
-                            y[half][k][l] = 0;
-                        mma_tf32(y[half][k], h[k][0], h[k][1], h[k][2], h[k][3], b0, b1);
-                    }
-                }
-                if (t == 5)
-                    c = c_of(memory, 1);
-                if (t == LEAVE && !first_of_all)
-                    done(last, last_barrier);
-                if (t == LEAVE + 8)
-                    leave(memory, 0);
-                if (t == TILE - AHEAD)
-                    c = c_of(next, 0);
-            }
+                turn_arrive(last_barrier + 8);
         };
         turn_wait(barrier, 0);
 #pragma unroll
@@ -182,21 +161,50 @@ struct scan_quarters : scan_block<1, G, G, MAKERS, 1, DT> {
         for (int t = 0; t < BEFORE; t++)
             make_row(t);
         c = c_of(memory, 0);
-        run(0, true);
 #pragma unroll 1
-        for (int i = 1;; i++) {
-            run(1, false);
+        for (int i = 0; i < n; i++) {
+            stage = stage + 1 == MAKERS ? 0 : stage + 1;
+            turn ^= stage == 0;
+            float *next = pairs_of(stage, 0);
+            const uint32_t next_barrier = barriers + stage * 16;
+            bool full = false;
+            c0 = readout_c(c);
+            // What the matrix units come to is not there at once: nothing near needs it.
+#pragma unroll
+            for (int t = 0; t < TILE; t++) {
+#pragma unroll
+                for (int k = 0; k < N; k++)
+                    h[k][t % 8] = e[t % 4][k] * h[k][(t + 7) % 8] + dx[t % 4][k] * b[t % 4];
+                make_row(t + BEFORE);
+                if (t == 8)
+                    full = turn_test(next_barrier, turn);
+                if (t == TILE - AHEAD && !full)
+                    turn_wait(next_barrier, turn);
+                fetch_row(t < TILE - AHEAD ? memory : next, (t + AHEAD) % TILE);
+                if (t == 1)
+                    read_out(1, 4, c1);
+                if (t == 5)
+                    read_out(0, 0, c0);
+                if (t == 9)
+                    read_out(0, 4, c0);
+                if (t == 4)
+                    done(), c = c_of(memory, 1);
+                if (t == 8)
+                    c1 = readout_c(c);
+                if (t == 12)
+                    leave(memory, 0), read_out(1, 0, c1);
+                if (t == TILE - AHEAD)
+                    c = c_of(next, 0);
+            }
             last = memory, last_barrier = barrier;
-            if (i == n)
-                break;
-            memory = next, barrier = barriers + stage * 16;
-            run(0, false);
+            memory = next, barrier = next_barrier;
         }
-        done(last, last_barrier);
+        read_out(1, 4, c1);
+        done();
 #pragma unroll
         for (int k = 0; k < N; k++)
             if (channel + k * 8 < a.channels)
-                state[k * 8 * SCAN_STATES] = from_float<T>(h[k][3]);
+                state[k * 8 * SCAN_STATES] = from_float<T>(h[k][7]);
     }
     template <class T> __device__ __forceinline__ void scan(int warp) const {
         constexpr int REST = G - form::MOST;

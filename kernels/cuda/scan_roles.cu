@@ -45,9 +45,11 @@
 // without these: 2.8b 8 x 2,048 171.2 / 168.9, 1 x 2,048 23.47 / 23.53; 130m 8 x 2,048 10.83
 // / 10.57, 1 x 2,048 (pieces, with this softplus) 2.81 / 2.73.
 //
-// 130m's single prompt: pieces 66 us (28.8 and 35.9 the passes), quarters of 16 channels 46.7. In
-// the model, ms a step, before / after in turns: 130m 1 x 2,048 2.66 / 2.29, 2.8b 23.49 and 23.17
-// / 23.04 and 23.11.
+// 130m's single prompt: pieces 66 us (28.8 and 35.9 the passes), quarters of 16 channels 44.0. In
+// the model, ms a step, in turns: 130m 1 x 2,048 by pieces 2.66, by quarters 2.29, another
+// card 2.29 and 2.40, with tiles in one block of code 2.22 and 2.24; 2.8b 23.49 and 23.17
+// before, 23.04 and 23.11 by quarters, another card 22.22 and 22.21, with tiles in one block 22.35
+// and 22.58.
 //
 // With scan warps alone 8 prompts take 430 us in straight code (64 channels a block), 475 in loops
 // (160; before the last of these); with makers alone 346, where they were 454 us.
@@ -115,7 +117,7 @@ template <class B> static constexpr form form_of(int most_rank, float cycles) {
     return {B::form::CHANNELS, most_rank, B::form::BYTES, cycles, run<B>};
 }
 static const form forms[] = {
-    form_of<scan_quarters<2, 1, 8, 2>>(64, 43), // G, PARTS, MAKERS, DT
+    form_of<scan_quarters<2, 1, 8, 2>>(64, 39), // G, PARTS, MAKERS, DT
     form_of<scan_quarters<5, 2, 8, 5>>(160, 85),
     form_of<scan_block<3, 4, 8, 4, 2, 5>>(160, 282), // C, FULL, WARPS, TEAMS, SIZE, DT
     form_of<scan_block<1, 12, 12, 6, 2, 2>>(64, 174),
