@@ -156,7 +156,7 @@ struct device {
     float *xdb;                 // [split][token row][n_x] sums of x_proj
     void *y;                    // T [d_inner]
     float *squares;             // MAMBA2 [token row][H] partial sums of squares
-    float *row_norms;           // [token row][medium_tiles] partial sums of the residual's squares
+    float *row_norms;           // [token row][tiles] partial sums of the residual's squares
     void *resident;             // resident.cu's scratch
     void *solo;                 // solo.cu's
     float *out_squares;         // [FEW_ROWS][n_sms] partial sums of the residual's squares

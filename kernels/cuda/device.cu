@@ -70,7 +70,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "cuda.h"
+#include "wide.h"
 
 namespace ssm {
 
@@ -188,7 +188,9 @@ static int list_activations(device *d, activation *out) {
     out[i++] = {(void **)&d->xdb, (n > splits ? n : splits) * d->n_x * f};
     out[i++] = {&d->y, n * g->d_inner * t};
     out[i++] = {(void **)&d->squares, mamba ? 0 : SPLIT_ROWS * g->n_heads * f};
-    out[i++] = {(void **)&d->row_norms, (size_t)SPLIT_ROWS * medium_tiles(d) * f};
+    const size_t squares = wide_most_squares(d, (int32_t)n),
+                 medium = (size_t)SPLIT_ROWS * medium_tiles(d);
+    out[i++] = {(void **)&d->row_norms, (squares > medium ? squares : medium) * f};
     out[i++] = {&d->resident, resident_bytes(d)};
     out[i++] = {&d->solo, solo_bytes(d)};
     out[i++] = {(void **)&d->out_squares, (size_t)FEW_ROWS * d->n_sms * f};

@@ -10,11 +10,13 @@
 //   medium.cu   4     to 64 rows (Mamba-2: 16)
 //   product.cu  6 up  otherwise: norm, in_proj, conv, x_proj (xproj.cu, to a thousand tokens or
 //                     more), advance and / or scan, out_proj
+//   wide.cuh    5 up  such steps of Mamba-1 in bf16 on Hopper, to 3,072 or 4,096 tokens: in_proj
+//                     and out_proj with the norm between them
 //
 // Where a large step's time goes, and what was tried to make it less (halves beside each other,
-// products of our own with the norm and the convolution in them, convolution and x_proj in one
-// kernel): tests/bench/results/large-steps.md.
-#include "cuda.h"
+// products of our own with the convolution in them, convolution and x_proj in one kernel):
+// tests/bench/results/large-steps.md.
+#include "wide.h"
 
 namespace ssm {
 
@@ -39,9 +41,15 @@ static int advance(device *d, int layer, const batch &b, int32_t n_splits, bool 
 
 static int wide_layer(device *d, int layer, const batch &b, ssm_error *err) {
     const layer_weights &w = d->layers[layer];
-    SSM_CUDA(d, norm(d, w.norm, d->residual, NULL, d->u, b.n, true), err);
-    SSM_TRY(product(d, PRODUCT_IN, w.in_proj, d->u, d->xz, b.n, err));
-    SSM_TRY(biases(d, w.in_bias, d->xz, d->weight_type, b.n, d->n_in, err));
+    const bool own = wide_fits(d, b);
+    if (!own || layer == 0)
+        SSM_CUDA(d, norm(d, w.norm, d->residual, NULL, d->u, b.n, true), err);
+    if (own) {
+        SSM_CUDA(d, wide_in(d, layer, b.n), err);
+    } else {
+        SSM_TRY(product(d, PRODUCT_IN, w.in_proj, d->u, d->xz, b.n, err));
+        SSM_TRY(biases(d, w.in_bias, d->xz, d->weight_type, b.n, d->n_in, err));
+    }
     SSM_CUDA(d, conv(d, layer, b), err);
     if (d->g.kind == SSM_BLOCK_MAMBA) {
         if (xproj_fits(d, b))
@@ -54,6 +62,10 @@ static int wide_layer(device *d, int layer, const batch &b, ssm_error *err) {
     SSM_TRY(advance(d, layer, b, 1, false, err));
     if (d->g.kind == SSM_BLOCK_MAMBA2)
         SSM_CUDA(d, gated_norm(d, w, d->y, b.n, true), err);
+    if (own) {
+        SSM_CUDA(d, wide_out(d, layer, b.n), err);
+        return 0;
+    }
     SSM_TRY(product(d, PRODUCT_OUT, w.out_proj, d->y, d->residual, b.n, err));
     return biases(d, w.out_bias, d->residual, SSM_DTYPE_F32, b.n, d->g.d_model, err);
 }

@@ -125,6 +125,9 @@ __device__ __forceinline__ uint32_t peer_address(uint32_t address, int rank) {
     asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(rank));
     return there;
 }
+__device__ __forceinline__ void arrive_at_peer(uint32_t barrier) {
+    asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
 // What this thread wrote to shared memory becomes visible to the copy engine after a barrier.
 __device__ __forceinline__ void fence_async() {
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");

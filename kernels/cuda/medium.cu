@@ -61,6 +61,7 @@
 
 #include "clusters.cuh"
 #include "medium_kernel.cuh"
+#include "wide_hopper.cuh"
 
 namespace ssm {
 
@@ -96,18 +97,27 @@ static PFN_cuTensorMapEncodeTiled_v12000 map_encoder(void) {
     return rc == cudaSuccess ? (PFN_cuTensorMapEncodeTiled_v12000)found : NULL;
 }
 
-bool tensor_map(CUtensorMap *out, const void *base, int cols, int rows, int box_cols, int box_rows,
-                bool swizzle, map_fetch fetch) {
+bool tensor_map_of(CUtensorMap *out, const void *base, bool fp32, int cols, int rows, int box_cols,
+                   int box_rows, int swizzle, map_fetch fetch) {
     static const PFN_cuTensorMapEncodeTiled_v12000 encode = map_encoder();
     const cuuint64_t size[] = {(cuuint64_t)cols, (cuuint64_t)rows};
-    const cuuint64_t pitch[] = {(cuuint64_t)cols * sizeof(bf16)};
+    const cuuint64_t pitch[] = {(cuuint64_t)cols * (fp32 ? sizeof(float) : sizeof(bf16))};
     const cuuint32_t box[] = {(cuuint32_t)box_cols, (cuuint32_t)box_rows}, step[] = {1, 1};
-    return encode && encode(out, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, (void *)base, size, pitch,
-                            box, step, CU_TENSOR_MAP_INTERLEAVE_NONE,
-                            swizzle ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_NONE,
-                            fetch == FETCH_128 ? CU_TENSOR_MAP_L2_PROMOTION_L2_128B
-                                               : CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-                            CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
+    return encode &&
+           encode(out, fp32 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT32 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2,
+                  (void *)base, size, pitch, box, step, CU_TENSOR_MAP_INTERLEAVE_NONE,
+                  swizzle == 128  ? CU_TENSOR_MAP_SWIZZLE_128B
+                  : swizzle == 64 ? CU_TENSOR_MAP_SWIZZLE_64B
+                                  : CU_TENSOR_MAP_SWIZZLE_NONE,
+                  fetch == FETCH_128 ? CU_TENSOR_MAP_L2_PROMOTION_L2_128B
+                                     : CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                  CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
+}
+
+bool tensor_map(CUtensorMap *out, const void *base, int cols, int rows, int box_cols, int box_rows,
+                bool swizzle, map_fetch fetch) {
+    return tensor_map_of(out, base, false, cols, rows, box_cols, box_rows, swizzle ? 128 : 0,
+                         fetch);
 }
 
 static int larger(int a, int b) {

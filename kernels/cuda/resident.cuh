@@ -158,9 +158,6 @@ __device__ __forceinline__ bool barrier_test(uint32_t at, uint32_t parity) {
                  : "memory");
     return done != 0;
 }
-__device__ __forceinline__ void arrive_at_peer(uint32_t barrier) {
-    asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
-}
 
 // ---- loads that stay where they stand
 

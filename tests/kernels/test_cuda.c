@@ -39,7 +39,8 @@ START_TEST(too_many_sessions_say_how_many_would_fit) {
 END_TEST
 
 static cuda_part part_of(const char *word) {
-    static const char *const words[] = {"all", "quick", "race", "few", "medium", "xproj", "held"};
+    static const char *const words[] = {"all",    "quick", "race", "few",
+                                        "medium", "xproj", "wide", "held"};
     for (int i = PART_ALL; word && i <= PART_HELD; i++) {
         if (strcmp(word, words[i]) == 0)
             return (cuda_part)i;
@@ -57,11 +58,13 @@ int main(int argc, char **argv) {
     const cuda_part part = part_of(argc > 1 ? argv[1] : NULL);
     Suite *suite = suite_create("cuda");
     TCase *tc = suite_case(suite, "device"), *states = suite_case(suite, "states"),
-          *prompts = suite_case(suite, "prompts"), *large = suite_case(suite, "large");
+          *prompts = suite_case(suite, "prompts"), *large = suite_case(suite, "large"),
+          *wide_case = suite_case(suite, "wide");
     if (argc > 2) { // test_cuda few N: this width alone
         few_tests(tc, states, part, atoi(argv[2]));
         medium_tests(tc, part, atoi(argv[2]));
         xproj_tests(large, part, atoi(argv[2]));
+        wide_tests(wide_case, part, atoi(argv[2]));
         return suite_run(suite);
     }
     plans_tests(tc, part);
@@ -78,5 +81,6 @@ int main(int argc, char **argv) {
     prompts_tests(prompts, part);
     large_tests(large, part);
     xproj_tests(large, part, -1);
+    wide_tests(wide_case, part, -1);
     return suite_run(suite);
 }

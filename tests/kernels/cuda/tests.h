@@ -44,6 +44,7 @@ typedef enum cuda_part {
     PART_FEW,    // what few.cu can break, no more
     PART_MEDIUM, // steps of 9 to 64 rows, no more
     PART_XPROJ,  // what xproj.cu can break, no more
+    PART_WIDE,   // the same of wide.cuh
     PART_HELD,   // Mamba-1's states that are not written every token, no more
 } cuda_part;
 
@@ -54,6 +55,7 @@ void rows_tests(TCase *tc, cuda_part part);
 void few_tests(TCase *tc, TCase *states, cuda_part part, int one); // of the widths; -1: all
 void medium_tests(TCase *tc, cuda_part part, int one);             // the same
 void xproj_tests(TCase *tc, cuda_part part, int one);              // the same
+void wide_tests(TCase *tc, cuda_part part, int one);               // the same
 void states_tests(TCase *tc, cuda_part part);
 void replay_tests(TCase *tc, cuda_part part);
 void held_tests(TCase *tc, cuda_part part);

@@ -1,0 +1,31 @@
+// SPDX-License-Identifier: Apache-2.0
+// Products of large steps on Hopper with the norm between them (wide.cuh).
+#ifndef SSM_KERNELS_CUDA_WIDE_H
+#define SSM_KERNELS_CUDA_WIDE_H
+
+#include "cuda.h"
+
+namespace ssm {
+
+bool wide_fits(const device *d, const batch &b);           // both
+size_t wide_most_squares(const device *d, int32_t tokens); // floats of d->row_norms; 0: never used
+
+// wide_in.cu: in_proj of d->u. Layers but the first: as wide_out() left it, not normed.
+cudaError_t wide_in(device *d, int layer, int32_t n);
+
+// wide_out.cu: out_proj. Layers but the last leave the next one's input, residual times norm
+// weight, in d->u, and its tokens' sums of squares in d->row_norms, wide_out_squares() a token.
+cudaError_t wide_out(device *d, int layer, int32_t n);
+int32_t wide_out_squares(const device *d, int32_t n);
+
+// A way to cut a product into tiles, and what it costs: cycles, of the matrix units until the last
+// tile is done; 0: it does not fit.
+struct wide_way {
+    int tokens, cols, share, splits; // of a tile, of its cluster
+    int end, last;                   // cycles after each tile, and after the last
+};
+int64_t wide_cycles(const device *d, const wide_way &way, int32_t n, int cols, int k);
+
+} // namespace ssm
+
+#endif
