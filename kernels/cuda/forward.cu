@@ -41,16 +41,19 @@ static int advance(device *d, int layer, const batch &b, int32_t n_splits, bool 
 
 static int wide_layer(device *d, int layer, const batch &b, ssm_error *err) {
     const layer_weights &w = d->layers[layer];
-    const bool own = wide_fits(d, b);
+    const bool rows = wide_rows_fits(d, b), own = rows || wide_fits(d, b);
     if (!own || layer == 0)
         SSM_CUDA(d, norm(d, w.norm, d->residual, NULL, d->u, b.n, true), err);
-    if (own) {
+    if (rows) {
+        SSM_CUDA(d, wide_rows(d, layer, b), err);
+    } else if (own) {
         SSM_CUDA(d, wide_in(d, layer, b.n), err);
     } else {
         SSM_TRY(product(d, PRODUCT_IN, w.in_proj, d->u, d->xz, b.n, err));
         SSM_TRY(biases(d, w.in_bias, d->xz, d->weight_type, b.n, d->n_in, err));
     }
-    SSM_CUDA(d, conv(d, layer, b), err);
+    if (!rows)
+        SSM_CUDA(d, conv(d, layer, b), err);
     if (d->g.kind == SSM_BLOCK_MAMBA) {
         if (xproj_fits(d, b))
             SSM_CUDA(d, xproj(d, layer, b), err);

@@ -79,11 +79,13 @@ struct wide_args {
     int tokens, cols, pieces; // of x, of y, of k
     int row_tiles, col_tiles; // col_tiles: of SHARE neighbouring columns each
     int band;                 // row tiles that share a walk over all columns
+    int half; // > 0: half of a tile's columns lie so many weight rows behind the others (col0 / 2)
 };
 
 struct wide_tile {
     int token0, col0; // apply: of the group's sums; elsewhere of the block's tile
-    int split;        // of k
+    int column_tile;  // of all tiles of COLS columns
+    int split, turn;  // of k; 0, 1, 0, ... of a block's tiles
 };
 
 #if SSM_HOPPER
@@ -127,9 +129,10 @@ __device__ __forceinline__ wide_tile wide_tile_at(const wide_args &a, int i, int
     const int of_band = a.band * a.col_tiles, band = i / of_band;
     const int rows = min(a.band, a.row_tiles - band * a.band), at = i - band * of_band;
     wide_tile t;
-    t.split = rank / SHAPE::SHARE;
+    t.split = rank / SHAPE::SHARE, t.turn = i / (gridDim.x / SHAPE::CLUSTER) & 1;
     t.token0 = (band * a.band + at % rows) * SHAPE::TOKENS;
-    t.col0 = (at / rows * SHAPE::SHARE + rank % SHAPE::SHARE) * SHAPE::COLS;
+    t.column_tile = at / rows * SHAPE::SHARE + rank % SHAPE::SHARE;
+    t.col0 = t.column_tile * SHAPE::COLS;
     return t;
 }
 

@@ -7,11 +7,16 @@
 
 namespace ssm {
 
+bool wide_kind_fits(const device *d);
 bool wide_fits(const device *d, const batch &b);           // both
 size_t wide_most_squares(const device *d, int32_t tokens); // floats of d->row_norms; 0: never used
 
 // wide_in.cu: in_proj of d->u. Layers but the first: as wide_out() left it, not normed.
 cudaError_t wide_in(device *d, int layer, int32_t n);
+
+// wide_rows.cu: in_proj with the convolution, of some steps of decode rows of wide models.
+bool wide_rows_fits(const device *d, const batch &b);
+cudaError_t wide_rows(device *d, int layer, const batch &b);
 
 // wide_out.cu: out_proj. Layers but the last leave the next one's input, residual times norm
 // weight, in d->u, and its tokens' sums of squares in d->row_norms, wide_out_squares() a token.

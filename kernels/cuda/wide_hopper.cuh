@@ -58,6 +58,10 @@ __device__ __forceinline__ void store_matrices(uint32_t at, uint32_t a, uint32_t
                  "r"(b), "r"(c), "r"(d)
                  : "memory");
 }
+__device__ __forceinline__ void store_matrices(uint32_t at, uint32_t a, uint32_t b) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x2.shared.b16 [%0], {%1,%2};" ::"r"(at), "r"(a), "r"(b)
+                 : "memory");
+}
 
 // ---- the matrix instruction, as wgmma.cuh's
 

@@ -238,14 +238,16 @@ __global__ void __launch_bounds__(WIDE_THREADS, 1)
 // kernel: of SHAPE and an END with arguments e; w [cols][k], x [n][k].
 template <class SHAPE, class K, class ARGS>
 cudaError_t wide_launch(const device *d, K kernel, const void *w, const void *x, int n, int cols,
-                        int k, const ARGS &e) {
+                        int k, const ARGS &e, int half = 0) {
     wide_args a = {};
     a.tokens = n, a.cols = cols, a.pieces = ceil_div(k, WIDE_PIECE);
     a.row_tiles = ceil_div(n, SHAPE::TOKENS);
     a.col_tiles = ceil_div(cols, SHAPE::COLS * SHAPE::SHARE);
     a.band = a.row_tiles < 16 ? a.row_tiles : 16;
+    a.half = half;
+    const int box = half > 0 ? SHAPE::COLS / 2 : SHAPE::COLS;
     CUtensorMap w_map, x_map;
-    if (!tensor_map(&w_map, w, k, cols, WIDE_PIECE, SHAPE::COLS, true) ||
+    if (!tensor_map(&w_map, w, k, cols, WIDE_PIECE, box, true) ||
         !tensor_map(&x_map, x, k, n, WIDE_PIECE, SHAPE::TOKENS / SHAPE::SHARE, true))
         return cudaErrorNotSupported;
     const int tiles = a.row_tiles * a.col_tiles, most = d->n_sms / SHAPE::CLUSTER;

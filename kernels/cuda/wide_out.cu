@@ -98,7 +98,7 @@ static int most_tokens(const device *d) {
     return d->g.d_model < 2048 ? 4096 : 3072;
 }
 
-static bool kind_fits(const device *d) {
+bool wide_kind_fits(const device *d) {
     const ssm_geometry &g = d->g;
     return d->weight_type == SSM_DTYPE_BF16 && d->arch == 90 && g.kind == SSM_BLOCK_MAMBA &&
            g.d_model % 8 == 0 && g.d_inner % 8 == 0 && g.d_model >= 8 * WIDE_PIECE &&
@@ -107,7 +107,7 @@ static bool kind_fits(const device *d) {
 }
 
 bool wide_fits(const device *d, const batch &b) {
-    return kind_fits(d) && b.n >= LEAST_TOKENS && b.n <= most_tokens(d) &&
+    return wide_kind_fits(d) && b.n >= LEAST_TOKENS && b.n <= most_tokens(d) &&
            (!b.decode || d->g.d_model < 2048);
 }
 
@@ -118,7 +118,7 @@ size_t wide_most_squares(const device *d, int32_t tokens) {
         const int of_way = ceil_div(d->g.d_model, w.squares_cols);
         parts = of_way > parts ? of_way : parts;
     }
-    return kind_fits(d) ? (size_t)n * parts : 0;
+    return wide_kind_fits(d) ? (size_t)n * parts : 0;
 }
 
 } // namespace ssm

@@ -6,6 +6,10 @@
 // what a tile ends with is there when it ends. A block reads more of x and w for its work than with
 // wide_kernel's tiles; L2 gives it (11 TB/s were seen).
 //
+// Two warps are idle: where END has SCRATCH bytes they make there what tiles need beside,
+//   static void beside(e, a, rank)    once; may wait for nothing that the groups or their peers do,
+//                                     but meet the asking warp in fetch()
+//
 // wide_kernel remains for a single tile a block: there turns would only be half as wide.
 #ifndef SSM_KERNELS_CUDA_WIDE_TURNS_CUH
 #define SSM_KERNELS_CUDA_WIDE_TURNS_CUH
@@ -16,15 +20,17 @@ namespace ssm {
 
 enum { WIDE_TURNS_BARRIERS = 512, WIDE_MOST_SLOTS = 10 };
 
-template <int COLS_, int SHARE_, int END_BYTES_, int END_SLOTS_> struct wide_turns {
+template <int COLS_, int SHARE_, int END_BYTES_, int END_SLOTS_, int SCRATCH_ = 0>
+struct wide_turns {
     static constexpr int MT = 2, COLS = COLS_, SHARE = SHARE_, SPLITS = 1, CLUSTER = SHARE;
     static constexpr int TOKENS = 128, X_BYTES = TOKENS * 128, W_BYTES = COLS * 128;
-    static constexpr int STAGE_BYTES = X_BYTES + W_BYTES, WARPS = 4;
+    static constexpr int STAGE_BYTES = X_BYTES + W_BYTES, WARPS = 4, BESIDE = 2;
     static constexpr int END_BYTES = END_BYTES_, END_SLOTS = END_SLOTS_;
     static constexpr int SUMS = MT * COLS / 2, KEPT = SUMS, M = MT, N = COLS;
     static_assert(STAGE_BYTES % 1024 == 0 && END_BYTES % 1024 == 0, "shape");
 
-    static constexpr int BESIDES = END_SLOTS * END_BYTES + WIDE_TURNS_BARRIERS;
+    static constexpr int SCRATCH = SCRATCH_; // bytes for END, the last ones
+    static constexpr int BESIDES = END_SLOTS * END_BYTES + WIDE_TURNS_BARRIERS + SCRATCH;
     static constexpr int ROOM = (WIDE_SHARED - BESIDES) / STAGE_BYTES;
     static constexpr int STAGES = ROOM < WIDE_MOST_STAGES ? ROOM : WIDE_MOST_STAGES;
     static constexpr int BYTES = STAGES * STAGE_BYTES + BESIDES;
@@ -42,8 +48,12 @@ __device__ __forceinline__ void turns_produce(const CUtensorMap *x_map, const CU
     const int tiles = a.row_tiles * a.col_tiles, step = gridDim.x / SHAPE::CLUSTER;
     const auto weights = [&](const wide_tile &t, int p, int s) {
         const uint32_t at = ring.slots + s * SHAPE::STAGE_BYTES + SHAPE::X_BYTES;
+        const int row = a.half > 0 ? t.col0 / 2 : t.col0;
         barrier_expect(ring.full + s * 8, SHAPE::STAGE_BYTES);
-        copy_box(at, w_map, p * WIDE_PIECE, t.col0, ring.full + s * 8);
+        copy_box(at, w_map, p * WIDE_PIECE, row, ring.full + s * 8);
+        if (a.half > 0)
+            copy_box(at + SHAPE::W_BYTES / 2, w_map, p * WIDE_PIECE, row + a.half,
+                     ring.full + s * 8);
     };
     const auto inputs = [&](const wide_tile &t, int p, int s) {
         const uint32_t at = ring.slots + s * SHAPE::STAGE_BYTES + rank * PART * 128;
@@ -209,6 +219,8 @@ __global__ void __launch_bounds__(WIDE_THREADS, 1)
             if (warp == WIDE_WARPS + 1) {
                 dependency_wait();
                 turns_fetch<SHAPE, END>(a, e, own, turn + 32, rank);
+            } else if constexpr (SHAPE::SCRATCH > 0) {
+                END::beside(e, a, rank);
             }
         }
     }

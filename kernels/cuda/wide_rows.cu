@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: Apache-2.0
+// in_proj of many decode rows of Mamba-1 on Hopper, with the norm's scale before it and the
+// convolution and its SiLU behind it in one launch, in place of cuBLASLt's product and conv.cu's
+// kernel (wide_turns.cuh, wide_rows.cuh).
+//
+// - A tile is 128 rows by 80 channels of x and the same channels of z (weight rows as two boxes),
+//   so that every block convolves as much. Its end is hidden behind the next tile's product, all
+//   but the last one's.
+// - Sums are scaled, rounded to bf16 as cuBLASLt's product was, and go through shared memory
+//   (stmatrix): a lane then has 16 bytes, eight channels, of some rows, and the channels' taps in
+//   registers. Sums over k and over taps are in the order of cuBLASLt's and conv.cu's: the bits are
+//   theirs, wherever a row lies.
+// - What a tile needs beside (rows, scales, taps) is made by idle warps. A row's history is its
+//   slot's ring as it lies, a box of three entries, fetched while the tile is multiplied; its input
+//   takes the oldest entry's place.
+//
+// Bytes: the weights once; a row u, three histories, x, z and one entry: 31 MB beside the weights'
+// 52 at 512 rows of 2.8b, which conv.cu's kernel moves in 8.5 us.
+//
+// us a layer of 2.8b in chains with cold weights, one H200 (2026-11-28); in brackets without a
+// norm:
+//                               256 rows    384         512         768         1,024
+//   norm, cuBLASLt, conv.cu     30.6 (28.1) 40.3 (37.3) 49.8 (46.3) 76.0 (69.6) 95.1 (87.3)
+//   norm, this                  31.8 (28.5) 40.8 (36.6) 49.2 (45.3) 67.2 (63.1) 89.2 (82.1)
+//   this, with squares          29.0        38.0        45.8        63.6        84.0
+//
+// Steps of 2.8b with it and wide_out.cu, fp16 states, ms: 512 rows 8.849 to 8.688, 640 12.20 to
+// 12.09, 768 12.90 to 12.41, 1,024 16.57 to 16.56. 1,024 of 130m: 1.637 to 1.613, but 1.557 with
+// wide_in.cu and conv.cu's kernel. So it is for some rows of wide models only.
+#include "wide_rows.cuh"
+
+namespace ssm {
+
+enum { HALF = 80 };               // channels of a tile
+enum { LEAST = 512, MOST = 768 }; // rows at which steps gain
+
+bool wide_rows_fits(const device *d, const batch &b) {
+    const ssm_geometry &g = d->g;
+    return b.decode && b.n >= LEAST && b.n <= MOST && g.kind == SSM_BLOCK_MAMBA && g.d_conv == 4 &&
+           g.d_inner % (2 * HALF) == 0 && g.d_model >= 2048 && wide_kind_fits(d);
+}
+
+cudaError_t wide_rows(device *d, int layer, const batch &b) {
+    typedef wide_turns<2 * HALF, 2, rows_stage(HALF), 3, rows_scratch(HALF)> SHAPE;
+    const ssm_geometry &g = d->g;
+    const layer_weights &w = d->layers[layer];
+    wide_rows_args e = {};
+    e.n = b.n, e.channels = g.d_inner, e.rows = b.rows;
+    e.xz = (bf16 *)d->xz, e.xc = (bf16 *)d->xc;
+    e.ring = (bf16 *)d->ring + (size_t)layer * d->n_slots * 3 * g.d_inner;
+    e.conv_weight = w.conv_weight, e.conv_bias = w.conv_bias;
+    if (layer > 0) {
+        e.squares = d->row_norms, e.n_squares = wide_out_squares(d, b.n);
+        e.per_width = 1.f / g.d_model, e.eps = g.norm_eps;
+    }
+    if (!tensor_map(&e.ring_map, e.ring, e.channels, 3 * d->n_slots, HALF, 3, false))
+        return cudaErrorNotSupported;
+    return wide_launch<SHAPE>(d, wide_turns_kernel<SHAPE, wide_rows_end<SHAPE>>, w.in_proj, d->u,
+                              b.n, 2 * g.d_inner, g.d_model, e, g.d_inner);
+}
+
+} // namespace ssm
