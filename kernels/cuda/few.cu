@@ -45,6 +45,11 @@
 // 2.1. What is lost: memory idles for 3 us around the advance, when all rings are full. 130m, 8.1
 // us a layer: in_proj 3.2, advance 1.5, out_proj 1.9, boundaries 1.4: latency alone.
 //
+// Where x_sums lie counts: 130m's 8 rows took 0.315 ms, 0.338 after another buffer had come in
+// front of them (solo.cu's, 43 KB), and 0.320 to 0.340 with them 0.5 to 256 KB further on: most
+// likely how many of their lines meet in a part of L2. Four sums a line, over four times as many
+// lines: 0.325 wherever they lie, and 370m 0.727 in place of 0.720. They lie where they lay.
+//
 // Tried and dropped: rings of 64 and 150 to 200 KB (one less or no block beside; 130m +10% and
 // +21%); token rows in registers (128 of them: nothing fits beside); one copy of x_proj's sums
 // instead of four (2.8b +5%, 130m b8 +20%); streaming out_proj's token rows at one and two rows
