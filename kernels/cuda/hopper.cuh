@@ -97,12 +97,11 @@ __device__ __forceinline__ void prefetch_box(const CUtensorMap *map, int column,
 __device__ __forceinline__ void prefetch_run(const void *from, uint32_t bytes) {
     asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
 }
-// From shared memory; there on return. Not none.
+// From shared memory; on return it is there, as if this thread had written it. Not none.
 __device__ __forceinline__ void store_run(void *to, uint32_t from, uint32_t bytes) {
     asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;\n"
                  "cp.async.bulk.commit_group;\n"
-                 "cp.async.bulk.wait_group 0;\n"
-                 "fence.proxy.async;" ::"l"(to),
+                 "cp.async.bulk.wait_group 0;" ::"l"(to),
                  "r"(from), "r"(bytes)
                  : "memory");
 }

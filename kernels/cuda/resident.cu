@@ -5,18 +5,21 @@
 // - 64 clusters of two blocks, a block an SM, launched cooperatively. A cluster has 1/64 of the
 //   channels: their rows of in_proj (x and z), convolution, share of x_proj, dt_proj, states, y.
 //   Its blocks have half of in_proj's columns each, and end every other eight token rows.
-// - A warp fills a ring of 7 slots (140 KB at 2.8b) with all that a block reads once, in order:
-//   in_proj's weights, x_proj's, dt_proj's, the tokens' states, out_proj's, the next layer's. None
-//   of it depends on anything in this launch, so the ring is full whenever a phase begins; while it
-//   is, L2 is asked for what follows. It stops where blocks are about to tell each other something,
-//   which would take 2 to 4 us longer beside it (below).
-// - Two warps fetch token rows (u, y: L2) by 16-byte loads once they are there; two groups of four
-//   warps multiply (wgmma, 64 token rows by a group's weight rows) and do all the rest.
+// - A warp fills a ring of 6 slots (120 KB at 2.8b) with all that a block reads once, in order:
+//   in_proj's weights of x, x_proj's, in_proj's of z, dt_proj's, the tokens' states, out_proj's,
+//   the next layer's. None of it depends on anything in this launch, so the ring is full whenever a
+//   phase begins; while it is, L2 is asked for what follows. It stops where blocks are about to
+//   tell each other something, which would take 2 to 4 us longer beside it (below).
+// - Two warps fetch token rows (u twice, y: L2) by 16-byte loads once they are there; two groups of
+//   four warps multiply (wgmma, 64 token rows by a group's weight rows) and do all the rest but
+//   for x_proj's counters, which a warp carries while they are busy with z.
 // - Blocks wait for each other at counters (resident_counts), where somebody else's numbers are
 //   needed and by those alone. A layer:
-//     in_proj   sums of half the tokens to the peer, in registers' order, a warp to a warp;
-//               x, z stay in shared memory; the channels' share of x_proj to memory
+//     in_proj   rows of x; sums of half the tokens to the peer, in registers' order, a warp to a
+//               warp; x stays in shared memory; the channels' share of x_proj to memory
+//               two fifths of the columns for the rows of z
 //     parts     64 blocks   then a 64th of x_proj's sums is added up
+//               the other columns, and z's sums to the peer
 //     sums      64 blocks   delta, the states, y
 //     y         16 blocks   out_proj by 16 row tiles and 8 parts of the columns: those that this
 //                           group of 8 clusters has y of; sums to memory
@@ -28,7 +31,7 @@
 //   kernels run (resident_room).
 //
 // Bytes: the weights once, states twice; through L2 a layer of 2.8b at 64 rows x_proj's shares (3
-// MB), out_proj's (5 MB) and u, y to every block (42 MB).
+// MB), out_proj's (5 MB) and u, u again, y to every block (52 MB).
 //
 // Ladder, ms a step, 2.8b, fp16 states:                      H100 b16  b64    H200 b16  b64
 //   medium.cu, advance_short.cu: four launches a layer            3.18  4.05       2.69  3.46
@@ -40,20 +43,19 @@
 //   + token rows' stages announced by their copies, the ring
 //     held up and L2 asked, as below: this kernel alone, two
 //     runs, before 2.69 and 2.68                                                   2.52, 2.57
-// (In turns on one machine: rows 1 and 2 of H100, 1 and 3 of H200, and 1 and 4 at b16.) The last
-// line with fp32 states 3.05 to 2.86; 130m b64 (whole steps) 0.451 to 0.440. Predicted
-// 2.1 to 2.5. H200: b32 2.46, fp32 states b64 3.14 (before 3.90), 130m b64 0.46. Eight rows beside
-// few.cu, one H200 (states in fp16; 790m, 1.4b: fp32): 2.8b 2.26 (few 2.52), 1.4b 1.39 (1.39), 790m
-// 1.00 (1.01), 130m 0.367 (0.308).
+//   + z multiplied while x_proj's sums travel, their counters
+//     carried by a warp, no fence behind its bulk copy: alone,
+//     before 2.12 and 2.58 (b8 1.99, now 1.94)                                     2.01  2.46
+//   + two fifths of z ahead of the adding up, not half: alone                            2.44
+// (In turns on one machine: rows 1 and 2 of H100, 1 and 3 of H200, and 1 and 4 at b16.) The fifth
+// line with fp32 states 3.05 to 2.86, the sixth 2.92 to 2.84; 130m b64 (whole steps) 0.451 to
+// 0.440. Predicted 2.1 to 2.5. H200, fourth line: b32 2.46, fp32 states b64 3.14 (before 3.90),
+// 130m b64 0.46. Eight rows beside few.cu, one H200 (states in fp16; 790m, 1.4b: fp32): 2.8b 2.26
+// (few 2.52), 1.4b 1.39 (1.39), 790m 1.00 (1.01), 130m 0.367 (0.308).
 //
 // What the first line's readings said: loads of a block's states queue in front of its polls (4.5
 // us from the last block's arrival to the counter's opening), and the copy engine takes what it is
 // asked for in order, so that token rows waited behind weights (out_proj's columns 7.6 us).
-//
-// Read off by %globaltimer, third line, H200, us of 42 a layer: from the last layer's end to the
-// first piece 2.1, in_proj's columns 10.2, exchange 0.8, convolution 1.0, share of x_proj 1.2,
-// parts 3.4 (2.4 behind the last block), adding up 1.1, sums 0.5, dt 0.5, delta 1.8, states 5.0, y
-// 3.1, out_proj's columns 5.2, its sums to memory 2.2, shares 2.2, residual 1.5.
 //
 // Slots: an mbarrier's arrive overtakes reads of shared memory that queue behind other traffic
 // (few.cu). The third line gave states' slots back right after reading them: 768 channels, 3
@@ -62,11 +64,23 @@
 // on an H100 no difference in 120 such runs and in test_cuda medium at all five widths, nor in the
 // whole of test_cuda on an H200.
 //
+// Read off by the SMs' clocks, fifth line, H200, us of 40.4 a layer (41.8 with stamps): first piece
+// 2.1, in_proj's columns 11.7, of which 7.2 waiting for weights, exchange 0.9, convolution 1.0,
+// share of x_proj 0.9, stored and counted 1.9, parts 0.8, adding up 1.3, counted 1.4, sums 0.8, dt
+// 0.7, delta 1.3, states 4.4, y counted 1.4, there 1.5, out_proj's columns 3.5, shares 0.8, counted
+// 0.8, there 0.6, residual 1.8, counted 2.3. Sixth, of 38.9 (42.3): first piece 2.0, x's columns
+// 5.5 (1.8 waiting), exchange 0.9; parts counted 12.6 after the layer's begin (18.4 in the fifth),
+// added up 16.6 (20.4), sums open 19.6 (22.6); states 6.9, which wait for the ring now. It is held
+// up for 9 us of a layer.
+//
 // What is lost, read by a bench of this kernel alone (fourth line, 2.8b, 64 rows, fp16, H200: 41.8
 // us a layer, 43.9 with stamps):
 // - The ring's slots taken as they come and nothing else done: 21.0 us, 20.5 if L2 fetches lines
-//   one by one and not in pairs. In a run whose rows shared ten slots (40.8): 39.0 without token
-//   rows, 32.0 without weights, 27.0 without both, 35.6 with no waiting at counters.
+//   one by one and not in pairs. With 2, 3, 4, 5 slots under way 25.5, 22.9, 22.0, 21.4. From L2
+//   alone (few MB for all layers) 20.2: boxes come to the SMs no faster from there than from
+//   memory. Token rows beside them: 0.4 to 1 more. In a run whose rows shared ten slots (40.8):
+//   39.0 without token rows, 32.0 without weights, 27.0 without both, 35.6 with no waiting at
+//   counters.
 // - For 11.4 us all that the ring's warp asked for is there and no slot is free.
 // - in_proj's columns wait 1.9 us for weights and 6.8 for u; with six stages of token rows that are
 //   announced by their own copies 6.0 and 1.2: no less.
@@ -85,7 +99,19 @@
 // a run failed, unexplained); four polls under way (45.0, 44.8); a ring's warp of which one lane
 // decides all (whole steps 2.83 ms, 2.78). Clusters of 4, 8, 16: the card holds 30, 15, 7 of them.
 //
-// Not explained: a predecessor of this form, 39.0 to 39.1 us in two runs, took 47.2 in a third.
+// With z put off, against 38.1: never held up 39.9, not for parts 39.3, not for y 38.7, not for
+// shares 38.3; two pieces of columns at once 38.8 (16 rows 31.0, 31.4); 3 to 6 slots under way the
+// same; L2 not asked ahead or 14 slots the same.
+//
+// All exchanges by words that tell themselves whether they are there (none is zero; places wiped by
+// their readers, or by their writers a layer later), with one counter a layer that nobody waits for
+// in between: the same bits in every case tried, but 46.0 us in a run where the fifth line took
+// 41.2, and 50.5 with z put off. There token rows, looked at in shared memory before they were
+// multiplied, came at 0.7 us a piece, and parts were there 6 us after they had been sent.
+//
+// Not explained: some launches take longer. In one process, blocks on the same SMs, the fifth line
+// took 2.58 or 3.00 ms from launch to launch and the sixth 2.49 or 2.91, once 5.09 for some
+// seconds; in other runs never. So compare lower quartiles.
 #include "clusters.cuh"
 #include "resident_fill.cuh"
 
@@ -95,6 +121,7 @@ namespace ssm {
 
 template <int NW, class S>
 __device__ __forceinline__ void work(const resident_args &a, const resident_block<NW> &b) {
+    typedef resident_shape<NW> shape;
     resident_worker<NW> w(a);
     const int token = token_of(b.rank, w.own_place());
     w.own = {-1, -1, 0, 1};
@@ -105,11 +132,15 @@ __device__ __forceinline__ void work(const resident_args &a, const resident_bloc
 #pragma unroll 1
     for (int i = 0; i < a.n_layers; i++, w.first += w.in_layer) {
         w.layer = i;
-        in_proj(a, b, w);
+        const float by = in_proj_x(a, b, w);
         x_proj_parts(a, b, w);
+        float z[shape::GROUP_ROWS / 2] = {};
+        in_columns(b, w, shape::EARLY_Z, z);
         states.ask(a, b, w);
         x_proj_sums(a, b, w);
-        states.advance(a, b, w);
+        in_columns(b, w, shape::IN_SLOTS - shape::EARLY_Z, z);
+        send_z(b, w, z);
+        states.advance(a, b, w, z, by);
         out_proj_shares(a, b, w);
         residual(a, b, w);
     }
@@ -138,6 +169,8 @@ __global__ void __launch_bounds__(RESIDENT_THREADS, 1)
             fill_ring<NW, S>(a, b);
         else if (warp <= X_WARPS)
             fill_x(a, b, threadIdx.x - RESIDENT_WORKERS - 32);
+        else
+            carry_sums(a, b);
     }
     __syncwarp();
     cluster_arrive();

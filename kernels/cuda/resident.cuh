@@ -90,27 +90,38 @@ template <int NW> struct resident_shape {
         SLOT = TILE_ROWS * 128,
         X_SLOTS = (N_X + X_PROJ_ROWS - 1) / X_PROJ_ROWS,
         DT_SLOTS = (CHANNELS + DT_ROWS - 1) / DT_ROWS,
-        // in_proj's rows in a slot: a group has some of x, then some of z
-        BOX = NW % 16 == 0 ? NW / 2 : 8,
-        FIRST_X = (NW / 8 + 1) / 2 * 8,            // rows of x in the first group
+        // in_proj: slots of all rows of x, or of z, and two pieces of columns
+        BOX = NW,
+        IN_SLOTS = IN_PIECES / 2,
+        EARLY_Z = IN_SLOTS * 2 / 5, // slots of z ahead of x_proj's adding up
+        GROUP_ROWS =
+            (NW / 8 + 1) / 2 * 8, // a group's; of an odd number of eights one is made twice
+        IN_BLOCKS = GROUP_ROWS / 8,
         PITCH = NW + 8,                            // of a token's x and z
         DT_PITCH = (RANK * 2 + 63) / 64 * 64 | 64, // bytes: odd multiples of 64
         BC_PITCH = 32 + 4,
         // bytes
-        PEER = 8 * NW * 32, // sums from the peer, later delta and delta x
+        FROM_PEER = 8 * IN_BLOCKS * 256, // bytes of x's or z's sums
+        PEER = 2 * FROM_PEER > 8 * NW * 32 ? 2 * FROM_PEER
+                                           : 8 * NW * 32, // both, later delta and delta x
         ACTS = HALF_ROWS * PITCH * 2,
-        BESIDE = X_STAGES * X_STAGE + PEER + 2 * ACTS,
-        BARRIERS = 512,
+        SUMMED = HALF_ROWS * (DT_PITCH + BC_PITCH * 4), // x_proj's sums
+        SHARE = HALF_ROWS * N_X * 4,
+        // the share of x_proj; then its sums, and z's to the peer
+        STAGED = SHARE > SUMMED + FROM_PEER ? SHARE : SUMMED + FROM_PEER,
+        SUMS = 16 * N_X,
+        BESIDE = X_STAGES * X_STAGE + PEER + 2 * ACTS + STAGED + SUMS,
+        BARRIERS = NW > 32 ? 512 : 640,
         ROOM = (RESIDENT_SHARED - BESIDE - BARRIERS) / SLOT,
         SLOTS = ROOM < 16 ? ROOM : 16,
         BYTES = SLOTS * SLOT + BESIDE + BARRIERS,
         SLOTS_FLIGHT = FLIGHT / SLOT < SLOTS ? FLIGHT / SLOT : SLOTS,
         SLOTS_AHEAD = AHEAD / SLOT
     };
-    static_assert(PEER <= X_STAGES * X_STAGE, "sums for the peer lie where x was");
-    static_assert(HALF_ROWS * (DT_PITCH + BC_PITCH * 4) <= X_STAGES * X_STAGE, "so do x_proj's");
+    static_assert(IN_PIECES % 2 == 0, "two pieces a slot");
     static_assert(HALF_ROWS * CHANNELS * 8 <= PEER, "delta");
-    static_assert(PEER + HALF_ROWS * N_X * 4 <= X_STAGES * X_STAGE, "and the share of x_proj");
+    static_assert((2 * SLOTS + 2 * X_STAGES + 22) * 8 <= BARRIERS, "their room");
+    static_assert((int)BYTES <= (int)RESIDENT_SHARED, "all");
 
     // Where a token row's 16 bytes of a share of x_proj lie in the row, so that eight rows' are
     // written at once.
@@ -206,7 +217,7 @@ template <int NW> struct resident_block {
     int rank, cluster, tile, split; // of the cluster, the card; of out_proj
     int mine;                       // token rows that this rank ends, in eights: every other eight
     char *memory;
-    uint32_t slots, x_ring, full, empty, x_full, x_empty, arrived, taken, go, limit;
+    uint32_t slots, x_ring, full, empty, x_full, x_empty, arrived, z_arrived, go, told, open, limit;
 
     __device__ __forceinline__ resident_block(char *p, int tokens) {
         rank = blockIdx.x % 2, cluster = blockIdx.x / 2;
@@ -216,7 +227,8 @@ template <int NW> struct resident_block {
         slots = shared_address(p), x_ring = slots + shape::SLOTS * shape::SLOT;
         full = slots + shape::BYTES - shape::BARRIERS, empty = full + shape::SLOTS * 8;
         x_full = empty + shape::SLOTS * 8, x_empty = x_full + X_STAGES * 8;
-        arrived = x_empty + X_STAGES * 8, taken = arrived + 8 * 8, go = taken + 8, limit = go + 8;
+        arrived = x_empty + X_STAGES * 8, z_arrived = arrived + 8 * 8, go = z_arrived + 8 * 8,
+        told = go + 8, open = told + 2 * 8, limit = open + 2 * 8;
     }
     __device__ __forceinline__ char *slot(int i) const {
         return memory + i * shape::SLOT;
@@ -233,6 +245,12 @@ template <int NW> struct resident_block {
     __device__ __forceinline__ bf16 *z() const {
         return (bf16 *)(peer_place() + shape::PEER + shape::ACTS);
     }
+    __device__ __forceinline__ char *staged() const {
+        return peer_place() + shape::PEER + 2 * shape::ACTS;
+    }
+    __device__ __forceinline__ float4 *sums() const { // [warp][N_X / 8]
+        return (float4 *)(staged() + shape::STAGED);
+    }
     __device__ __forceinline__ void init() const { // one thread
         for (int i = 0; i < shape::SLOTS; i++)
             barrier_init(full + i * 8, 1), barrier_init(empty + i * 8, RESIDENT_WARPS);
@@ -240,8 +258,9 @@ template <int NW> struct resident_block {
             barrier_init(x_full + i * 8, X_WARPS * 32),
                 barrier_init(x_empty + i * 8, RESIDENT_WARPS);
         for (int i = 0; i < 8; i++)
-            barrier_init(arrived + i * 8, 1);
-        barrier_init(taken, 8);
+            barrier_init(arrived + i * 8, 1), barrier_init(z_arrived + i * 8, 1);
+        barrier_init(told, RESIDENT_WARPS), barrier_init(told + 8, 1);
+        barrier_init(open, 1), barrier_init(open + 8, 1);
         barrier_init(go, 1);
         ask_up_to(NO_LIMIT);
         barriers_ready();

@@ -4,7 +4,7 @@
 #ifndef SSM_KERNELS_CUDA_RESIDENT_ADVANCE_CUH
 #define SSM_KERNELS_CUDA_RESIDENT_ADVANCE_CUH
 
-#include "resident_in.cuh"
+#include "resident_x_proj.cuh"
 
 namespace ssm {
 
@@ -187,10 +187,10 @@ template <int NW, class S> struct resident_states {
     }
 
     __device__ __forceinline__ void advance(const resident_args &a, const resident_block<NW> &b,
-                                            resident_worker<NW> &w) {
-        workers_wait(&a.scratch->counts.sums[b.rank], RESIDENT_CLUSTERS * (w.layer + 1));
-        barrier_wait(b.taken, w.layer & 1); // this block's sums have left x's place
-        char *dt = b.x_place();
+                                            resident_worker<NW> &w,
+                                            const float (&z)[shape::GROUP_ROWS / 2], float by) {
+        barrier_wait(b.open + 8, w.layer & 1);
+        char *dt = b.staged();
         float *bc = (float *)(dt + HALF_ROWS * shape::DT_PITCH);
         const bf16 *from_dt = dt_of<NW>(a, b.rank);
         const float *from_bc = bc_of<NW>(a, b.rank);
@@ -202,6 +202,7 @@ template <int NW, class S> struct resident_states {
         for (int i = threadIdx.x; i < b.mine * 8; i += RESIDENT_WORKERS)
             copy_async(bc + i / 8 * shape::BC_PITCH + i % 8 * 4, from_bc + i * 4, true);
         copies_commit();
+        keep_z(b, w, z, by);
         copies_wait();
         workers_sync();
         deltas(b, w, dt);
@@ -226,8 +227,8 @@ template <int NW>
 __device__ __forceinline__ void out_proj_shares(const resident_args &a, const resident_block<NW> &b,
                                                 resident_worker<NW> &w) {
     typedef resident_shape<NW> shape;
-    float acc[NW / 2];
-    columns<NW, shape::OUT_PIECES>(b, w, w.first + w.in_layer, acc);
+    float acc[NW / 2] = {};
+    columns<NW, NW, 1>(b, w, shape::OUT_PIECES, w.group * NW, w.first + w.in_layer, acc);
     const int t = w.warp % 4 * 16 + w.g;
     float *to = shares_of<NW>(a) + (size_t)(b.split * RESIDENT_ROWS + t) * shape::WIDTH +
                 b.tile * shape::TILE_ROWS + w.group * NW;

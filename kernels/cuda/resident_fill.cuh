@@ -38,7 +38,7 @@ template <int NW, class S> struct ring_source {
         return (tokens + states::OF_SLOT - 1) / states::OF_SLOT;
     }
     static __device__ __forceinline__ int in_layer(int tokens) { // slots
-        return shape::IN_PIECES + shape::X_SLOTS + shape::DT_SLOTS + in_states(tokens) +
+        return 2 * shape::IN_SLOTS + shape::X_SLOTS + shape::DT_SLOTS + in_states(tokens) +
                shape::OUT_PIECES;
     }
 
@@ -63,25 +63,23 @@ template <int NW, class S> struct ring_source {
             else if (on)
                 prefetch_run(from, (uint32_t)bytes);
         };
-        if (j < shape::IN_PIECES) {
-            const int column = (b.rank * shape::IN_PIECES + j) * PIECE;
+        auto in = [&](int at, int row) {
+            const int column = (b.rank * shape::IN_PIECES + 2 * at) * PIECE;
             expect(shape::SLOT);
-#pragma unroll
-            for (int r = 0; r < shape::TILE_ROWS; r += shape::BOX) {
-                const int group = r / NW, n = r % NW;
-                const int xs = group ? NW - shape::FIRST_X : shape::FIRST_X;
-                const int row = n < xs ? group * shape::FIRST_X + n
-                                       : shape::INNER + group * (NW - shape::FIRST_X) + n - xs;
-                box(r * 128, &l.in, column, b.cluster * NW + row);
-            }
-            return;
-        }
-        j -= shape::IN_PIECES;
+            box(0, &l.in, column, row + b.cluster * NW);
+            box(NW * 128, &l.in, column + PIECE, row + b.cluster * NW);
+        };
+        if (j < shape::IN_SLOTS)
+            return in(j, 0);
+        j -= shape::IN_SLOTS;
         if (j < shape::X_SLOTS) {
             expect(X_PROJ_ROWS * NW * 2);
             return box(0, &l.x, b.cluster * NW, j * X_PROJ_ROWS);
         }
         j -= shape::X_SLOTS;
+        if (j < shape::IN_SLOTS)
+            return in(j, shape::INNER);
+        j -= shape::IN_SLOTS;
         if (j < shape::DT_SLOTS) {
             const int row = j * DT_ROWS;
             const int bytes = min((int)DT_ROWS, NW - row) * shape::RANK * 2;
@@ -186,6 +184,7 @@ __device__ __forceinline__ void fill_x(const resident_args &a, const resident_bl
         if (thread == 0)
             barrier_arrive(b.go);
         ask(a.u + b.rank * shape::IN_PIECES * PIECE, shape::WIDTH, shape::IN_PIECES);
+        ask(a.u + b.rank * shape::IN_PIECES * PIECE, shape::WIDTH, shape::IN_PIECES); // z's turn
         if (lane == 0)
             count_wait(&a.scratch->counts.y[b.split], RESIDENT_TILES * (i + 1));
         __syncwarp();

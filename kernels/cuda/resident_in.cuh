@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// resident.cu's first half of a layer: in_proj's columns, what follows them, and x_proj.
+// resident.cu's beginning of a layer: in_proj's columns and the convolution.
 #ifndef SSM_KERNELS_CUDA_RESIDENT_IN_CUH
 #define SSM_KERNELS_CUDA_RESIDENT_IN_CUH
 
@@ -46,51 +46,96 @@ __device__ __forceinline__ void give_back(const resident_block<NW> &b, const res
         barrier_arrive(b.empty + slot * 8 + (bits & w.zero));
 }
 
-// [64 tokens][NW rows] of a group over PIECES pieces of 64 columns. From the last two pieces on the
-// ring asks for nothing from slot `limit` on.
-template <int NW, int PIECES>
+// [64 tokens][ROWS] of a group over so many pieces of 64 columns, added to acc. A slot has A_SLOT
+// pieces of rows; the group's begin at `row`. From the last two pieces on the ring asks for nothing
+// from slot `limit` on.
+template <int NW, int ROWS, int A_SLOT>
 __device__ __forceinline__ void columns(const resident_block<NW> &b, resident_worker<NW> &w,
-                                        int limit, float (&acc)[NW / 2]) {
+                                        int pieces, int row, int limit, float (&acc)[ROWS / 2]) {
     typedef resident_shape<NW> shape;
-#pragma unroll
-    for (int i = 0; i < NW / 2; i++)
-        acc[i] = 0;
     int slot_before = 0, x_before = 0;
+    auto done = [&](bool slot) { // the piece before
+        if (w.lane == 0) {
+            barrier_arrive(b.x_empty + x_before * 8);
+            if (slot)
+                barrier_arrive(b.empty + slot_before * 8);
+        }
+    };
 #pragma unroll 1
-    for (int p = 0; p < PIECES; p++) {
-        if (p == PIECES - 2 && limit < NO_LIMIT && threadIdx.x == 0)
+    for (int p = 0; p < pieces; p++) {
+        if (p == pieces - 2 && limit < NO_LIMIT && threadIdx.x == 0)
             b.ask_up_to(limit);
         barrier_wait(b.full + w.slot.at * 8, w.slot.phase);
         barrier_wait(b.x_full + w.x.at * 8, w.x.phase);
         fence_async(); // token rows came by cp.async
         const uint64_t x = tile_at(b.x_ring + w.x.at * X_STAGE);
-        const uint64_t rows = tile_at(b.slots + w.slot.at * shape::SLOT + w.group * NW * 128);
+        const uint64_t rows = tile_at(b.slots + w.slot.at * shape::SLOT +
+                                      (p % A_SLOT * (shape::TILE_ROWS / A_SLOT) + row) * 128);
         wgmma_fence();
 #pragma unroll
         for (int k = 0; k < 4; k++) // 16 columns are 32 bytes
             wgmma(acc, x + k * 2, rows + k * 2);
         wgmma_commit();
         wgmma_wait<1>();
-        if (p > 0 && w.lane == 0) { // the piece before is done with
-            barrier_arrive(b.empty + slot_before * 8);
-            barrier_arrive(b.x_empty + x_before * 8);
-        }
+        if (p > 0)
+            done(p % A_SLOT == 0);
         slot_before = w.slot.at, x_before = w.x.at;
-        w.slot.next(), w.x.next();
+        if (p % A_SLOT == A_SLOT - 1)
+            w.slot.next();
+        w.x.next();
     }
     wgmma_wait<0>();
-    if (w.lane == 0) {
-        barrier_arrive(b.empty + slot_before * 8);
-        barrier_arrive(b.x_empty + x_before * 8);
-    }
+    done(true);
 #pragma unroll
-    for (int i = 0; i < NW / 2; i++) // nothing reads a sum before this
+    for (int i = 0; i < ROWS / 2; i++) // nothing reads a sum before this
         asm volatile("" : "+f"(acc[i])::"memory");
+}
+
+// Of in_proj's rows of x, or z, over so many slots.
+template <int NW>
+__device__ __forceinline__ void in_columns(const resident_block<NW> &b, resident_worker<NW> &w,
+                                           int slots,
+                                           float (&acc)[resident_shape<NW>::GROUP_ROWS / 2]) {
+    enum { ROWS = resident_shape<NW>::GROUP_ROWS };
+    columns<NW, ROWS, 2>(b, w, 2 * slots, w.group * (NW - ROWS), NO_LIMIT, acc);
+}
+
+// The peer's tokens' sums to it: from a warp's place to the same warp's place there.
+template <int NW>
+__device__ __forceinline__ void to_peer(const resident_block<NW> &b, const resident_worker<NW> &w,
+                                        const float (&acc)[resident_shape<NW>::GROUP_ROWS / 2],
+                                        char *staged, char *place, uint32_t barriers) {
+    enum { BLOCKS = resident_shape<NW>::IN_BLOCKS, BYTES = BLOCKS * 256 };
+    float2 *to = (float2 *)(staged + w.warp * BYTES) + w.lane;
+#pragma unroll
+    for (int i = 0; i < BLOCKS; i++)
+        to[i * 32] = b.rank ? make_float2(acc[4 * i], acc[4 * i + 1])
+                            : make_float2(acc[4 * i + 2], acc[4 * i + 3]);
+    fence_async();
+    __syncwarp();
+    if (w.lane == 0) {
+        const uint32_t arrived = barriers + w.warp * 8;
+        barrier_expect(arrived, BYTES);
+        copy_to_peer(peer_address(shared_address(place + w.warp * BYTES), b.rank ^ 1),
+                     shared_address(staged + w.warp * BYTES), BYTES,
+                     peer_address(arrived, b.rank ^ 1));
+    }
+}
+// The i-th pair of channels of this thread's token, both blocks' columns.
+template <int NW>
+__device__ __forceinline__ uint32_t both(const resident_block<NW> &b, const resident_worker<NW> &w,
+                                         const float (&acc)[resident_shape<NW>::GROUP_ROWS / 2],
+                                         const char *place, int i, float by) {
+    enum { BYTES = resident_shape<NW>::IN_BLOCKS * 256 };
+    const float2 other = ((const float2 *)(place + w.warp * BYTES))[w.lane + i * 32];
+    const float lo = (b.rank ? acc[4 * i + 2] : acc[4 * i]) + other.x;
+    const float hi = (b.rank ? acc[4 * i + 3] : acc[4 * i + 1]) + other.y;
+    return pack_bf16(lo * by, hi * by);
 }
 
 // What the convolution of a thread's pairs of channels needs, asked for ahead of time.
 template <int NW> struct resident_taps {
-    enum { BLOCKS = resident_shape<NW>::FIRST_X / 8 };
+    enum { BLOCKS = resident_shape<NW>::IN_BLOCKS };
     float2 taps[BLOCKS][5];      // of the input 0 to 3 tokens ago; the bias
     uint32_t history[BLOCKS][3]; // the inputs 1 to 3 tokens ago
 
@@ -98,8 +143,8 @@ template <int NW> struct resident_taps {
                                         const resident_worker<NW> &w) {
         typedef resident_shape<NW> shape;
         const resident_layer &l = a.layers[w.layer];
-        const int first = b.cluster * NW + w.group * shape::FIRST_X + 2 * w.q;
-        const int n = (w.group ? NW - shape::FIRST_X : shape::FIRST_X) / 8, kept = a.width - 1;
+        const int first = b.cluster * NW + w.group * (NW - shape::GROUP_ROWS) + 2 * w.q;
+        const int kept = a.width - 1;
         const bool there = w.own.slot >= 0 && !w.own.fresh;
         const bf16 *from = a.ring + w.layer * a.ring_pitch +
                            (size_t)(there ? w.own.slot : 0) * kept * shape::INNER + first;
@@ -110,7 +155,7 @@ template <int NW> struct resident_taps {
 #pragma unroll
             for (int i = 0; i < BLOCKS; i++) {
                 history[i][k] = 0;
-                if (there && k < kept && i < n)
+                if (there && k < kept)
                     history[i][k] = load_word(from + (size_t)e * shape::INNER + i * 8);
             }
         }
@@ -119,11 +164,11 @@ template <int NW> struct resident_taps {
 #pragma unroll
             for (int k = 0; k < 4; k++) {
                 taps[i][k] = make_float2(0, 0);
-                if (k < a.width && i < n)
+                if (k < a.width)
                     taps[i][k] = load_pair(l.conv_weight + (size_t)(kept - k) * shape::INNER +
                                            first + i * 8);
             }
-            taps[i][4] = i < n ? load_pair(l.conv_bias + first + i * 8) : make_float2(0, 0);
+            taps[i][4] = load_pair(l.conv_bias + first + i * 8);
         }
     }
 
@@ -167,177 +212,60 @@ __device__ __forceinline__ float scale_of(const resident_args &a, const resident
     return rsqrtf(sum * (1.f / resident_shape<NW>::WIDTH) + a.eps);
 }
 
-// in_proj: the peer ends half of the tokens, this block the others: x after its convolution and z
-// to shared memory.
+// in_proj's rows of x: the peer ends half of the tokens, this block the others, after their
+// convolution to shared memory. Returns what z's sums are to be multiplied by.
 template <int NW>
-__device__ __forceinline__ void in_proj(const resident_args &a, const resident_block<NW> &b,
-                                        resident_worker<NW> &w) {
+__device__ __forceinline__ float in_proj_x(const resident_args &a, const resident_block<NW> &b,
+                                           resident_worker<NW> &w) {
     typedef resident_shape<NW> shape;
-    enum { BLOCKS = NW / 8, BYTES = NW * 32 }; // of eight rows; from a warp to its peer
     resident_taps<NW> conv;
     conv.ask(a, b, w);
     const int token = token_of(b.rank, w.own_place());
     barrier_wait(b.go, w.layer & 1);
     const float4 squares = load_shared_sum(&a.scratch->squares[token][w.q * 4]);
-    float acc[NW / 2];
-    columns<NW, shape::IN_PIECES>(b, w, NO_LIMIT, acc);
-    workers_sync(); // x's place is free
-    float2 *to = (float2 *)(b.x_place() + w.warp * BYTES) + w.lane;
-#pragma unroll
-    for (int i = 0; i < BLOCKS; i++)
-        to[i * 32] = b.rank ? make_float2(acc[4 * i], acc[4 * i + 1])
-                            : make_float2(acc[4 * i + 2], acc[4 * i + 3]);
-    fence_async();
-    __syncwarp();
-    const uint32_t arrived = b.arrived + w.warp * 8;
-    if (w.lane == 0) {
-        barrier_expect(arrived, BYTES);
-        copy_to_peer(peer_address(shared_address(b.peer_place() + w.warp * BYTES), b.rank ^ 1),
-                     shared_address(b.x_place() + w.warp * BYTES), BYTES,
-                     peer_address(arrived, b.rank ^ 1));
-    }
+    float acc[shape::GROUP_ROWS / 2] = {};
+    in_columns(b, w, shape::IN_SLOTS, acc);
+    char *x_place = b.peer_place(), *z_place = x_place + shape::FROM_PEER;
+    to_peer(b, w, acc, z_place, x_place, b.arrived);
     const float by = scale_of(a, w, squares);
-    barrier_wait(arrived, w.layer & 1);
-    const float2 *from = (const float2 *)(b.peer_place() + w.warp * BYTES) + w.lane;
+    barrier_wait(b.arrived + w.warp * 8, w.layer & 1);
     uint32_t *x = (uint32_t *)(b.x() + w.own_place() * shape::PITCH);
-    uint32_t *z = (uint32_t *)(b.z() + w.own_place() * shape::PITCH);
-    const int n_x = (w.group ? NW - shape::FIRST_X : shape::FIRST_X) / 8; // blocks of x
-    const int first_z = w.group ? NW - shape::FIRST_X : 0;
 #pragma unroll
-    for (int i = 0; i < BLOCKS; i++) {
-        const float2 other = from[i * 32];
-        const float lo = (b.rank ? acc[4 * i + 2] : acc[4 * i]) + other.x;
-        const float hi = (b.rank ? acc[4 * i + 3] : acc[4 * i + 1]) + other.y;
-        const uint32_t raw = pack_bf16(lo * by, hi * by);
-        if (i < resident_taps<NW>::BLOCKS && i < n_x) {
-            const int channel = w.group * shape::FIRST_X + i * 8 + 2 * w.q;
-            x[channel / 2] = conv.convolve(i < resident_taps<NW>::BLOCKS ? i : 0, raw);
-            if (w.own.slot >= 0)
-                keep_input(a, w, b.cluster * NW + channel, raw);
-        } else {
-            z[(first_z + (i - n_x) * 8) / 2 + w.q] = raw;
-        }
+    for (int i = 0; i < shape::IN_BLOCKS; i++) {
+        const uint32_t raw = both(b, w, acc, x_place, i, by);
+        if (w.group && i < (2 * shape::GROUP_ROWS - NW) / 8)
+            continue; // the other group's
+        const int channel = w.group * (NW - shape::GROUP_ROWS) + i * 8 + 2 * w.q;
+        x[channel / 2] = conv.convolve(i, raw);
+        if (w.own.slot >= 0)
+            keep_input(a, w, b.cluster * NW + channel, raw);
     }
-    __syncwarp();
-    if (w.lane == 0) // the peer's sums may be overwritten there
-        arrive_at_peer(peer_address(b.taken, b.rank ^ 1));
     workers_sync();
     if (threadIdx.x == 0)
-        b.ask_up_to(w.first + shape::IN_PIECES + shape::X_SLOTS);
+        b.ask_up_to(w.first + shape::IN_SLOTS + shape::X_SLOTS);
+    return by;
 }
 
-__device__ __forceinline__ void mma_8(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t b0) {
-    asm("mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, "
-        "{%0,%1,%2,%3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a0), "r"(a1), "r"(b0));
-}
-
-// The cluster's channels' share of x_proj's sums, of the rank's tokens.
+// Its rows of z, once all columns are multiplied.
 template <int NW>
-__device__ __forceinline__ void x_proj_parts(const resident_args &a, const resident_block<NW> &b,
-                                             resident_worker<NW> &w) {
+__device__ __forceinline__ void send_z(const resident_block<NW> &b, const resident_worker<NW> &w,
+                                       const float (&acc)[resident_shape<NW>::GROUP_ROWS / 2]) {
     typedef resident_shape<NW> shape;
-    enum { TILES = shape::N_X / 8, A_WARP = (TILES + 7) / 8, STEPS = NW / 16 };
-    int slot[2];
-#pragma unroll
-    for (int i = 0; i < shape::X_SLOTS; i++)
-        slot[i] = next_slot(b, w);
-    float c[A_WARP][2][4] = {};
-    const bf16 *x = b.x() + w.lane % 16 * shape::PITCH + w.lane / 16 * 8;
-    const char *rows[A_WARP];
-#pragma unroll
-    for (int k = 0; k < A_WARP; k++) {
-        const int n = min(w.warp + 8 * k, TILES - 1) * 8 + w.g;
-        rows[k] = b.slot(n < X_PROJ_ROWS ? slot[0] : slot[shape::X_SLOTS - 1]) +
-                  n % X_PROJ_ROWS * (NW * 2) + w.q * 4;
-    }
-#pragma unroll
-    for (int s = 0; s < STEPS + NW % 16 / 8; s++) {
-        uint32_t v[2][4];
-        ldmatrix(v[0], x + s * 16);
-        ldmatrix(v[1], x + 16 * shape::PITCH + s * 16);
-#pragma unroll
-        for (int k = 0; k < A_WARP; k++) {
-            const uint32_t b0 = *(const uint32_t *)(rows[k] + s * 32);
-            if (s == STEPS) { // eight channels are left
-                mma_8(c[k][0], v[0][0], v[0][1], b0);
-                mma_8(c[k][1], v[1][0], v[1][1], b0);
-                continue;
-            }
-            const uint32_t b1 = *(const uint32_t *)(rows[k] + s * 32 + 16);
-            mma(c[k][0], v[0][0], v[0][1], v[0][2], v[0][3], b0, b1);
-            mma(c[k][1], v[1][0], v[1][1], v[1][2], v[1][3], b0, b1);
-        }
-    }
-    uint32_t bits = 0;
-#pragma unroll
-    for (int k = 0; k < A_WARP; k++)
-        bits |= __float_as_uint(c[k][0][0]) | __float_as_uint(c[k][1][0]);
-#pragma unroll
-    for (int i = 0; i < shape::X_SLOTS; i++)
-        give_back(b, w, slot[i], bits);
-    char *staged = b.x_place() + shape::PEER; // in front lie sums on their way to the peer
-#pragma unroll
-    for (int k = 0; k < A_WARP; k++) {
-        const int n = (w.warp + 8 * k) * 8 + 2 * w.q;
-#pragma unroll
-        for (int m = 0; m < 4; m++) {
-            if (n < shape::N_X)
-                *(float2 *)(staged + (m * 8 + w.g) * (shape::N_X * 4) +
-                            shape::swizzled(w.g, n / 4) * 16 + n % 4 * 4) =
-                    make_float2(c[k][m / 2][m % 2 * 2], c[k][m / 2][m % 2 * 2 + 1]);
-        }
-    }
-    fence_async();
-    workers_sync();
-    if (threadIdx.x == 0) {
-        if (b.mine > 0)
-            store_run(x_parts_of<NW>(a) +
-                          (size_t)(b.rank * RESIDENT_CLUSTERS + b.cluster) * HALF_ROWS * shape::N_X,
-                      shared_address(staged), (uint32_t)(b.mine * shape::N_X * 4));
-        count_up(&a.scratch->counts.parts[b.rank]);
-        b.ask_up_to(NO_LIMIT);
-    }
+    to_peer(b, w, acc, b.staged() + shape::SUMMED, b.peer_place() + shape::FROM_PEER, b.z_arrived);
 }
-
-// Adds up a 64th of the rank's sums of x_proj, in order of cluster: a warp eight of them, then
-// those of the warps.
 template <int NW>
-__device__ __forceinline__ void x_proj_sums(const resident_args &a, const resident_block<NW> &b,
-                                            const resident_worker<NW> &w) {
+__device__ __forceinline__ void keep_z(const resident_block<NW> &b, const resident_worker<NW> &w,
+                                       const float (&acc)[resident_shape<NW>::GROUP_ROWS / 2],
+                                       float by) {
     typedef resident_shape<NW> shape;
-    const int units = b.mine * shape::N_X / 4; // of four numbers
-    const int unit = b.cluster * units / RESIDENT_CLUSTERS + w.lane;
-    const bool live = unit < (b.cluster + 1) * units / RESIDENT_CLUSTERS;
-    float4 *sums = (float4 *)b.peer_place(); // [warp][lane]
-    workers_wait(&a.scratch->counts.parts[b.rank], RESIDENT_CLUSTERS * (w.layer + 1));
-    float4 v[8];
-    const float *from = x_parts_of<NW>(a) + (live ? unit : 0) * 4 +
-                        (size_t)(b.rank * RESIDENT_CLUSTERS + w.warp * 8) * HALF_ROWS * shape::N_X;
+    barrier_wait(b.z_arrived + w.warp * 8, w.layer & 1);
+    uint32_t *z = (uint32_t *)(b.z() + w.own_place() * shape::PITCH);
 #pragma unroll
-    for (int i = 0; i < 8; i++)
-        v[i] = load_shared_sum(from + (size_t)i * HALF_ROWS * shape::N_X);
-#pragma unroll
-    for (int i = 1; i < 8; i++)
-        add4(v[0], v[i]);
-    sums[w.warp * 32 + w.lane] = v[0];
-    workers_sync();
-    if (w.warp == 0) {
-        float4 sum = sums[w.lane];
-#pragma unroll
-        for (int i = 1; i < 8; i++)
-            add4(sum, sums[i * 32 + w.lane]);
-        const int r = unit / (shape::N_X / 4);
-        const int n = shape::swizzled(r, unit % (shape::N_X / 4)) * 4;
-        if (live && n < shape::RANK)
-            *(uint2 *)(dt_of<NW>(a, b.rank) + r * shape::RANK + n) =
-                make_uint2(pack_bf16(sum.x, sum.y), pack_bf16(sum.z, sum.w));
-        else if (live)
-            *(float4 *)(bc_of<NW>(a, b.rank) + r * 32 + n - shape::RANK) = sum;
-        __syncwarp();
-        if (w.lane == 0)
-            count_up(&a.scratch->counts.sums[b.rank]);
+    for (int i = 0; i < shape::IN_BLOCKS; i++) {
+        const uint32_t raw = both(b, w, acc, b.peer_place() + shape::FROM_PEER, i, by);
+        if (w.group && i < (2 * shape::GROUP_ROWS - NW) / 8)
+            continue;
+        z[(w.group * (NW - shape::GROUP_ROWS) + i * 8) / 2 + w.q] = raw;
     }
 }
 

@@ -17,6 +17,20 @@ namespace ssm {
 #define D16(i) D8(i), D8(i + 8)
 #define D32(i) D16(i), D16(i + 16)
 
+__device__ __forceinline__ void wgmma(float (&d)[8], uint64_t a, uint64_t b) {
+    asm volatile("wgmma.mma_async.sync.aligned.m64n16k16.f32.bf16.bf16 {"
+                 "%0,%1,%2,%3,%4,%5,%6,%7"
+                 "}, %8, %9, 1, 1, 1, 0, 0;"
+                 : D8(0)
+                 : "l"(a), "l"(b));
+}
+__device__ __forceinline__ void wgmma(float (&d)[20], uint64_t a, uint64_t b) {
+    asm volatile("wgmma.mma_async.sync.aligned.m64n40k16.f32.bf16.bf16 {"
+                 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19"
+                 "}, %20, %21, 1, 1, 1, 0, 0;"
+                 : D16(0), D4(16)
+                 : "l"(a), "l"(b));
+}
 __device__ __forceinline__ void wgmma(float (&d)[12], uint64_t a, uint64_t b) {
     asm volatile("wgmma.mma_async.sync.aligned.m64n24k16.f32.bf16.bf16 {"
                  "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11"
