@@ -17,9 +17,9 @@
 //   needed and by those alone. A layer:
 //     in_proj   rows of x; sums of half the tokens to the peer, in registers' order, a warp to a
 //               warp; x stays in shared memory; the channels' share of x_proj to memory
-//               two fifths of the columns for the rows of z
+//               half of the columns for the rows of z
 //     parts     64 blocks   then a 64th of x_proj's sums is added up
-//               the other columns, and z's sums to the peer
+//               the other half, and z's sums to the peer
 //     sums      64 blocks   delta, the states, y
 //     y         16 blocks   out_proj by 16 row tiles and 8 parts of the columns: those that this
 //                           group of 8 clusters has y of; sums to memory
@@ -46,7 +46,6 @@
 //   + z multiplied while x_proj's sums travel, their counters
 //     carried by a warp, no fence behind its bulk copy: alone,
 //     before 2.12 and 2.58 (b8 1.99, now 1.94)                                     2.01  2.46
-//   + two fifths of z ahead of the adding up, not half: alone                            2.44
 // (In turns on one machine: rows 1 and 2 of H100, 1 and 3 of H200, and 1 and 4 at b16.) The fifth
 // line with fp32 states 3.05 to 2.86, the sixth 2.92 to 2.84; 130m b64 (whole steps) 0.451 to
 // 0.440. Predicted 2.1 to 2.5. H200, fourth line: b32 2.46, fp32 states b64 3.14 (before 3.90),
@@ -99,9 +98,10 @@
 // a run failed, unexplained); four polls under way (45.0, 44.8); a ring's warp of which one lane
 // decides all (whole steps 2.83 ms, 2.78). Clusters of 4, 8, 16: the card holds 30, 15, 7 of them.
 //
-// With z put off, against 38.1: never held up 39.9, not for parts 39.3, not for y 38.7, not for
-// shares 38.3; two pieces of columns at once 38.8 (16 rows 31.0, 31.4); 3 to 6 slots under way the
-// same; L2 not asked ahead or 14 slots the same.
+// With z put off, against 38.5: four slots of z ahead of the adding up and not five 38.1 (in whole
+// steps no faster: 2.635 to 2.591 ms beside the fifth line, with five 2.659 to 2.577), three 38.2,
+// six 38.8; not held up for parts 38.9, for y 39.1, for shares 38.8; two pieces of columns at once
+// 39.2; 3 to 6 slots under way the same; L2 not asked ahead or 14 slots the same.
 //
 // All exchanges by words that tell themselves whether they are there (none is zero; places wiped by
 // their readers, or by their writers a layer later), with one counter a layer that nobody waits for

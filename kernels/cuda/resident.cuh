@@ -93,7 +93,7 @@ template <int NW> struct resident_shape {
         // in_proj: slots of all rows of x, or of z, and two pieces of columns
         BOX = NW,
         IN_SLOTS = IN_PIECES / 2,
-        EARLY_Z = IN_SLOTS * 2 / 5, // slots of z ahead of x_proj's adding up
+        EARLY_Z = IN_SLOTS / 2, // slots of z ahead of x_proj's adding up
         GROUP_ROWS =
             (NW / 8 + 1) / 2 * 8, // a group's; of an odd number of eights one is made twice
         IN_BLOCKS = GROUP_ROWS / 8,
