@@ -27,8 +27,8 @@
 //   every second                               83.8       42.5  22.1  49.0        25.1  14.8
 //   every third                                84.9       44.2  22.9  50.3        25.9  15.9
 // Steps, ms, in turns:
-//   advance_ring.cu                            11.32             4.42              1.285 0.870
-//   this                                       10.56             4.23              1.209 (0.870)
+//   advance_ring.cu                            11.32             4.42  2.222       1.285 0.870
+//   this                                       10.56             4.23  2.035       1.209 (0.870)
 //
 // An earlier form (lane i: row i of this tile or the next), b512, rows at all phases / all in one:
 //                                  every token   2nd           3rd           4th
