@@ -3,6 +3,7 @@
 // captured into a graph for a decode bucket. Launches a layer:
 //
 //   solo.cu           one row of mamba-130m's and 370m's widths: one launch for all layers
+//   solo_large.cu     one row of 790m's, 1.4b's and 2.8b's: the same
 //   few.cu      3     up to 8 decode rows on Hopper and later
 //   skinny.cu   4     elsewhere and in odd shapes (Mamba-2: 3)
 //   resident.cu       to 64 rows of Mamba-1's published widths (2.8b: from 5 on): one launch for

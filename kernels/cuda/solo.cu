@@ -119,12 +119,18 @@ template <class SHAPE> struct solo_launch : cluster_launch {
 
 static bool model_fits(const device *d) {
     const ssm_geometry &g = d->g;
-    const int m = g.d_model;
+    const int m = g.d_model, widths[] = {768, 1024, 1536, 2048, 2560};
+    bool known = false;
+    for (int width : widths)
+        known |= m == width;
     if (d->arch != 90 || d->weight_type != SSM_DTYPE_BF16 || g.kind != SSM_BLOCK_MAMBA)
         return false;
-    return (m == 768 || m == 1024) && g.d_inner == 2 * m && g.dt_rank == m / 16 &&
-           g.d_state == 16 && g.d_conv >= 2 && g.d_conv <= 4 && !g.bc_dt_norm &&
-           g.n_layers <= SOLO_LAYERS;
+    return known && g.d_inner == 2 * m && g.dt_rank == m / 16 && g.d_state == 16 && g.d_conv >= 2 &&
+           g.d_conv <= 4 && !g.bc_dt_norm && g.n_layers <= SOLO_LAYERS;
+}
+
+static bool is_large(const device *d) {
+    return d->g.d_model > 1024;
 }
 
 // Clusters of eight need as many SMs of a GPC: how many fit differs from card to card.
@@ -136,8 +142,9 @@ template <class S> static bool card_fits(const device *d) {
 }
 
 bool solo_room(const device *d) {
-    return model_fits(d) &&
-           with_state_type(d->state_type, [&](auto s) { return card_fits<decltype(s)>(d); });
+    if (!model_fits(d) || is_large(d))
+        return model_fits(d) && solo_large_room(d);
+    return with_state_type(d->state_type, [&](auto s) { return card_fits<decltype(s)>(d); });
 }
 
 bool solo_fits(const device *d, int32_t n) {
@@ -151,19 +158,20 @@ bool solo_fits(const device *d, int32_t n) {
 }
 
 int solo_squares(const device *d) {
-    return d->g.d_model / 16;
+    return is_large(d) ? LARGE_BLOCKS : d->g.d_model / 16;
 }
 
 enum { COUNTER_BYTES = 128 };
 
 size_t solo_bytes(const device *d) {
-    size_t bytes = 0;
-    if (d->solo_room)
-        with_width<float>(d->g.d_model, [&](auto, auto shape) {
-            bytes = COUNTER_BYTES + (size_t) decltype(shape)::PACKETS * sizeof(uint2);
-            return true;
-        });
-    return bytes;
+    if (!d->solo_room)
+        return 0;
+    int packets = is_large(d) ? solo_large_packets(d) : 0;
+    with_width<float>(d->g.d_model, [&](auto, auto shape) {
+        packets = decltype(shape)::PACKETS;
+        return true;
+    });
+    return COUNTER_BYTES + (size_t)packets * sizeof(uint2);
 }
 
 static void fill_arguments(const device *d, const batch &b, solo_args *a) {
@@ -187,20 +195,21 @@ static void fill_arguments(const device *d, const batch &b, solo_args *a) {
     }
 }
 
-template <class S> static cudaError_t run(const device *d, const batch &b) {
+template <class S> static cudaError_t run(const device *d, const solo_args &a) {
     cudaError_t rc = cudaErrorNotSupported;
     with_width<S>(d->g.d_model, [&](auto kernel, auto shape) {
-        typedef decltype(shape) shape_of;
-        solo_args a = {};
-        fill_arguments(d, b, &a);
-        rc = solo_launch<shape_of>(d).run(kernel, a);
+        rc = solo_launch<decltype(shape)>(d).run(kernel, a);
         return true;
     });
     return rc;
 }
 
 cudaError_t solo_layers(device *d, const batch &b) {
-    return with_state_type(d->state_type, [&](auto s) { return run<decltype(s)>(d, b); });
+    solo_args a = {};
+    fill_arguments(d, b, &a);
+    if (is_large(d))
+        return solo_large_layers(d, a);
+    return with_state_type(d->state_type, [&](auto s) { return run<decltype(s)>(d, a); });
 }
 
 } // namespace ssm

@@ -37,6 +37,12 @@ struct solo_args {
     solo_layer layers[SOLO_LAYERS];
 };
 
+// solo_large.cu: the same of larger models
+enum { LARGE_BLOCKS = 128 };
+bool solo_large_room(const device *d);
+int solo_large_packets(const device *d);
+cudaError_t solo_large_layers(const device *d, const solo_args &a);
+
 // M: d_model, CH: channels of a block, S: states' type.
 template <int M, int CH, class S> struct solo_shape {
     enum {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Steps of few rows at widths of published models (solo.cu, few.cu, skinny.cu): against the
+// Steps of few rows at widths of published models (solo*.cu, few.cu, skinny.cu): against the
 // reference, in turns with steps of many rows, and bit for bit whatever is around a row.
 //
 // What depends on what is around a row is told apart: the convolution's inputs (the product of
@@ -17,7 +17,7 @@
 static const small_shape published[] = {
     {"mamba 768", SSM_BLOCK_MAMBA, 2, 768, 1536, 16, 4, 48, 0, 0, 1003, false, false, true},
     {"mamba 1024", SSM_BLOCK_MAMBA, 2, 1024, 2048, 16, 4, 64, 0, 0, 515, false, true, false},
-    {"mamba 1536", SSM_BLOCK_MAMBA, 1, 1536, 3072, 16, 4, 96, 0, 0, 515, false, false, true},
+    {"mamba 1536", SSM_BLOCK_MAMBA, 2, 1536, 3072, 16, 4, 96, 0, 0, 515, false, false, true},
     {"mamba 2048", SSM_BLOCK_MAMBA, 1, 2048, 4096, 16, 4, 128, 0, 0, 515, false, false, true},
     {"mamba 2560", SSM_BLOCK_MAMBA, 1, 2560, 5120, 16, 4, 160, 0, 0, 6000, false, false, true},
     {"falcon 1024", SSM_BLOCK_MAMBA, 1, 1024, 2048, 16, 4, 64, 0, 0, 515, true, false, false},
@@ -132,9 +132,10 @@ START_TEST(many_rows_and_few_take_turns) {
 }
 END_TEST
 
-// Steps of one row, which solo.cu takes where it can, and of two, which it never does, in turns: of
-// the same sequence, which starts anew in between.
-static const int turn_shapes[] = {0, 9, 10};
+// Steps of one row, which solo.cu and solo_large.cu take where they can, and of two, which they
+// never do, in turns: of the same sequence, which starts anew in between.
+static const int turn_shapes[] = {0, 9, 10, 2};
+enum { N_TURNS = sizeof turn_shapes / sizeof turn_shapes[0] };
 START_TEST(one_row_and_two_take_turns) {
     const small_shape *shape = &published[turn_shapes[_i / 2]];
     pair p = {.tolerance = 2.5e-2};
@@ -299,7 +300,7 @@ void few_tests(TCase *tc, TCase *states, cuda_part part, int one) {
         tcase_add_loop_test(tc, rows_are_the_same_bits_whatever_is_around_them, first, end);
         tcase_add_loop_test(tc, few_rows_of_published_widths_agree, first, end);
     }
-    for (int i = 0; i < 3; i++) {
+    for (int i = 0; i < N_TURNS; i++) {
         if (part == PART_ALL || (part == PART_FEW && (one < 0 || one == turn_shapes[i])))
             tcase_add_loop_test(tc, one_row_and_two_take_turns, 2 * i, 2 * i + 2);
     }

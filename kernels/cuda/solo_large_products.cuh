@@ -1,0 +1,207 @@
+// SPDX-License-Identifier: Apache-2.0
+// solo_large.cu's products, and the warp that asks for their weights.
+#ifndef SSM_KERNELS_CUDA_SOLO_LARGE_PRODUCTS_CUH
+#define SSM_KERNELS_CUDA_SOLO_LARGE_PRODUCTS_CUH
+
+#include "solo_large.cuh"
+
+namespace ssm {
+
+#if SSM_HOPPER
+
+// ---- asking: eight rows by a part of their columns a slot, in the order in which they are read
+
+template <int M, class S>
+__device__ __forceinline__ void large_ask(const solo_args &a, large_block<M, S> b) {
+    typedef large_shape<M, S> shape;
+    const int lane = threadIdx.x % 32;
+    const uint64_t once = policy_once();
+    int asked = 0;
+    large_block<M, S> there = b; // of what was asked for LARGE_FLIGHT slots ago
+    const auto rows = [&](const bf16 *from, int n, int cols, int part, int pitch) {
+#pragma unroll 1
+        for (int group = 0; group < n; group += 8) {
+            const int count = min(8, n - group), bytes = part * 2;
+#pragma unroll 1
+            for (int col = 0; col < cols; col += part, asked++) {
+                const uint32_t full = b.full + b.at * 8;
+                if (asked >= shape::SLOTS)
+                    solo_wait(b.empty + b.at * 8, b.phase ^ 1);
+                if (asked >= LARGE_FLIGHT) {
+                    solo_wait(there.full + there.at * 8, there.phase);
+                    there.next();
+                }
+                if (lane == 0)
+                    barrier_expect(full, count * bytes);
+                __syncwarp();
+                if (lane < count)
+                    copy_run(b.slots + b.at * shape::SLOT + lane * pitch,
+                             from + (size_t)(group + lane) * cols + col, bytes, full, once);
+                b.next();
+            }
+        }
+    };
+#pragma unroll 1
+    for (int layer = 0; layer < a.n_layers; layer++) {
+        const solo_layer &l = a.layers[layer];
+#pragma unroll 1
+        for (int z = 0; z < 2; z++)
+            rows(l.in_proj + (size_t)(z * shape::INNER + b.first) * M, shape::CH, M,
+                 shape::WARPS * shape::IN_CB * 32, shape::IN_PITCH);
+        rows(l.out_proj + (size_t)blockIdx.x * shape::OUT_ROWS * shape::INNER, shape::OUT_ROWS,
+             shape::INNER, shape::WARPS * shape::OUT_CB * 32, shape::OUT_PITCH);
+    }
+}
+
+// ---- in_proj and out_proj
+
+template <int M, class S> struct large_products {
+    typedef large_shape<M, S> shape;
+    const solo_args &a;
+    large_block<M, S> b;
+    int lane, warp, g, q;
+
+    __device__ __forceinline__ large_products(const solo_args &args, const large_block<M, S> &block)
+        : a(args), b(block) {
+        lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane >> 2, q = lane & 3;
+    }
+    // Sums of the next eight rows over the warp's columns: rows 2 q and 2 q + 1, in lane q. Two
+    // slots at a time: what one waits for passes beside the other's. x: the warp's columns, which
+    // the matrix instruction has as its first operand's first row.
+    template <int NB, int CB, int PITCH> __device__ __forceinline__ float2 group(uint32_t x) {
+        constexpr int PARTS = NB / CB;
+        float c[4][4] = {};
+        const uint32_t row = b.slots + g * PITCH + warp * CB * 64 + q * 16;
+#pragma unroll
+        for (int part = 0; part < PARTS; part += 2) {
+            const int n = part + 1 < PARTS ? 2 : 1;
+            uint4 w[2][CB];
+            uint32_t empty[2];
+#pragma unroll
+            for (int i = 0; i < n; i++) {
+                empty[i] = b.empty + b.at * 8;
+                solo_wait(b.full + b.at * 8, b.phase);
+#pragma unroll
+                for (int k = 0; k < CB; k++)
+                    w[i][k] = load_shared(row + b.at * shape::SLOT + k * 64);
+                b.next();
+            }
+#pragma unroll
+            for (int k = 0; k < CB; k++) {
+#pragma unroll
+                for (int i = 0; i < n; i++) {
+                    uint4 v = make_uint4(0, 0, 0, 0);
+                    if (lane < 4)
+                        v = load_shared(x + ((part + i) * CB + k) * 64 + q * 16);
+                    mma(c[2 * i], v.x, 0, v.y, 0, w[i][k].x, w[i][k].y);
+                    mma(c[2 * i + 1], v.z, 0, v.w, 0, w[i][k].z, w[i][k].w);
+                }
+            }
+            __syncwarp();
+#pragma unroll
+            for (int i = 0; i < n; i++) {
+                if (lane == 0)
+                    solo_arrive_after(empty[i], c[2 * i][0] + c[2 * i + 1][0]);
+            }
+        }
+        return make_float2((c[0][0] + c[1][0]) + (c[2][0] + c[3][0]),
+                           (c[0][1] + c[1][1]) + (c[2][1] + c[3][1]));
+    }
+    // The first of four columns that are the chunk-th of the warp's.
+    template <int CB> __device__ __forceinline__ int column(int chunk) const {
+        const int i = chunk * 4;
+        return (i / (CB * 32) * shape::WARPS + warp) * CB * 32 + i % (CB * 32);
+    }
+    // The warp's columns of what all blocks gave, to shared memory; returns the lane's share of
+    // what their packets have beside them.
+    template <int NB, int CB>
+    __device__ __forceinline__ float collect(const uint2 *from, uint32_t tag, uint32_t to) const {
+        constexpr int CHUNKS = NB * 8, N = (CHUNKS + 31) / 32;
+        uint4 v[N];
+        poll(
+            v,
+            [&](int i, uint4 &is) {
+                if (i * 32 + lane < CHUNKS)
+                    is = two_packets(from + column<CB>(i * 32 + lane) / 2);
+            },
+            [&](int i, uint4 is) {
+                return i * 32 + lane >= CHUNKS || (((is.y ^ tag) | (is.w ^ tag)) & 255) == 0;
+            });
+        float beside = 0;
+#pragma unroll
+        for (int i = 0; i < N; i++) {
+            if (i * 32 + lane < CHUNKS) {
+                store_shared2(to + (i * 32 + lane) * 8, v[i].x, v[i].z);
+                beside += __uint_as_float(v[i].y & ~255u) + __uint_as_float(v[i].w & ~255u);
+            }
+        }
+        __syncwarp();
+        return beside;
+    }
+    // The first layer's input; returns the lane's squares.
+    __device__ __forceinline__ float embed(uint32_t to) const {
+        int32_t token = a.tokens[0];
+        if (token < 0)
+            token = max(a.drawn[-1 - token], 0);
+        float square = 0;
+#pragma unroll 1
+        for (int chunk = lane; chunk < shape::IN_NB * 8; chunk += 32) {
+            const int c = column<shape::IN_CB>(chunk);
+            const uint2 e = *(const uint2 *)(a.embedding + (size_t)token * M + c);
+            const float4 n = *(const float4 *)(a.first_norm + c);
+            const float r[4] = {low_half(e.x), high_half(e.x), low_half(e.y), high_half(e.y)};
+            store_shared2(to + chunk * 8, pack_bf16(r[0] * n.x, r[1] * n.y),
+                          pack_bf16(r[2] * n.z, r[3] * n.w));
+            square += (r[0] * r[0] + r[1] * r[1]) + (r[2] * r[2] + r[3] * r[3]);
+        }
+        __syncwarp();
+        return square;
+    }
+    __device__ __forceinline__ void in_proj(uint32_t u) {
+        constexpr int THREADS = (shape::WARPS + shape::STATE_WARPS) * 32;
+        float *xs = b.floats(shape::X_PARTS) + warp * shape::CH + 2 * q;
+        float *zs = b.floats(shape::Z_PARTS) + warp * shape::CH + 2 * q;
+#pragma unroll 1
+        for (int i = 0; i < 2 * shape::GROUPS; i++) {
+            const float2 c = group<shape::IN_NB, shape::IN_CB, shape::IN_PITCH>(u);
+            if (g == 0)
+                *(float2 *)(i < shape::GROUPS ? xs + i * 8 : zs + (i - shape::GROUPS) * 8) = c;
+            if (i == shape::GROUPS - 1)
+                solo_signal<LARGE_X>(THREADS);
+        }
+        solo_signal<LARGE_Z>(THREADS);
+    }
+    __device__ __forceinline__ void out_proj(uint32_t y) {
+        float *outs = b.floats(shape::OUT_PARTS) + warp * shape::OUT_GROUPS * 8 + 2 * q;
+#pragma unroll 1
+        for (int i = 0; i < shape::OUT_GROUPS; i++) {
+            const float2 c = group<shape::OUT_NB, shape::OUT_CB, shape::OUT_PITCH>(y);
+            if (g == 0)
+                *(float2 *)(outs + i * 8) = c;
+        }
+        solo_signal<LARGE_OUT>((shape::WARPS + 1) * 32);
+    }
+    __device__ __forceinline__ void run() {
+        uint32_t tag = first_tag(a);
+        const uint32_t u = b.address(shape::U) + warp * shape::IN_NB * 64;
+        const uint32_t y = b.address(shape::Y) + warp * shape::OUT_NB * 64;
+        float square = embed(u);
+#pragma unroll 1
+        for (int layer = 0; layer < a.n_layers; layer++, tag++) {
+            if (layer > 0)
+                square = collect<shape::IN_NB, shape::IN_CB>(a.packets + shape::US, tag, u);
+            square = warp_sum(square);
+            if (lane == 0)
+                b.floats(shape::SQUARES)[warp] = square;
+            in_proj(u);
+            collect<shape::OUT_NB, shape::OUT_CB>(a.packets + shape::YS, tag, y);
+            out_proj(y);
+        }
+    }
+};
+
+#endif
+
+} // namespace ssm
+
+#endif
