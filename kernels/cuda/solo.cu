@@ -33,12 +33,16 @@
 // One more H200:
 //   112.5    the form that stands here, rows asked for one in 120 cycles
 //   96.4     as fast as they are taken
+//   93.3     activations read by all lanes and kept for z, two rows' registers interleaved for the
+//            matrix instruction, squares in stores of their own (130m; solo_shape::NARROW: 370m in
+//            steps 0.345 in place of 0.314, and 0.294 predicted by a bench; why was not found)
+//   91.3     packets asked for 400 cycles behind one's own (370m 0.022 slower: not there)
 //
 // The loop that looked at the clock took 250 cycles a row and so all of a layer's time: rows came
 // just when they were needed. No wait showed it, for that for the input comes behind it; what did
 // was %globaltimer by block, at all waits.
 //
-// In steps, few.cu first: 130m 0.208 ms and 0.124, 370m 0.423 and 0.314; 0.028 of it are the head
+// In steps, few.cu first: 130m 0.208 ms and 0.119, 370m 0.423 and 0.314; 0.028 of it are the head
 // and what is around it.
 //
 // Tried and dropped, us for 24 layers or ms a step: stores and a release at the other block's

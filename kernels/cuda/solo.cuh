@@ -61,6 +61,8 @@ template <int M, int CH, class S> struct solo_shape {
         IN_AHEAD = IN_PARTS < 4 ? IN_PARTS : 4, // in registers before the input is there
         OUT_WARPS = OUT_ROWS / 16,
         BOTH = CH > 16,                                 // these warps do out_proj too
+        NARROW = BOTH,                                  // solo_rows.cuh
+        PATIENCE = BOTH ? 0 : 400,                      // cycles before packets are asked for
         OUT_WARP = BOTH ? 0 : IN_WARPS,                 // from here on: out_proj
         AFTER = BOTH ? IN_WARPS : OUT_WARP + OUT_WARPS, // after in_proj
         X_WARP = AFTER + 1,                             // x_proj
@@ -78,7 +80,7 @@ template <int M, int CH, class S> struct solo_shape {
         XDB = XC + C * 2,      // x_proj's sums
         PARTS = XDB + N_X * 4, // [x, z][SPLITS][CH] of in_proj's sums
         SQUARES = PARTS + 2 * SPLITS * CH * 4,
-        OWN = SQUARES + SPLITS * 4, // the block's x, and its input's scale
+        OWN = SQUARES + (NARROW ? SPLITS * 4 : M * 2), // the block's x, and its input's scale
         BARRIERS = OWN + CH * 4 + 16,
         BESIDE = BARRIERS + 128,
         ROOM = (227 * 1024 - BESIDE) / IN,

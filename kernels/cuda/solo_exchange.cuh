@@ -97,11 +97,16 @@ __device__ __forceinline__ uint2 packet(const uint2 *from) {
     return make_uint2((uint32_t)v, (uint32_t)(v >> 32));
 }
 // Sums over the clusters' packets [cluster][8]: to lane p, 8 + p, 16 + p and 24 + p those of p.
-template <int CLUSTERS>
+// Before some time has passed since a block's own packets nothing is there, and who asks is in the
+// way of what comes.
+template <int CLUSTERS, int PATIENCE>
 __device__ __forceinline__ float2 gather(const uint2 *from, uint32_t tag, int lane) {
     constexpr int N = (CLUSTERS + 3) / 4;
     const uint32_t low = tag & 15, high = tag >> 4 & 15;
     uint2 v[N] = {};
+    const int start = PATIENCE > 0 ? (int)clock() : 0;
+    while (PATIENCE > 0 && (int)clock() - start < PATIENCE)
+        ;
     const auto is_there = [&](int i) {
         return i * 4 + lane / 8 >= CLUSTERS || ((v[i].x & 15) == low && (v[i].y & 15) == high);
     };

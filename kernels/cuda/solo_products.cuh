@@ -28,37 +28,56 @@ template <int M, int CH, class S> struct in_role {
     __device__ __forceinline__ float2 sums(tile_rows<shape::IN_AHEAD> &rows, uint32_t at,
                                            const X &x) const {
         float c[4][4] = {};
-        float2 sum = dots(c, rows, x);
+        float2 sum = dots<shape::NARROW>(c, rows, x);
 #pragma unroll
         for (int k = shape::IN_AHEAD; k < shape::IN_PARTS; k += shape::IN_AHEAD) {
             load_rows(rows, at + k * 64, 8 * shape::IN_PITCH);
-            sum = dots(c, rows, [&](int i) { return x(k + i); });
+            sum = dots<shape::NARROW>(c, rows, [&](int i) { return x(k + i); });
         }
         return sum;
     }
     __device__ __forceinline__ void step(int layer) {
         tile_rows<shape::IN_AHEAD> rows;
-        const uint32_t u = b.address(shape::U) + split * shape::IN_PARTS * 128 + q * 32;
+        const uint32_t u =
+            b.address(shape::U) + (split * shape::IN_PARTS * 64 + q * 16) * (shape::NARROW ? 2 : 1);
         const uint32_t at = b.rows(layer) + (tile * 16 + g) * shape::IN_PITCH +
                             split * shape::IN_PARTS * 64 + q * 16;
         solo_wait(b.of(b.full, layer), b.phase(layer));
         load_rows(rows, at, 8 * shape::IN_PITCH);
         solo_wait(b.bar_u, layer & 1);
+        if constexpr (!shape::NARROW) {
+            static_assert(shape::NARROW || shape::IN_PARTS == shape::IN_AHEAD, "for z, too");
+            uint4 kept[shape::IN_AHEAD];
+#pragma unroll
+            for (int k = 0; k < shape::IN_AHEAD; k++)
+                kept[k] = load_shared(u + k * 64);
+            multiply(
+                layer, rows, at, [&](int k) { return kept[k]; }, [] {});
+            return;
+        }
         float square = 0;
         const auto x = [&](int k) {
-            const uint4 v = load_column(u + k * 128, lane);
-            const uint4 w = load_column(u + k * 128 + 16, lane);
+            const uint4 v = load_column<true>(u + k * 128, lane);
+            const uint4 w = load_column<true>(u + k * 128 + 16, lane);
             square += (__uint_as_float(v.y) + __uint_as_float(v.w)) +
                       (__uint_as_float(w.y) + __uint_as_float(w.w));
             return make_uint4(v.x, v.z, w.x, w.z);
         };
+        multiply(layer, rows, at, x, [&] {
+            square += __shfl_xor_sync(~0u, square, 1);
+            square += __shfl_xor_sync(~0u, square, 2);
+            if (lane == 0 && tile == 0)
+                *squares = square;
+        });
+    }
+    // x, then z; after(): once x has had the input.
+    template <class X, class AFTER>
+    __device__ __forceinline__ void multiply(int layer, tile_rows<shape::IN_AHEAD> &rows,
+                                             uint32_t at, const X &x, const AFTER &after) {
         float2 c = sums(rows, at, x);
-        square += __shfl_xor_sync(~0u, square, 1);
-        square += __shfl_xor_sync(~0u, square, 2);
         if (q == 0)
             parts[0] = c.x, parts[8] = c.y;
-        if (lane == 0 && tile == 0)
-            *squares = square;
+        after();
         solo_signal<X_SUMS>((shape::IN_WARPS + 1) * 32);
         if (threadIdx.x == 0)
             b.expect_u();
@@ -93,12 +112,13 @@ __device__ __forceinline__ void x_sums(const solo_args &a, const solo_block<M, C
     for (int layer = 0; layer < a.n_layers; layer++, tag++) {
         solo_wait(b.bar_x, layer & 1);
         const uint32_t x = b.address(shape::XC) + q * 16;
-        const float2 c = dots(rows, [&](int k) { return load_column(x + k * 64, lane); });
+        const float2 c = dots<shape::NARROW>(
+            rows, [&](int k) { return load_column<shape::NARROW>(x + k * 64, lane); });
         if (q == 0)
             publish(to, c.x, c.y, tag);
         if (lane == 0)
             b.expect_x();
-        const float2 sum = gather<shape::CLUSTERS>(from, tag, lane);
+        const float2 sum = gather<shape::CLUSTERS, shape::PATIENCE>(from, tag, lane);
         if (pair * 2 < shape::X_ROWS) {
 #pragma unroll
             for (int peer = lane / 8; peer < SOLO_BLOCKS; peer += 4)
@@ -136,11 +156,20 @@ template <int M, int CH, class S> struct out_role {
     }
     // The next layer's input, to all of the cluster.
     __device__ __forceinline__ void give(float2 n) {
-        const uint32_t u = b.address(shape::U) + mine * 4;
+        const uint32_t word = pack_bf16(r0 * n.x, r1 * n.y);
+        const uint32_t square = __float_as_uint(r0 * r0 + r1 * r1);
+        const uint32_t u = b.address(shape::U) + mine * (shape::NARROW ? 4 : 2);
+        const uint32_t squares = b.address(shape::SQUARES) + mine * 2;
 #pragma unroll
-        for (int peer = lane / 8; peer < SOLO_BLOCKS; peer += 4)
-            send(peer_address(u, peer), pack_bf16(r0 * n.x, r1 * n.y),
-                 __float_as_uint(r0 * r0 + r1 * r1), peer_address(b.bar_u, peer));
+        for (int peer = lane / 8; peer < SOLO_BLOCKS; peer += 4) {
+            const uint32_t barrier = peer_address(b.bar_u, peer);
+            if constexpr (shape::NARROW) {
+                send(peer_address(u, peer), word, square, barrier);
+            } else {
+                send(peer_address(u, peer), word, barrier);
+                send(peer_address(squares, peer), square, barrier);
+            }
+        }
     }
     __device__ __forceinline__ void start() {
         int32_t token = a.tokens[0];
@@ -157,12 +186,13 @@ template <int M, int CH, class S> struct out_role {
     __device__ __forceinline__ void step(int layer, uint32_t tag) {
         solo_wait(b.bar_y, layer & 1);
         const uint32_t y = b.address(shape::Y) + q * 16;
-        const float2 c = dots(rows, [&](int k) { return load_column(y + k * 64, lane); });
+        const float2 c = dots<shape::NARROW>(
+            rows, [&](int k) { return load_column<shape::NARROW>(y + k * 64, lane); });
         if (q == 0)
             publish(to, c.x, c.y, tag);
         if (warp == 0 && lane == 0)
             b.expect_y();
-        const float2 sum = gather<shape::CLUSTERS>(from, tag, lane);
+        const float2 sum = gather<shape::CLUSTERS, shape::PATIENCE>(from, tag, lane);
         r0 += sum.x, r1 += sum.y;
         const float2 n = make_float2(__uint_as_float(norm.x), __uint_as_float(norm.y));
         if (layer + 1 < a.n_layers)

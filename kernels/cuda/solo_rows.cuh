@@ -74,34 +74,44 @@ template <int N> __device__ __forceinline__ void load_rows(tile_rows<N> &w, uint
     for (int k = 0; k < N; k++)
         w.a[k] = load_shared(a + k * 64), w.b[k] = load_shared(a + pitch + k * 64);
 }
-// A part of the activation, for the lanes that have columns of the second operand (0 to 7); zeros
-// are the others. (Sixteen bytes to every lane would take shared memory four times as long.)
-__device__ __forceinline__ uint4 load_column(uint32_t from, int lane) {
-    return lane < 8 ? load_shared(from) : make_uint4(0, 0, 0, 0);
+// Two ways of a part of the activation and of the sums, each the faster one for a width (solo.cu).
+// NARROW: a part of the activation for the lanes that have columns of the second operand (0 to 7);
+// zeros are the others. (Sixteen bytes to every lane would take shared memory four times as long.)
+template <bool NARROW> __device__ __forceinline__ uint4 load_column(uint32_t from, int lane) {
+    return !NARROW || lane < 8 ? load_shared(from) : make_uint4(0, 0, 0, 0);
 }
 // Sums of rows a and b, in lane 4 g; c: zeros at first. x(k): the activation's k-th part.
 //
-// A lane's sixteen bytes of a weight row are the first operand's registers as they lie: two pairs
-// of numbers as a row's, two as that of the row eight further on, which have the activation's
+// NARROW: a lane's sixteen bytes of a weight row are the first operand's registers as they lie: two
+// pairs of numbers as a row's, two as that of the row eight further on, which have the activation's
 // matching pairs in the second operand's first and second column. What a weight row's sum wants is
-// the first row by the first column and the other one by the second.
-template <int N, class X>
+// the first row by the first column and the other one by the second. Otherwise rows a and b take
+// turns in the operand's registers, and all columns are the same.
+template <bool NARROW, int N, class X>
 __device__ __forceinline__ float2 dots(float (&c)[4][4], const tile_rows<N> &w, const X &x) {
     const bool second = threadIdx.x & 4;
 #pragma unroll
     for (int k = 0; k < N; k++) {
         const uint4 v = x(k);
+        if constexpr (!NARROW) {
+            mma(c[k % 2 * 2], w.a[k].x, w.b[k].x, w.a[k].y, w.b[k].y, v.x, v.y);
+            mma(c[k % 2 * 2 + 1], w.a[k].z, w.b[k].z, w.a[k].w, w.b[k].w, v.z, v.w);
+            continue;
+        }
         const uint32_t b0 = second ? v.y : v.x, b1 = second ? v.w : v.z;
         mma(c[k % 2 * 2], w.a[k].x, w.a[k].y, w.a[k].z, w.a[k].w, b0, b1);
         mma(c[k % 2 * 2 + 1], w.b[k].x, w.b[k].y, w.b[k].z, w.b[k].w, b0, b1);
     }
+    if constexpr (!NARROW)
+        return make_float2(c[0][0] + c[1][0] + (c[2][0] + c[3][0]),
+                           c[0][2] + c[1][2] + (c[2][2] + c[3][2]));
     return make_float2(c[0][0] + c[0][3] + (c[2][0] + c[2][3]),
                        c[1][0] + c[1][3] + (c[3][0] + c[3][3]));
 }
-template <int N, class X>
+template <bool NARROW, int N, class X>
 __device__ __forceinline__ float2 dots(const tile_rows<N> &w, const X &x) {
     float c[4][4] = {};
-    return dots(c, w, x);
+    return dots<NARROW>(c, w, x);
 }
 
 #endif

@@ -91,8 +91,21 @@ __device__ __forceinline__ void after_in(const solo_args &a, const solo_block<M,
         const float newest = tap[0];
         if (layer + 1 < a.n_layers)
             fetch(layer + 1);
+        float square = 0;
+        if constexpr (!shape::NARROW) {
+            solo_wait(b.bar_u, layer & 1);
+#pragma unroll
+            for (int i = 0; i < M / 256; i++) {
+                const uint4 v = load_shared(b.address(shape::SQUARES) + i * 512 + lane * 16);
+                square += (__uint_as_float(v.x) + __uint_as_float(v.y)) +
+                          (__uint_as_float(v.z) + __uint_as_float(v.w));
+            }
+            square = warp_sum(square);
+        }
         solo_sync<X_SUMS>((shape::IN_WARPS + 1) * 32);
-        const float scale = rsqrt_fast(sum_of<shape::SPLITS, 1>(squares) * (1.f / M) + a.eps);
+        if constexpr (shape::NARROW)
+            square = sum_of<shape::SPLITS, 1>(squares);
+        const float scale = rsqrt_fast(square * (1.f / M) + a.eps);
         const float v = sum_of<shape::SPLITS, CH>(parts) * scale;
         const uint32_t stored = pack_bf16(v, v); // what the ring will give back
         const uint32_t x = pack_bf16(0.f, silu(before + newest * low_half(stored)));
