@@ -79,7 +79,7 @@ cudaError_t wide_out(device *d, int layer, int32_t n) {
 
 // ---- which steps, and which way
 
-enum { LEAST_TOKENS = 128, MOST_WIDTH = 2560 };
+enum { LEAST_TOKENS = 128, LEAST_WIDTH = 768, MOST_WIDTH = 2560, ROWS_WIDTH = 768 };
 
 // 0: not this way.
 int64_t wide_cycles(const device *d, const wide_way &w, int32_t n, int cols, int k) {
@@ -101,14 +101,14 @@ static int most_tokens(const device *d) {
 bool wide_kind_fits(const device *d) {
     const ssm_geometry &g = d->g;
     return d->weight_type == SSM_DTYPE_BF16 && d->arch == 90 && g.kind == SSM_BLOCK_MAMBA &&
-           g.d_model % 8 == 0 && g.d_inner % 8 == 0 && g.d_model >= 8 * WIDE_PIECE &&
-           g.d_model <= MOST_WIDTH && g.d_inner >= 8 * WIDE_PIECE && !d->layers[0].in_bias &&
+           g.d_model % 8 == 0 && g.d_inner % 8 == 0 && g.d_model >= LEAST_WIDTH &&
+           g.d_model <= MOST_WIDTH && g.d_inner >= LEAST_WIDTH && !d->layers[0].in_bias &&
            !d->layers[0].out_bias;
 }
 
 bool wide_fits(const device *d, const batch &b) {
     return wide_kind_fits(d) && b.n >= LEAST_TOKENS && b.n <= most_tokens(d) &&
-           (!b.decode || d->g.d_model < 2048);
+           (!b.decode || d->g.d_model <= ROWS_WIDTH);
 }
 
 size_t wide_most_squares(const device *d, int32_t tokens) {
