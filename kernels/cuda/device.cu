@@ -28,7 +28,7 @@
 //     at b512)
 //   + rings of bulk copies, three        0.209    1.68
 //     launches a layer (few.cu)
-//   + one row in one launch (solo.cu;    0.119    1.59
+//   + one row in one launch (solo.cu;    0.111    1.54
 //     predicted 0.085 to 0.105;
 //     solo_large.cu)
 //   + products of 9 to 64 rows                              3.45      9.4

@@ -42,8 +42,9 @@
 // just when they were needed. No wait showed it, for that for the input comes behind it; what did
 // was %globaltimer by block, at all waits.
 //
-// In steps, few.cu first: 130m 0.208 ms and 0.119, 370m 0.423 and 0.314; 0.028 of it are the head
-// and what is around it.
+// In steps, few.cu first: 130m 0.208 ms and 0.111, 370m 0.423 and 0.314; 0.028 of it are the head
+// and what is around it. 370m took 0.368 in the last run, where the form of 0.314, whose machine
+// code is this one's but for the order of some instructions, was not beside it on that card.
 //
 // Tried and dropped, us for 24 layers or ms a step: stores and a release at the other block's
 // barrier in place of st.async (192.6 against 150.7: it waits for all that a thread wrote); sixteen

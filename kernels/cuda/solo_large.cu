@@ -27,9 +27,8 @@
 //          (1.520, 1.484 with 8% shorter and longer pauses)
 //   1.575, 1.520, 1.473  at most four, three, two slots under way in place of pauses
 //
-// In steps: 2.8b by few.cu 1.699 to 1.704, by this 1.564 (with pauses) and 1.588 (three slots), of
-// three runs; 790m in one run 0.640 and 0.615 (three slots). Two slots, and 1.4b, were not timed in
-// steps.
+// In steps, in one run: 2.8b by few.cu 1.679, by this 1.525 (fp16 states; fp32 1.544). 790m, with
+// three slots, 0.640 and 0.615; 1.4b was not timed in steps.
 //
 // Where a layer of 23.7 us goes (%globaltimer, medians over blocks, with pauses): x's sums 4.1,
 // x_proj's shares given 5.1, added up 12.5, everywhere 15.1, states 15.9 (z's sums 13.0), y given
