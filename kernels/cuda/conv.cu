@@ -119,7 +119,9 @@ __global__ void __launch_bounds__(128)
     }
 }
 
-// A thread slides over `part` tokens of a tile of one span.
+// A thread slides over `part` tokens of a tile of one span. `in` is const and __restrict__, so its
+// loads are constants to the compiler, which may move them above the wait; nvcc 13.0 does not
+// (LDG.CONSTANT behind ACQBULK), and with ordinary ones it would not load four tokens ahead.
 template <class T, int V>
 __global__ void __launch_bounds__(128)
     conv4_tiles_kernel(conv_args a, const span *spans, const piece *tiles, int part,

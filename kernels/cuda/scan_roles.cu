@@ -24,9 +24,8 @@
 // - softplus by one ex2 and a polynomial instead of ex2 and lg2: 695 to 683 us (2.8b, 8 prompts);
 // - inputs by cp.async: registers do not limit makers, and the gate is a loop;
 // - loops of 8 tokens, not a tile of 16, with so much code: straight code of two kinds of scan
-// warps
-//   and the makers came to 56 KB, for which the instruction cache is too small: 160 channels a
-//   block took 1,330 us, 827 with the makers' part in loops, 750 with all of it;
+//   warps and the makers came to 56 KB, for which the instruction cache is too small: 160 channels
+//   a block took 1,330 us, 827 with the makers' part in loops, 750 with all of it;
 // - y's and xdb's rows where neighbours' reads meet other banks: 750 to 661;
 // - sums of a loop's round stored last, for a store holds up the loads behind it, and the next
 //   round's first token read and its exponentials made before: a warp of three groups alone on a
