@@ -33,10 +33,7 @@ static advance_replay_layout advance_replay_layout_of(int rank) {
     advance_replay_layout l;
     (advance_ring_layout &)l = advance_ring_layout_of<float>(rank);
     l.held_b = l.delta + TILE * replay_ring::DELTA_PITCH * 4;
-    l.ring = (l.held_b + 2 * TILE * 16 * 4 + 127) / 128 * 128;
-    l.stages = (MOST_MEMORY - l.ring) / (ROW_WARPS * replay_ring::STAGE);
-    l.stages = l.stages < MOST_ROW_STAGES ? l.stages : MOST_ROW_STAGES;
-    l.end = l.ring + l.stages * ROW_WARPS * replay_ring::STAGE;
+    put_ring<float>(&l, l.held_b + 2 * TILE * 16 * 4);
     return l;
 }
 

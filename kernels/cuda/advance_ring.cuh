@@ -51,6 +51,15 @@ struct advance_ring_layout {
     int stages, end;
 };
 
+// The ring takes what is left behind `at`.
+template <class S> static void put_ring(advance_ring_layout *l, int at) {
+    const int stages = ROW_WARPS * advance_ring_shape<S>::STAGE; // bytes, one of each warp
+    l->ring = (at + 127) / 128 * 128;
+    l->stages = (MOST_MEMORY - l->ring) / stages;
+    l->stages = l->stages < MOST_ROW_STAGES ? l->stages : MOST_ROW_STAGES;
+    l->end = l->ring + l->stages * stages;
+}
+
 template <class S> static advance_ring_layout advance_ring_layout_of(int rank) {
     typedef advance_ring_shape<S> shape;
     advance_ring_layout l;
@@ -59,10 +68,7 @@ template <class S> static advance_ring_layout advance_ring_layout_of(int rank) {
     l.dt = l.bias + shape::CHANNELS * 4;
     l.bc = l.dt + TILE * weight_pitch(rank);
     l.delta = l.bc + 2 * TILE * 32 * 4;
-    l.ring = (l.delta + TILE * shape::DELTA_PITCH * 4 + 127) / 128 * 128;
-    l.stages = (MOST_MEMORY - l.ring) / (ROW_WARPS * shape::STAGE);
-    l.stages = l.stages < MOST_ROW_STAGES ? l.stages : MOST_ROW_STAGES;
-    l.end = l.ring + l.stages * ROW_WARPS * shape::STAGE;
+    put_ring<S>(&l, l.delta + TILE * shape::DELTA_PITCH * 4);
     return l;
 }
 
@@ -93,12 +99,6 @@ __device__ __forceinline__ void store_states(void *to, uint32_t from, uint32_t b
                  "%3;" ::"l"(to),
                  "r"(from), "r"(bytes), "l"(policy_once())
                  : "memory");
-}
-__device__ __forceinline__ void stores_commit() {
-    asm volatile("cp.async.bulk.commit_group;" ::: "memory");
-}
-template <int LEFT> __device__ __forceinline__ void stores_read() { // all but the last LEFT groups
-    asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(LEFT) : "memory");
 }
 
 // Two bf16 the other way round, where `swapped`.

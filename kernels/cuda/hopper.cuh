@@ -109,6 +109,16 @@ __device__ __forceinline__ void prefetch_line(const void *p) {
     asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
 }
 
+// ---- stores to memory in groups, each of what a thread has asked for since the last
+
+__device__ __forceinline__ void stores_commit() {
+    asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+}
+// All groups but the LEFT last ones have read shared memory, which may be written again.
+template <int LEFT> __device__ __forceinline__ void stores_read() {
+    asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(LEFT) : "memory");
+}
+
 // ---- clusters
 
 // Orders nothing: a release would wait for all that this thread wrote anywhere (MEMBAR.ALL.GPU,

@@ -61,7 +61,6 @@
 
 #include "clusters.cuh"
 #include "medium_kernel.cuh"
-#include "wide_hopper.cuh"
 
 namespace ssm {
 

@@ -18,6 +18,9 @@ enum { PIECE = 64, PIECE_BYTES = 128 }; // columns a stage of the ring
 enum map_fetch { FETCH_128, FETCH_256 };
 bool tensor_map(CUtensorMap *out, const void *base, int cols, int rows, int box_cols, int box_rows,
                 bool swizzle, map_fetch fetch = FETCH_256);
+// The same of bf16 or fp32, swizzled over rows of 128, 64 or 0 bytes.
+bool tensor_map_of(CUtensorMap *out, const void *base, bool fp32, int cols, int rows, int box_cols,
+                   int box_rows, int swizzle, map_fetch fetch = FETCH_256);
 
 struct medium_args {
     int n_rows, tokens, pieces;          // of the weight, of x, of a row of both

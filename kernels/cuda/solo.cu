@@ -124,10 +124,8 @@ template <class SHAPE> struct solo_launch : cluster_launch {
 
 static bool model_fits(const device *d) {
     const ssm_geometry &g = d->g;
-    const int m = g.d_model, widths[] = {768, 1024, 1536, 2048, 2560};
-    bool known = false;
-    for (int width : widths)
-        known |= m == width;
+    const int m = g.d_model;
+    const bool known = m == 768 || m == 1024 || m == 1536 || m == 2048 || m == 2560;
     if (d->arch != 90 || d->weight_type != SSM_DTYPE_BF16 || g.kind != SSM_BLOCK_MAMBA)
         return false;
     return known && g.d_inner == 2 * m && g.dt_rank == m / 16 && g.d_state == 16 && g.d_conv >= 2 &&
@@ -147,8 +145,10 @@ template <class S> static bool card_fits(const device *d) {
 }
 
 bool solo_room(const device *d) {
-    if (!model_fits(d) || is_large(d))
-        return model_fits(d) && solo_large_room(d);
+    if (!model_fits(d))
+        return false;
+    if (is_large(d))
+        return solo_large_room(d);
     return with_state_type(d->state_type, [&](auto s) { return card_fits<decltype(s)>(d); });
 }
 

@@ -4,14 +4,9 @@
 #ifndef SSM_KERNELS_CUDA_WIDE_HOPPER_CUH
 #define SSM_KERNELS_CUDA_WIDE_HOPPER_CUH
 
-#include "medium.cuh"
 #include "wgmma.cuh"
 
 namespace ssm {
-
-// medium.cu: tensor_map() of bf16 or fp32, swizzled over rows of 128, 64 or 0 bytes.
-bool tensor_map_of(CUtensorMap *out, const void *base, bool fp32, int cols, int rows, int box_cols,
-                   int box_rows, int swizzle, map_fetch fetch = FETCH_256);
 
 #if SSM_HOPPER
 
@@ -24,7 +19,7 @@ __device__ __forceinline__ void copy_box_to(uint32_t blocks, uint32_t to, const 
                  : "memory");
 }
 
-// ---- stores: a box of shared memory to an array, in groups that their thread waits for
+// ---- stores: a box of shared memory to an array, in groups (hopper.cuh)
 
 __device__ __forceinline__ void store_box(const CUtensorMap *map, int column, int row,
                                           uint32_t from) {
@@ -32,13 +27,6 @@ __device__ __forceinline__ void store_box(const CUtensorMap *map, int column, in
         "cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%1, %2}], [%3];" ::"l"(map),
         "r"(column), "r"(row), "r"(from)
         : "memory");
-}
-__device__ __forceinline__ void stores_commit() {
-    asm volatile("cp.async.bulk.commit_group;" ::: "memory");
-}
-// All groups but the LEFT last ones have read shared memory, which may be written again.
-template <int LEFT> __device__ __forceinline__ void stores_read() {
-    asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(LEFT) : "memory");
 }
 __device__ __forceinline__ float2 load_shared(uint32_t at) {
     float2 v;

@@ -36,7 +36,7 @@ enum { LEAST = 512, MOST = 768 }; // rows at which steps gain
 
 bool wide_rows_fits(const device *d, const batch &b) {
     const ssm_geometry &g = d->g;
-    return b.decode && b.n >= LEAST && b.n <= MOST && g.kind == SSM_BLOCK_MAMBA && g.d_conv == 4 &&
+    return b.decode && b.n >= LEAST && b.n <= MOST && g.d_conv == 4 &&
            g.d_inner % (2 * HALF) == 0 && g.d_model >= 2048 && wide_kind_fits(d);
 }
 
