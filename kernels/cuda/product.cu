@@ -247,7 +247,7 @@ static int choose_all(device *d, cublasLtMatmulPreference_t preference, cudaEven
         if (!weight_of(d, kind, 0)) // no such product in this kind of layer
             continue;
         SSM_TRY(layouts(d, kind, err));
-        const int32_t most = kind == PRODUCT_HEAD ? step_bucket(d->max_rows) : d->max_tokens;
+        const int32_t most = step_bucket(kind == PRODUCT_HEAD ? d->max_rows : d->max_tokens);
         for (int i = 0; i < p->n_buckets && p->buckets[i] <= most; i++)
             SSM_TRY(choose(d, kind, i, preference, from, to, err));
     }
