@@ -15,7 +15,7 @@ bool parse_chat_knows(const char *key) {
     static const char *const keys[] = {
         // read below
         "messages", "max_completion_tokens", "logprobs", "top_logprobs", "tools", "tool_choice",
-        "functions", "function_call", "modalities", "response_format", "add_generation_prompt",
+        "functions", "function_call", "modalities", "add_generation_prompt",
         "continue_final_message", "chat_template_kwargs",
         // of no meaning to such a model
         "store", "prediction", "service_tier", "reasoning_effort", "audio", "web_search_options",
@@ -256,25 +256,13 @@ static int parse_modalities(const json_t *root, ssm_error *err) {
     return rc;
 }
 
-static int parse_response_format(const json_t *root, ssm_error *err) {
-    const json_t *format;
-    const int rc = json_get_object(root, "response_format", &format, err);
-    const char *type = json_string_value(json_object_get(format, "type"));
-    if (rc < 0 || !format || (type && strcmp(type, "text") == 0)) {
-        return rc;
-    }
-    return ssm_error_set(err, SSM_EINVAL, "response_format",
-                         "response_format: only the type text is supported, got '%.40s'",
-                         type ? type : "none");
-}
-
 int parse_chat(completion *c, const json_t *root, ssm_error *err) {
     int rc = parse_messages(c, root, err);
     if (rc < 0 || (rc = parse_kwargs(c, root, err)) < 0 || (rc = parse_ends(c, root, err)) < 0 ||
         (rc = parse_logprobs(c, root, err)) < 0 ||
         (rc = refuse_tools(root, "tools", "tool_choice", err)) < 0 ||
         (rc = refuse_tools(root, "functions", "function_call", err)) < 0 ||
-        (rc = parse_modalities(root, err)) < 0 || (rc = parse_response_format(root, err)) < 0) {
+        (rc = parse_modalities(root, err)) < 0) {
         return rc;
     }
     c->prompts = arena_alloc(&c->arena, 1, sizeof *c->prompts);

@@ -56,6 +56,7 @@ static const struct field {
     {.key = "suffix", .type = FIELD_OTHER},
     {.key = "user", .type = FIELD_OTHER},
     {.key = "metadata", .type = FIELD_OTHER},
+    {.key = "response_format", .type = FIELD_OTHER},
     {.key = "stop_token_ids", .type = FIELD_OTHER},
     {.key = "allowed_token_ids", .type = FIELD_OTHER},
     {.key = "bad_words", .type = FIELD_OTHER},

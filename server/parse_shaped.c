@@ -163,6 +163,19 @@ static int parse_ignored(const completion *c, const completion_limits *limits, c
     return rc;
 }
 
+// Another format would be another answer: not ignored.
+static int parse_response_format(const json_t *root, ssm_error *err) {
+    const json_t *format;
+    const int rc = json_get_object(root, "response_format", &format, err);
+    const char *type = json_string_value(json_object_get(format, "type"));
+    if (rc < 0 || !format || (type && strcmp(type, "text") == 0)) {
+        return rc;
+    }
+    return ssm_error_set(err, SSM_EINVAL, "response_format",
+                         "response_format: only the type text is supported, got '%.40s'",
+                         type ? type : "none");
+}
+
 static int parse_state(completion *c, const json_t *root, ssm_error *err) {
     const char *session = NULL, *salt = NULL;
     size_t session_len = 0, salt_len = 0;
@@ -203,7 +216,8 @@ int parse_shaped(completion *c, const completion_limits *limits, const json_t *r
     int rc;
     if ((rc = parse_stream_options(c, root, err)) < 0 ||
         (rc = parse_seed(c, root, skim, err)) < 0 || (rc = parse_logit_bias(c, root, err)) < 0 ||
-        (rc = parse_ignored(c, limits, root, err)) < 0 || (rc = parse_state(c, root, err)) < 0 ||
+        (rc = parse_ignored(c, limits, root, err)) < 0 ||
+        (rc = parse_response_format(root, err)) < 0 || (rc = parse_state(c, root, err)) < 0 ||
         (rc = parse_strings(c, root, "stop", MAX_STOPS, true, &c->stops, &c->n_stops, err)) < 0 ||
         (rc = parse_strings(c, root, "bad_words", MAX_LIST, false, &c->bad_words, &c->n_bad_words,
                             err)) < 0 ||

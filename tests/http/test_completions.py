@@ -60,7 +60,7 @@ def test_unknown_parameters_are_accepted(client):
 NULLABLE = [
     "model", "max_tokens", "top_p", "n", "best_of", "stream", "stream_options", "logprobs", "echo",
     "stop", "seed", "presence_penalty", "frequency_penalty", "logit_bias", "suffix", "user",
-    "metadata", "top_k", "min_p", "typical_p", "repetition_penalty", "ignore_eos", "min_tokens",
+    "metadata", "response_format", "top_k", "min_p", "typical_p", "repetition_penalty", "ignore_eos", "min_tokens",
     "stop_token_ids", "include_stop_str_in_output", "allowed_token_ids", "bad_words",
     "return_token_ids", "skip_special_tokens", "add_special_tokens", "cache_prompt", "cache_salt",
     "session", "priority", "timings", "return_tokens_as_token_ids",
@@ -187,8 +187,20 @@ def test_suffix(client):
     answer.error(400, param="suffix")
 
 
+def test_response_format(client):
+    """Text is what there is; whoever asks for JSON is told that it would not come, whole and in a stream."""
+    plain = client.greedy(max_tokens=4)
+    assert client.greedy(max_tokens=4, response_format={"type": "text"}) == plain
+    for stream in (False, True):
+        body = {"prompt": "x", "max_tokens": 1, "stream": stream, "response_format": {"type": "json_object"}}
+        error = client.post("/v1/completions", body).error(400, param="response_format")
+        assert error["message"] == "response_format: only the type text is supported, got 'json_object'"
+
+
 def test_any_model_takes_every_name(start):
     client = start("--any-model").client
+    refused = {"prompt": "x", "max_tokens": 1, "response_format": {"type": "json_object"}}
+    client.post("/v1/completions", refused).error(400, param="response_format")
     assert client.complete(model="gpt-9", max_tokens=1)
     assert client.complete(suffix="the end", max_tokens=1)
     model = client.get("/v1/models/gpt-9")

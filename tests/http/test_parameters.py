@@ -33,6 +33,8 @@ REFUSED = {
     "suffix": [5, True, [], {}, "the end"],
     "user": STRING,
     "metadata": ["x", 5, True, []],
+    "response_format": ["text", "json_object", 5, True, [], {}, {"type": None}, {"type": 5}, {"type": "json_object"},
+                        {"type": "json_schema", "json_schema": {"name": "a", "schema": {}}}, {"type": "y" * 999}],
     "top_k": [1.5, "5", True, [], {}],
     "min_p": UNIT,
     "typical_p": UNIT,
@@ -133,6 +135,7 @@ def test_any_seed(client, seed):
     {"best_of": 0}, {"best_of": 1}, {"min_p": 0}, {"min_p": 1}, {"typical_p": 1}, {"top_k": 0},
     {"top_k": 10**6}, {"repetition_penalty": 1}, {"min_tokens": 0}, {"stop_token_ids": []},
     {"bad_words": []}, {"metadata": {}}, {"user": ""}, {"stream_options": {}}, {"temperature": 1e-30},
+    {"response_format": {"type": "text"}},
 ], ids=json.dumps)
 def test_edges_are_accepted(client, body):
     client.complete(**{"max_tokens": 2, **body})

@@ -50,7 +50,7 @@ START_TEST(defaults_are_the_apis) {
         parse(&c,
               "{\"prompt\":\"x\",\"max_tokens\":null,\"n\":null,\"stop\":null,"
               "\"logit_bias\":null,\"seed\":null,\"stream_options\":null,\"suffix\":null,"
-              "\"session\":null}",
+              "\"session\":null,\"response_format\":null}",
               &err),
         0);
     ck_assert_int_eq(c.max_tokens, 16);
@@ -122,6 +122,8 @@ START_TEST(what_is_wrong_is_named) {
         {"suffix", "\"x\""},
         {"user", "5"},
         {"metadata", "[]"},
+        {"response_format", "{}"},
+        {"response_format", "{\"type\":\"json_object\"}"},
         {"stop_token_ids", "[-1]"},
         {"allowed_token_ids", "[]"},
         {"bad_words", "[\"\"]"},
