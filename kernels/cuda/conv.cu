@@ -4,23 +4,47 @@
 // Its state is a ring of d_conv - 1 raw inputs a channel: a decode step reads all and writes one,
 // half the bytes of shifting. Bytes a row and channel: d_conv reads, two writes of T.
 //
-// A prompt is cut into tiles of CONV_TILE tokens; a thread slides 8 channels through a tile, or
-// through a part of one where there are too few tiles to fill the card. Only a span's first tile
-// reads the ring, so the thread that did leaves the span's last inputs there.
-#include "cuda.h"
-#include "util.cuh"
-
-#include "types.cuh"
+// A prompt is cut into tiles of CONV_TILE tokens; a thread slides 16 bytes of channels through a
+// tile or, in steps of fewer tokens, a part of one. Where there are many it asks for all inputs at
+// once, into shared memory, and reads what it copied itself: no barrier, and how much is under way
+// does not depend on registers. Tiles go from the last to the first: the last that in_proj wrote
+// are in L2, and so will be the first that x_proj reads. Where tiles are few, loads to registers
+// start earlier. Only a span's first tile reads the ring, so the thread that did leaves the span's
+// last inputs there.
+//
+// Every load that is to be ahead is written ahead of its use. The compiler would do that for inputs
+// that are const and __restrict__, and moves some of them above dependency_wait(): behind in_proj
+// that lets this kernel start early rows came to other sums each time (tests/lint.sh).
+//
+// us a layer in the step (CUPTI, H200, bf16; cards and runs differ by 3%):
+//                                        2.8b 8 x 2,048  1 x 2,048     130m 8 x  1 x    1 x 512
+//   16 tokens by registers, 4 at a time  104.7 to 106.7  16.8 to 18.4  39.0      6.7    3.9
+//   the same without arithmetic          85.6            12.6          27.3      5.9
+//   by shared memory, first tile first   93.3            17.4          34.8      7.4
+//     last first                         93.5 to 95.6    17.3          31.3      7.8
+//       outputs evict-first; inputs too  94.8; 97.6                    32.6
+//       without arithmetic               84.4                          25.9      5.1
+//     blocks of 64 threads, last first   97.5            17.3          31.1
+//       and parts of 8 tokens            105.8           16.0          33.0      6.7    5.1
+//     a loop of four tokens              101.9 to 103.5  19.2          34.4      7.3    4.7
+// At 130m x_proj behind it takes 16.1 us instead of 17.5 if tiles go from the last, at 2.8b the
+// same. What is left above the bytes are issue slots: two special functions an output hold up other
+// instructions for 3.7 cycles each (scan_roles.cu): by count 59 of 134 cycles for eight channels.
+// So four tokens without a branch between them would be better, but spill with these registers.
+// Few tiles of 130m behind wide_in.cu, from its end on, against a loop whose loads the compiler
+// put ahead, as constant data: 1 x 2,048 4.9 and 5.4 us, in two parts; 1 x 512, in four, 3.5 and
+// 3.1. Not looked into: whether ordinary loads wait for L1 to be emptied behind dependency_wait().
+//
+// Decode rows, us (b512 of 2.8b, b1024 of 130m, fp16 states) behind cuBLASLt's in_proj: two rows a
+// thread in a loop 10.2 and 7.9; everything asked for before it is used 9.5 and 6.8 (the ring
+// before or after the wait is the same), in blocks of 64 threads 7.5; four rows a thread 9.9 and
+// 6.8; by cp.async 9.6 and 6.9. The rings asked of L2 by the norm before in_proj
+// (cp.async.bulk.prefetch, 31 or 9 KB a row): 9.5 and 6.0, but the norm takes 7.1 instead of 3.5,
+// and 5.1 instead of 3.8. Behind wide_in.cu, whose dependents begin early, b1024 of 130m is the
+// same either way.
+#include "conv4.cuh"
 
 namespace ssm {
-
-struct conv_args {
-    const float *weight; // [d_conv][channels]
-    const float *bias;   // [channels]
-    int channels, width; // width: d_conv
-    int kept;            // d_conv - 1, entries of the ring
-    size_t in_pitch;     // of a token row of `in`
-};
 
 // Sum over the taps for V channels from c on; history(j) gives raw inputs j tokens ago.
 template <int V, class F>
@@ -37,139 +61,6 @@ __device__ __forceinline__ void convolve(const conv_args &a, int c, F history, f
 #pragma unroll
     for (int k = 0; k < V; k++)
         out[k] = silu(out[k]);
-}
-
-// The published width with everything in registers: V channels' taps and bias, loaded once.
-template <int V> struct taps4 {
-    float weight[4][V], bias[V]; // weight[j]: of the input j tokens ago
-
-    __device__ __forceinline__ taps4(const conv_args &a, int c) {
-#pragma unroll
-        for (int j = 0; j < 4; j++)
-            load<V>(a.weight + (size_t)(3 - j) * a.channels + c, weight[j]);
-        load<V>(a.bias + c, bias);
-    }
-    // x[j]: inputs j tokens ago
-    __device__ __forceinline__ void apply(const float (&x)[4][V], float (&out)[V]) const {
-#pragma unroll
-        for (int k = 0; k < V; k++)
-            out[k] = silu(bias[k] + weight[0][k] * x[0][k] + weight[1][k] * x[1][k] +
-                          weight[2][k] * x[2][k] + weight[3][k] * x[3][k]);
-    }
-};
-
-// A span's last inputs to its ring, by the only thread that read these channels of it; a fresh
-// one's other entries to zero.
-template <int V, class T>
-__device__ __forceinline__ void leave_tail(const conv_args &a, const span &s, int c, const T *in,
-                                           T *entries) {
-    const float zero[V] = {};
-    for (int j = 0; j < a.kept; j++) { // entry of the token j before the span's end
-        float x[V];
-        const int e = ((s.ring + s.count - 1 - j) % a.kept + a.kept) % a.kept;
-        if (j < s.count) {
-            load<V>(in + (size_t)(s.first + s.count - 1 - j) * a.in_pitch + c, x);
-            store<V>(entries + (size_t)e * a.channels, x);
-        } else if (s.fresh) {
-            store<V>(entries + (size_t)e * a.channels, zero);
-        }
-    }
-}
-
-// ring [slot][3][channels] T of this layer, in [token row][in_pitch] T, out [row][channels] T
-template <class T, int V>
-__global__ void __launch_bounds__(128)
-    conv4_rows_kernel(conv_args a, const row *rows, int n, int rows_a_thread,
-                      const T *__restrict__ in, T *__restrict__ ring, T *__restrict__ out) {
-    dependents_start();
-    const int c = (blockIdx.x * blockDim.x + threadIdx.x) * V;
-    if (c >= a.channels)
-        return;
-    const taps4<V> taps(a, c);
-    dependency_wait();
-    const int first = blockIdx.y * rows_a_thread, end = min(first + rows_a_thread, n);
-#pragma unroll 2
-    for (int i = first; i < end; i++) {
-        const row r = rows[i];
-        if (r.slot < 0)
-            continue;
-        T *entries = ring + (size_t)r.slot * 3 * a.channels + c;
-        float x[4][V], sum[V];
-        load<V>(in + (size_t)r.at * a.in_pitch + c, x[0]);
-#pragma unroll
-        for (int j = 1; j < 4; j++) {
-            const int e = r.ring - j < 0 ? r.ring - j + 3 : r.ring - j;
-            load<V>(entries + (size_t)e * a.channels, x[j]);
-            if (r.fresh) {
-#pragma unroll
-                for (int k = 0; k < V; k++)
-                    x[j][k] = 0;
-            }
-        }
-        taps.apply(x, sum);
-        store<V>(out + (size_t)r.at * a.channels + c, sum);
-        const float zero[V] = {};
-#pragma unroll
-        for (int e = 0; e < 3; e++) { // what lies before a sequence reads as zero from now on
-            if (e == r.ring)
-                store<V>(entries + (size_t)e * a.channels, x[0]);
-            else if (r.fresh)
-                store<V>(entries + (size_t)e * a.channels, zero);
-        }
-    }
-}
-
-// A thread slides over `part` tokens of a tile of one span. `in` is const and __restrict__, so its
-// loads are constants to the compiler, which may move them above the wait; nvcc 13.0 does not
-// (LDG.CONSTANT behind ACQBULK), and with ordinary ones it would not load four tokens ahead.
-template <class T, int V>
-__global__ void __launch_bounds__(128)
-    conv4_tiles_kernel(conv_args a, const span *spans, const piece *tiles, int part,
-                       const T *__restrict__ in, T *ring, T *__restrict__ out) {
-    dependents_start();
-    const int c = (blockIdx.x * blockDim.x + threadIdx.x) * V;
-    if (c >= a.channels)
-        return;
-    const taps4<V> taps(a, c);
-    const piece tile = tiles[blockIdx.y];
-    const int skip = blockIdx.z * part, count = min(part, tile.count - skip);
-    const int first = tile.first + skip;
-    if (count <= 0)
-        return;
-    const span s = spans[tile.span];
-    T *entries = ring + (size_t)s.slot * 3 * a.channels + c;
-    const T *from = in + (size_t)first * a.in_pitch + c;
-    T *to = out + (size_t)first * a.channels + c;
-    float x[4][V];
-    dependency_wait();
-#pragma unroll
-    for (int j = 1; j < 4; j++) { // the window before the tokens, as it will have moved
-        const int before = s.first - (first - j);
-        if (before <= 0) {
-            load<V>(from - (size_t)j * a.in_pitch, x[j - 1]);
-        } else if (!s.fresh) {
-            load<V>(entries + (size_t)((s.ring - before + 3) % 3) * a.channels, x[j - 1]);
-        } else {
-#pragma unroll
-            for (int k = 0; k < V; k++)
-                x[j - 1][k] = 0;
-        }
-    }
-#pragma unroll 4
-    for (int t = 0; t < count; t++) {
-#pragma unroll
-        for (int j = 3; j > 0; j--) {
-#pragma unroll
-            for (int k = 0; k < V; k++)
-                x[j][k] = x[j - 1][k];
-        }
-        load<V>(from + (size_t)t * a.in_pitch, x[0]);
-        float sum[V];
-        taps.apply(x, sum);
-        store<V>(to + (size_t)t * a.channels, sum);
-    }
-    if (first == s.first)
-        leave_tail<V>(a, s, c, in, entries);
 }
 
 // Other widths. ring [slot][d_conv - 1][channels] T of this layer, in [token row][in_pitch] T, out
@@ -218,8 +109,8 @@ __global__ void conv_rows_kernel(conv_args a, const row *rows, int n, const T *i
 
 // A thread runs V channels through a tile of up to CONV_TILE tokens of one span.
 template <class T, int V>
-__global__ void conv_tiles_kernel(conv_args a, const span *spans, const piece *tiles, int,
-                                  const T *in, T *ring, T *out) {
+__global__ void conv_tiles_kernel(conv_args a, const span *spans, const piece *tiles, const T *in,
+                                  T *ring, T *out) {
     dependents_start();
     dependency_wait();
     const int c = (blockIdx.x * blockDim.x + threadIdx.x) * V;
@@ -253,16 +144,36 @@ __global__ void conv_tiles_kernel(conv_args a, const span *spans, const piece *t
         leave_tail<V>(a, s, c, in, entries);
 }
 
-template <class T, int V>
-static cudaError_t conv_rows(device *d, const conv_args &a, const batch &b, const T *in, T *ring,
-                             T *out) {
-    const unsigned blocks = (unsigned)ceil_div(a.channels, V * 128);
-    if (a.width != 4)
-        return launch(d, conv_rows_kernel<T, V>, dim3(blocks, (unsigned)b.n_rows), 128, 0, true, a,
-                      b.rows, b.n_rows, in, ring, out);
-    const int each = b.n_rows * (int)blocks >= 16 * d->n_sms ? 2 : 1;
-    return launch(d, conv4_rows_kernel<T, V>, dim3(blocks, (unsigned)ceil_div(b.n_rows, each)), 128,
-                  0, true, a, b.rows, b.n_rows, each, in, ring, out);
+template <class T>
+static cudaError_t conv4_rows(device *d, const conv_args &a, const batch &b, const T *in, T *ring,
+                              T *out) {
+    const int blocks = ceil_div(a.channels * (int)sizeof(T) / 16, CONV_THREADS);
+    const int each = (int64_t)b.n_rows * blocks >= 8 * d->n_sms ? CONV_ROWS : 1;
+    return launch(d, conv4_rows_kernel<T>,
+                  dim3((unsigned)blocks, (unsigned)ceil_div(b.n_rows, each)), CONV_THREADS, 0, true,
+                  a, b.rows, b.n_rows, each, in, ring, out);
+}
+
+template <class T>
+static cudaError_t conv4_tiles(device *d, const conv_args &a, const batch &b, const T *in, T *ring,
+                               T *out) {
+    const int vectors = a.channels * (int)sizeof(T) / 16;
+    const int narrow = ceil_div(vectors, CONV_THREADS / 2); // blocks of half the threads, a tile
+    const int64_t all = (int64_t)b.n_tiles * narrow;
+    if (all >= 8 * d->n_sms) {
+        const int part = all >= 16 * d->n_sms ? CONV_TILE : CONV_TILE / 2;
+        const int threads = part == CONV_TILE && narrow % 2 == 0 ? CONV_THREADS : CONV_THREADS / 2;
+        const dim3 grid((unsigned)ceil_div(vectors, threads),
+                        (unsigned)(b.n_tiles * (CONV_TILE / part)));
+        return launch(d, conv4_tiles_kernel<T>, grid, threads, (size_t)(part + 3) * threads * 16,
+                      true, a, b.spans, b.tiles, part, in, ring, out);
+    }
+    const unsigned blocks = (unsigned)ceil_div(vectors, CONV_THREADS);
+    int parts = 4; // as many as the card holds at once, or nearly
+    while (parts > 1 && b.n_tiles * (int)blocks * parts > 5 * d->n_sms)
+        parts /= 2;
+    return launch(d, conv4_parts_kernel<T>, dim3(blocks, (unsigned)b.n_tiles, (unsigned)parts),
+                  CONV_THREADS, 0, true, a, b.spans, b.tiles, CONV_TILE / parts, in, ring, out);
 }
 
 template <class T, int V> static cudaError_t conv_run(device *d, int layer, const batch &b) {
@@ -273,15 +184,17 @@ template <class T, int V> static cudaError_t conv_run(device *d, int layer, cons
     const T *in = (const T *)d->xz + (g.kind == SSM_BLOCK_MAMBA2 ? g.d_inner : 0);
     T *ring = (T *)d->ring + (size_t)layer * d->n_slots * (g.d_conv - 1) * g.conv_dim;
     T *out = (T *)d->xc;
-    cudaError_t rc = conv_rows<T, V>(d, a, b, in, ring, out);
+    const bool tuned = V > 1 && a.width == 4;
+    const unsigned blocks = (unsigned)ceil_div(g.conv_dim, V * 128);
+    const cudaError_t rc = tuned
+                               ? conv4_rows<T>(d, a, b, in, ring, out)
+                               : launch(d, conv_rows_kernel<T, V>, dim3(blocks, (unsigned)b.n_rows),
+                                        128, 0, true, a, b.rows, b.n_rows, in, ring, out);
     if (rc != cudaSuccess || b.n_spans == 0)
         return rc;
-    const unsigned blocks = (unsigned)ceil_div(g.conv_dim, V * 128);
-    const bool tuned = a.width == 4;
-    const int parts = tuned && b.n_tiles * (int)blocks < 2 * d->n_sms ? 4 : 1;
-    return launch(d, tuned ? conv4_tiles_kernel<T, V> : conv_tiles_kernel<T, V>,
-                  dim3(blocks, (unsigned)b.n_tiles, (unsigned)parts), 128, 0, true, a, b.spans,
-                  b.tiles, CONV_TILE / parts, in, ring, out);
+    return tuned ? conv4_tiles<T>(d, a, b, in, ring, out)
+                 : launch(d, conv_tiles_kernel<T, V>, dim3(blocks, (unsigned)b.n_tiles), 128, 0,
+                          true, a, b.spans, b.tiles, in, ring, out);
 }
 
 cudaError_t conv(device *d, int layer, const batch &b) {

@@ -148,17 +148,17 @@ static int32_t long_plan(int32_t vocab, int which, bool fresh, int32_t *tokens,
 
 // So many channels that one prompt fills a card, or four do (scan_roles.cu's forms); no multiple
 // of any block's. The second: of blocks of 16.
-static const small_shape broad = {.name = "mamba broad",
-                                  .kind = SSM_BLOCK_MAMBA,
-                                  .n_layers = 1,
-                                  .d_model = 64,
-                                  .d_inner = 4104,
-                                  .d_state = 16,
-                                  .d_conv = 4,
-                                  .dt_rank = 80,
-                                  .vocab_size = 300,
-                                  .biases = true,
-                                  .tied = true};
+const small_shape broad = {.name = "mamba broad",
+                           .kind = SSM_BLOCK_MAMBA,
+                           .n_layers = 1,
+                           .d_model = 64,
+                           .d_inner = 4104,
+                           .d_state = 16,
+                           .d_conv = 4,
+                           .dt_rank = 80,
+                           .vocab_size = 300,
+                           .biases = true,
+                           .tied = true};
 
 static const small_shape middle = {.name = "mamba middle",
                                    .kind = SSM_BLOCK_MAMBA,

@@ -10,6 +10,7 @@
 enum { N_SHAPES = 9, N_WIDE = 3, N_FORMATS = 5, SLOTS = 40, ROWS = 168, TOKENS = 700 };
 extern const small_shape shapes[N_SHAPES]; // both kinds, odd sizes
 extern const small_shape wide[N_WIDE];     // sizes that fill a card
+extern const small_shape broad;            // so many channels that one prompt does
 
 typedef struct number_format {
     ssm_dtype weight, state;
