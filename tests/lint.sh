@@ -81,6 +81,13 @@ check_cuda_types() {
         sort | uniq -d | sed 's|^|kernels/cuda: more than one struct |'
 }
 
+# Loads through a const pointer with __restrict__ are of constant data to the compiler, which moves
+# them above dependency_wait() where it can: before the predecessor has written what they read.
+check_cuda_restrict() {
+    git grep -nE '__restrict' -- kernels/cuda | grep -vE '^[^:]+:[0-9]+:[[:space:]]*//' |
+        sed 's|$|   (its loads may pass dependency_wait)|'
+}
+
 check_scripts() {
     shellcheck -f gcc "${scripts[@]}"
 }
@@ -113,6 +120,7 @@ report licence < <(check_spdx)
 report paths < <(check_paths)
 report whitespace < <(check_whitespace)
 report cuda < <(check_cuda_types)
+report cuda < <(check_cuda_restrict)
 report shellcheck < <(check_scripts)
 report cppcheck < <(check_static)
 long_functions
