@@ -57,6 +57,16 @@ template <int N> __device__ __forceinline__ void fewer_registers() {
 
 // ---- copies: a box of a two-dimensional array, its first number at (column, row)
 
+// One lane of a warp that is all here. From this instruction the compiler knows that it is one;
+// with `lane == 0` it puts a loop over lanes around every copy that is asked for.
+__device__ __forceinline__ bool one_lane() {
+    uint32_t mine;
+    asm volatile("{\n.reg .pred p;\n"
+                 "elect.sync _|p, 0xffffffff;\n"
+                 "selp.u32 %0, 1, 0, p;\n}"
+                 : "=r"(mine));
+    return mine != 0;
+}
 __device__ __forceinline__ void map_prefetch(const CUtensorMap *map) {
     asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
 }

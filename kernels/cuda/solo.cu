@@ -34,17 +34,24 @@
 //   112.5    the form that stands here, rows asked for one in 120 cycles
 //   96.4     as fast as they are taken
 //   93.3     activations read by all lanes and kept for z, two rows' registers interleaved for the
-//            matrix instruction, squares in stores of their own (130m; solo_shape::NARROW: 370m in
-//            steps 0.345 in place of 0.314, and 0.294 predicted by a bench; why was not found)
-//   91.3     packets asked for 400 cycles behind one's own (370m 0.022 slower: not there)
+//            matrix instruction, squares in stores of their own (130m; solo_shape::NARROW)
+//   91.3     packets asked for 400 cycles behind one's own (130m)
 //
 // The loop that looked at the clock took 250 cycles a row and so all of a layer's time: rows came
 // just when they were needed. No wait showed it, for that for the input comes behind it; what did
 // was %globaltimer by block, at all waits.
 //
-// In steps, few.cu first: 130m 0.208 ms and 0.111, 370m 0.423 and 0.314; 0.028 of it are the head
-// and what is around it. 370m took 0.368 in the last run, where the form of 0.314, whose machine
-// code is this one's but for the order of some instructions, was not beside it on that card.
+// In steps, few.cu first: 130m 0.208 ms and 0.110, 370m 0.423 and 0.305; 0.028 of it are the head
+// and what is around it. How fast a block asks for its rows counts (in a burst they queue in front
+// of packets), most with 370m, whose ring of one layer has less time for it. A lane chosen by its
+// number pays for a loop over lanes around each copy; one by elect.sync does not. On one H200, a
+// step, lane 0 / elected, so many copies in a turn of the loop:
+//              1                 2            4            8            all
+//   130m   0.111 / 0.115   0.111 /      -    / 0.121   0.111 / -      0.112 / 0.123
+//   370m   0.368 / 0.307   0.354 /      -    / 0.320   0.340 / -      0.313 / 0.326
+// 370m had all in one turn, by the compiler's choice, until the loop that looked at the clock was
+// taken out of this one. Whether the ladder's two last forms help 370m, too, was measured beside
+// that change alone, and so is not known.
 //
 // Tried and dropped, us for 24 layers or ms a step: stores and a release at the other block's
 // barrier in place of st.async (192.6 against 150.7: it waits for all that a thread wrote); sixteen

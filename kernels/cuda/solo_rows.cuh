@@ -13,6 +13,7 @@ namespace ssm {
 
 #if SSM_HOPPER
 
+// How fast rows are asked for counts: in a burst they queue in front of packets (solo.cu).
 template <int M, int CH, class S>
 __device__ __forceinline__ void ask(const solo_args &a, const solo_block<M, CH, S> &b) {
     typedef solo_shape<M, CH, S> shape;
@@ -24,7 +25,7 @@ __device__ __forceinline__ void ask(const solo_args &a, const solo_block<M, CH, 
         if (layer >= shape::STAGES)
             solo_wait(b.of(b.empty, layer), b.phase(layer) ^ 1);
         const uint32_t full = b.of(b.full, layer), to = b.rows(layer);
-        if (lane == 0) {
+        if (shape::STAGES > 1 ? lane == 0 : one_lane()) {
             barrier_expect(full, 2 * CH * M * 2);
 #pragma unroll 1
             for (int i = 0; i < 2 * CH; i++) {
