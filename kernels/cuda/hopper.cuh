@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Hopper's instructions that CUDA C++ has no words for, as medium.cu and resident.cu need them:
-// barriers in shared memory that count bytes, tiles copied by tensor map, clusters, and the warp
-// groups' matrix instruction.
+// tiles copied by tensor map, clusters, and the warp groups' matrix instruction. Barriers, and
+// copies of bytes in a row, are in bulk.cuh.
 //
 // Tiles are rows of 128 bytes (64 numbers of 16 bits) in groups of 8, 16-byte parts swapped by row
 // (CU_TENSOR_MAP_SWIZZLE_128B): what tile_at() of the instruction's descriptor expects.
@@ -10,7 +10,7 @@
 
 #include <cuda.h>
 
-#include "util.cuh"
+#include "bulk.cuh"
 
 #if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
 #define SSM_HOPPER 1
@@ -21,30 +21,6 @@
 namespace ssm {
 
 #if SSM_HOPPER
-
-// ---- barriers
-
-__device__ __forceinline__ void barrier_init(uint32_t at, int arrivals) {
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(at), "r"(arrivals) : "memory");
-}
-__device__ __forceinline__ void barriers_ready() { // to other threads, the copy engine, the cluster
-    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-}
-__device__ __forceinline__ void barrier_expect(uint32_t at, uint32_t bytes) {
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(at), "r"(bytes)
-                 : "memory");
-}
-__device__ __forceinline__ void barrier_arrive(uint32_t at) {
-    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(at) : "memory");
-}
-__device__ __forceinline__ void barrier_wait(uint32_t at, uint32_t parity) {
-    asm volatile("{\n.reg .pred done;\n"
-                 "again:\n"
-                 "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-                 "@!done bra again;\n}" ::"r"(at),
-                 "r"(parity)
-                 : "memory");
-}
 
 // ---- registers a thread, of a group of four warps: others give, or take, what is missing
 
@@ -77,25 +53,11 @@ __device__ __forceinline__ void copy_box(uint32_t to, const CUtensorMap *map, in
                  "l"(map), "r"(column), "r"(row), "r"(barrier)
                  : "memory");
 }
-// The same for what is read once a step: first to leave L2.
-__device__ __forceinline__ uint64_t policy_once() {
-    uint64_t policy;
-    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
-    return policy;
-}
 __device__ __forceinline__ void copy_box(uint32_t to, const CUtensorMap *map, int column, int row,
                                          uint32_t barrier, uint64_t policy) {
     asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
                  ".L2::cache_hint [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(to),
                  "l"(map), "r"(column), "r"(row), "r"(barrier), "l"(policy)
-                 : "memory");
-}
-// Bytes in a row, read once.
-__device__ __forceinline__ void copy_run(uint32_t to, const void *from, uint32_t bytes,
-                                         uint32_t barrier, uint64_t policy) {
-    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes"
-                 ".L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(to),
-                 "l"(from), "r"(bytes), "r"(barrier), "l"(policy)
                  : "memory");
 }
 // The same to L2 alone.
@@ -104,29 +66,8 @@ __device__ __forceinline__ void prefetch_box(const CUtensorMap *map, int column,
                  "r"(column), "r"(row)
                  : "memory");
 }
-__device__ __forceinline__ void prefetch_run(const void *from, uint32_t bytes) {
-    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
-}
-// From shared memory; on return it is there, as if this thread had written it. Not none.
-__device__ __forceinline__ void store_run(void *to, uint32_t from, uint32_t bytes) {
-    asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;\n"
-                 "cp.async.bulk.commit_group;\n"
-                 "cp.async.bulk.wait_group 0;" ::"l"(to),
-                 "r"(from), "r"(bytes)
-                 : "memory");
-}
 __device__ __forceinline__ void prefetch_line(const void *p) {
     asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
-}
-
-// ---- stores to memory in groups, each of what a thread has asked for since the last
-
-__device__ __forceinline__ void stores_commit() {
-    asm volatile("cp.async.bulk.commit_group;" ::: "memory");
-}
-// All groups but the LEFT last ones have read shared memory, which may be written again.
-template <int LEFT> __device__ __forceinline__ void stores_read() {
-    asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(LEFT) : "memory");
 }
 
 // ---- clusters
@@ -146,10 +87,6 @@ __device__ __forceinline__ uint32_t peer_address(uint32_t address, int rank) {
 }
 __device__ __forceinline__ void arrive_at_peer(uint32_t barrier) {
     asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
-}
-// What this thread wrote to shared memory becomes visible to the copy engine after a barrier.
-__device__ __forceinline__ void fence_async() {
-    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 // Into a peer's shared memory, counted by a barrier there.
 __device__ __forceinline__ void copy_to_peer(uint32_t to, uint32_t from, uint32_t bytes,

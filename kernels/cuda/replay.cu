@@ -104,10 +104,10 @@ __device__ __forceinline__ void issue_item(const replay_args &a, const replay_pl
     if (lane == 0) {
         barrier_expect(bar, base + entries);
         if (base)
-            bulk_load(stage, (const S *)a.state + (at * REPLAY_P + part * R) * REPLAY_N, base, bar);
+            copy_run(stage, (const S *)a.state + (at * REPLAY_P + part * R) * REPLAY_N, base, bar);
         if (entries)
-            bulk_load(stage + shape::BASE, a.x + (at * shape::PARTS + part) * (REPLAY_HELD * R),
-                      entries, bar);
+            copy_run(stage + shape::BASE, a.x + (at * shape::PARTS + part) * (REPLAY_HELD * R),
+                     entries, bar);
     }
 }
 
@@ -199,13 +199,14 @@ __device__ __forceinline__ void run_item(const replay_args &a, const replay_plac
     put_entry((bf16 *)(stage + shape::BASE) + p.held * shape::R, p.held, t);
     __syncwarp();
     fold_item<S>(stage, w.decay, w.weight, group.b);
-    async_proxy_fence();
+    fence_async();
     __syncwarp();
-    if (lane == 0)
-        bulk_store((S *)a.state +
-                       (((size_t)p.r.slot * a.heads + head) * REPLAY_P + part * shape::R) *
-                           REPLAY_N,
-                   shared_address(stage), shape::BASE);
+    if (lane == 0) {
+        store_run((S *)a.state +
+                      (((size_t)p.r.slot * a.heads + head) * REPLAY_P + part * shape::R) * REPLAY_N,
+                  shared_address(stage), shape::BASE);
+        stores_commit();
+    }
 }
 
 template <class S>
@@ -225,8 +226,8 @@ __global__ void __launch_bounds__(REPLAY_WARPS * 32) replay_kernel(replay_args a
         return;
     }
     if (lane == 0)
-        barrier_init(bar);
-    async_proxy_fence();
+        barrier_init(bar, 1);
+    fence_async();
     __syncwarp();
     replay_place next;
     next.start(a, first, items);
@@ -257,13 +258,13 @@ __global__ void __launch_bounds__(REPLAY_WARPS * 32) replay_kernel(replay_args a
             break;
         if (here.fold) {
             if (lane == 0)
-                bulk_stores_read();
+                stores_read<0>();
             __syncwarp();
         }
         issue_item<S>(a, next, shared_address(stage), bar);
     }
     if (lane == 0)
-        bulk_stores_done();
+        stores_done();
 #endif
 }
 

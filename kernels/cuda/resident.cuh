@@ -158,18 +158,6 @@ __device__ __forceinline__ void workers_wait(const resident_counts::counter *c, 
         count_wait(c, target);
     workers_sync();
 }
-// Whether a barrier's phase is over.
-__device__ __forceinline__ bool barrier_test(uint32_t at, uint32_t parity) {
-    uint32_t done;
-    asm volatile("{\n.reg .pred p;\n"
-                 "mbarrier.test_wait.parity.shared::cta.b64 p, [%1], %2;\n"
-                 "selp.u32 %0, 1, 0, p;\n}"
-                 : "=r"(done)
-                 : "r"(at), "r"(parity)
-                 : "memory");
-    return done != 0;
-}
-
 // ---- loads that stay where they stand
 
 __device__ __forceinline__ float2 load_pair(const float *p) {

@@ -132,10 +132,13 @@ __device__ __forceinline__ void carry_sums(const resident_args &a, const residen
 #pragma unroll 1
     for (int i = 0; i < a.n_layers; i++) {
         barrier_wait(b.told, i & 1);
-        if (b.mine > 0)
+        if (b.mine > 0) {
             store_run(x_parts_of<NW>(a) +
                           (size_t)(b.rank * RESIDENT_CLUSTERS + b.cluster) * HALF_ROWS * shape::N_X,
                       shared_address(b.staged()), (uint32_t)(b.mine * shape::N_X * 4));
+            stores_commit();
+            stores_done();
+        }
         count_up(&counts.parts[b.rank]);
         b.ask_up_to(NO_LIMIT);
         count_wait(&counts.parts[b.rank], RESIDENT_CLUSTERS * (i + 1));

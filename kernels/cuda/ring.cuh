@@ -1,17 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// Pieces of few.cu: mbarriers, bulk copies, and a block's walk over weight rows through a ring of
-// slots in shared memory.
+// Pieces of few.cu: a block's walk over weight rows through a ring of slots in shared memory.
 #ifndef SSM_KERNELS_CUDA_RING_CUH
 #define SSM_KERNELS_CUDA_RING_CUH
 
+#include "bulk.cuh"
 #include "cuda.h"
-#include "util.cuh"
-
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
-#define SSM_BULK 1
-#else
-#define SSM_BULK 0
-#endif
 
 namespace ssm {
 
@@ -37,11 +30,6 @@ template <int NB> struct slot_shape {
 
 #if SSM_BULK
 
-__device__ __forceinline__ void ring_barrier_init(uint64_t *bar, int arrivals) {
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(bar)),
-                 "r"(arrivals));
-}
-
 // Once `sum` is there, one of a matrix instruction's that no token row gives: zero, or NaN. What
 // the instruction was fed has then come from shared memory. An arrive alone overtakes reads that
 // queue behind the SM's loads from L2: the slot was filled again in front of them (few.cu).
@@ -61,39 +49,6 @@ __device__ __forceinline__ void named_arrive(int id, int threads) {
     asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
-__device__ __forceinline__ void ring_barriers_visible() {
-    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-}
-
-__device__ __forceinline__ void ring_expect(uint64_t *bar, int bytes) {
-    asm volatile(
-        "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(bar)),
-        "r"(bytes)
-        : "memory");
-}
-
-__device__ __forceinline__ void ring_wait(uint64_t *bar, int phase) {
-    asm volatile("{\n.reg .pred p;\n"
-                 "again: mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n"
-                 "@!p bra again;\n}" ::"r"(shared_address(bar)),
-                 "r"(phase)
-                 : "memory");
-}
-
-__device__ __forceinline__ uint64_t read_once_policy() {
-    uint64_t policy;
-    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
-    return policy;
-}
-
-__device__ __forceinline__ void bulk_copy(void *to, const void *from, int bytes, uint64_t *bar,
-                                          uint64_t policy) {
-    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
-                 "[%0], [%1], %2, [%3], %4;" ::"r"(shared_address(to)),
-                 "l"(from), "r"(bytes), "r"(shared_address(bar)), "l"(policy)
-                 : "memory");
-}
-
 // Two runs of weight rows, each in groups of eight (the last may be short).
 struct row_runs {
     int first[2], count[2];
@@ -106,9 +61,7 @@ __device__ __forceinline__ void ask_l2(const char *from, int bytes) {
     if ((threadIdx.x & 31) == 0) {
 #pragma unroll 1
         for (int i = 0; i < bytes; i += PIECE) {
-            asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from + i),
-                         "r"(min(PIECE, bytes - i))
-                         : "memory");
+            prefetch_run(from + i, min(PIECE, bytes - i));
             const int start = (int)clock();
             while ((int)clock() - start < CYCLES)
                 ;
@@ -127,10 +80,10 @@ template <int NB, bool STREAM> struct block_ring {
     __device__ __forceinline__ void init() { // one thread, before a barrier
 #pragma unroll 1
         for (int s = 0; s < n_slots; s++) {
-            ring_barrier_init(full + s, 1);
-            ring_barrier_init(empty + s, RING_WARPS);
+            barrier_init(shared_address(full + s), 1);
+            barrier_init(shared_address(empty + s), RING_WARPS);
         }
-        ring_barriers_visible();
+        barriers_ready();
     }
 
     __device__ __forceinline__ void next() {
@@ -144,7 +97,7 @@ template <int NB, bool STREAM> struct block_ring {
     __device__ __forceinline__ void produce(const row_runs &runs, const bf16 *weight, int flight) {
         constexpr int K = NB * 32 * RING_WARPS;
         const int lane = threadIdx.x & 31;
-        const uint64_t policy = read_once_policy();
+        const uint64_t policy = policy_once();
         int asked = 0;
 #pragma unroll 1
         for (int run = 0; run < 2; run++) {
@@ -157,16 +110,16 @@ template <int NB, bool STREAM> struct block_ring {
                 const bf16 *from =
                     weight + (size_t)(runs.first[run] + group * 8 + lane) * K + part * shape::COLS;
                 if (asked >= n_slots)
-                    ring_wait(empty + at, phase ^ 1);
+                    barrier_wait(shared_address(empty + at), phase ^ 1);
                 else if (asked >= flight)
-                    ring_wait(full + asked - flight, 0);
+                    barrier_wait(shared_address(full + asked - flight), 0);
                 asked++;
                 if (lane == 0)
-                    ring_expect(full + at, rows * shape::COLS * 2);
+                    barrier_expect(shared_address(full + at), rows * shape::COLS * 2);
                 __syncwarp();
                 if (lane < rows)
-                    bulk_copy(slots + at * shape::BYTES + lane * shape::PITCH, from,
-                              shape::COLS * 2, full + at, policy);
+                    copy_run(shared_address(slots + at * shape::BYTES + lane * shape::PITCH), from,
+                             shape::COLS * 2, shared_address(full + at), policy);
                 next();
             }
         }
@@ -176,7 +129,7 @@ template <int NB, bool STREAM> struct block_ring {
     template <class X>
     __device__ __forceinline__ void multiply(float (&c0)[4], float (&c1)[4], X x) {
         const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, q = lane & 3;
-        ring_wait(full + at, phase);
+        barrier_wait(shared_address(full + at), phase);
         const char *from =
             slots + at * shape::BYTES + g * shape::PITCH + warp * shape::CB * 64 + q * 16;
 #pragma unroll

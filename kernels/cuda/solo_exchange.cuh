@@ -26,14 +26,7 @@ namespace ssm {
 __device__ __forceinline__ void solo_wait(uint32_t barrier, int parity) {
 #pragma unroll 1
     for (int tries = 0; tries < 1 << 22; tries++) {
-        uint32_t done;
-        asm volatile("{\n.reg .pred p;\n"
-                     "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
-                     "selp.u32 %0, 1, 0, p;\n}"
-                     : "=r"(done)
-                     : "r"(barrier), "r"(parity)
-                     : "memory");
-        if (done)
+        if (barrier_try(barrier, parity))
             return;
     }
     __trap();

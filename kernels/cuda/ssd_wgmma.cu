@@ -48,7 +48,7 @@ struct walk_args {
     float dt_min, dt_max;
 };
 
-#if SSM_WGMMA
+#if SSM_HOPPER
 
 struct decays { // c_t, delta_t, exp2(c_end - c_t) delta_t
     float sum[CHUNK], delta[CHUNK], weight[CHUNK];
@@ -345,7 +345,7 @@ __device__ __forceinline__ void walk(const walk_args &a, walk_shared &s, const s
 template <class S, scan_pass PASS>
 __global__ void __launch_bounds__(THREADS, 2)
     walk_kernel(walk_args a, const span *spans, const piece *pieces) {
-#if SSM_WGMMA
+#if SSM_HOPPER
     extern __shared__ char memory[];
     walk_shared &s = *(walk_shared *)(memory + (-shared_address(memory) & 1023));
     dependents_start();
@@ -377,7 +377,7 @@ cudaError_t ssd_wgmma_scan(device *d, int layer, const batch &b) {
     return with_state_type(d->state_type, [&](auto t) {
         typedef decltype(t) S;
         auto pass = [&](void (*kernel)(walk_args, const span *, const piece *)) {
-#if SSM_WGMMA
+#if SSM_HOPPER
             const int shared = (int)sizeof(walk_shared) + 1024;
 #else
             const int shared = 0;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Hopper's asynchronous matrix instruction and what it needs around it. Only for sm_90a: code that
-// uses it stands behind SSM_WGMMA.
+// uses it stands behind SSM_HOPPER.
 //
 // Tiles in shared memory: rows of 128 bytes (64 numbers), 16-byte vectors swapped within a row by
 // its number modulo 8 (the 128-byte swizzle), 1,024-byte aligned. Wider tiles are several such
@@ -8,13 +8,7 @@
 #ifndef SSM_KERNELS_CUDA_WGMMA_TILES_CUH
 #define SSM_KERNELS_CUDA_WGMMA_TILES_CUH
 
-#include <stdint.h>
-
-#if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
-#define SSM_WGMMA 1
-#else
-#define SSM_WGMMA 0
-#endif
+#include "hopper.cuh"
 
 namespace ssm {
 
@@ -23,7 +17,7 @@ __device__ __forceinline__ int swizzled(int r, int v) {
     return r * 128 + ((v ^ r) & 7) * 16;
 }
 
-#if SSM_WGMMA
+#if SSM_HOPPER
 
 // stride: bytes from a slab to the next, for tiles read down their rows.
 __device__ __forceinline__ uint64_t tile_descriptor(uint32_t address, uint32_t stride) {
@@ -65,24 +59,11 @@ __device__ __forceinline__ void wgmma_down_128(float (&d)[64], const uint32_t (&
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
 }
 
-__device__ __forceinline__ void wgmma_fence() {
-    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
-}
-__device__ __forceinline__ void wgmma_commit() {
-    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-}
-template <int LEFT> __device__ __forceinline__ void wgmma_wait() {
-    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(LEFT) : "memory");
-}
 // The compiler sees an accumulator change here: it cannot move reads or writes of it past this.
 template <int N> __device__ __forceinline__ void wgmma_touch(float (&d)[N]) {
 #pragma unroll
     for (int i = 0; i < N; i++)
         asm volatile("" : "+f"(d[i])::"memory");
-}
-// What this thread wrote to shared memory becomes visible to the matrix units after a barrier.
-__device__ __forceinline__ void fence_async() {
-    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
 #endif
