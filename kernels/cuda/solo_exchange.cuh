@@ -89,50 +89,71 @@ __device__ __forceinline__ uint2 packet(const uint2 *from) {
     asm volatile("ld.relaxed.gpu.global.b64 %0, [%1];" : "=l"(v) : "l"(from) : "memory");
     return make_uint2((uint32_t)v, (uint32_t)(v >> 32));
 }
-// Sums over the clusters' packets [cluster][8]: to lane p, 8 + p, 16 + p and 24 + p those of p.
-// Before some time has passed since a block's own packets nothing is there, and who asks is in the
-// way of what comes.
-template <int CLUSTERS, int PATIENCE>
-__device__ __forceinline__ float2 gather(const uint2 *from, uint32_t tag, int lane) {
-    constexpr int N = (CLUSTERS + 3) / 4;
-    const uint32_t low = tag & 15, high = tag >> 4 & 15;
-    uint2 v[N] = {};
-    const int start = PATIENCE > 0 ? (int)clock() : 0;
-    while (PATIENCE > 0 && (int)clock() - start < PATIENCE)
-        ;
-    const auto is_there = [&](int i) {
-        return i * 4 + lane / 8 >= CLUSTERS || ((v[i].x & 15) == low && (v[i].y & 15) == high);
-    };
+__device__ __forceinline__ void give_up_after(int tries) {
+    if (tries > 1 << 22)
+        __trap();
+}
+// Waits for what load(i) gives until there(v[i]), of all lanes.
+template <int N, class T, class LOAD, class THERE>
+__device__ __forceinline__ void poll(T (&v)[N], const LOAD &load, const THERE &there) {
 #pragma unroll
-    for (int i = 0; i < N; i++) {
-        if (i * 4 + lane / 8 < CLUSTERS)
-            v[i] = packet(from + i * 32 + lane);
-    }
+    for (int i = 0; i < N; i++)
+        load(i, v[i]);
     for (int tries = 0;; tries++) {
         bool all = true;
 #pragma unroll
         for (int i = 0; i < N; i++)
-            all &= is_there(i);
+            all &= there(i, v[i]);
         if (__all_sync(~0u, all))
             break;
 #pragma unroll
         for (int i = 0; i < N; i++) {
-            if (!is_there(i))
-                v[i] = packet(from + i * 32 + lane);
+            if (!there(i, v[i]))
+                load(i, v[i]);
         }
-        if (tries > 1 << 22)
-            __trap();
+        give_up_after(tries);
     }
+}
+// Packets of publish(): lane, 32 + lane, .. of `most`.
+template <int N>
+__device__ __forceinline__ void gather_all(uint2 (&v)[N], const uint2 *from, uint32_t tag,
+                                           int most) {
+    const int lane = threadIdx.x % 32;
+    const uint32_t low = tag & 15, high = tag >> 4 & 15;
+    poll(
+        v,
+        [&](int i, uint2 &to) {
+            if (i * 32 + lane < most)
+                to = packet(from + i * 32 + lane);
+        },
+        [&](int i, uint2 is) {
+            return i * 32 + lane >= most || ((is.x & 15) == low && (is.y & 15) == high);
+        });
+}
+// What packets hold, over all those of lanes `from` apart.
+template <int N> __device__ __forceinline__ float2 sum_packets(const uint2 (&v)[N], int from) {
     float2 sum = make_float2(0, 0);
 #pragma unroll
     for (int i = 0; i < N; i++)
         sum.x += __uint_as_float(v[i].x & ~15u), sum.y += __uint_as_float(v[i].y & ~15u);
 #pragma unroll
-    for (int o = 8; o < 32; o *= 2) {
+    for (int o = from; o < 32; o *= 2) {
         sum.x += __shfl_xor_sync(~0u, sum.x, o);
         sum.y += __shfl_xor_sync(~0u, sum.y, o);
     }
     return sum;
+}
+// Sums over the clusters' packets [cluster][8]: to lane p, 8 + p, 16 + p and 24 + p those of p.
+// Before some time has passed since a block's own packets nothing is there, and who asks is in the
+// way of what comes.
+template <int CLUSTERS, int PATIENCE>
+__device__ __forceinline__ float2 gather(const uint2 *from, uint32_t tag) {
+    uint2 v[(CLUSTERS + 3) / 4] = {};
+    const int start = PATIENCE > 0 ? (int)clock() : 0;
+    while (PATIENCE > 0 && (int)clock() - start < PATIENCE)
+        ;
+    gather_all(v, from, tag, CLUSTERS * 8);
+    return sum_packets(v, 8);
 }
 
 // ---- a block: what all its threads know

@@ -80,10 +80,6 @@ enum { LARGE_X = 1, LARGE_OWN, LARGE_Z, LARGE_XDB, LARGE_OUT };
 
 // ---- packets
 
-__device__ __forceinline__ void give_up_after(int tries) {
-    if (tries > 1 << 22)
-        __trap();
-}
 // Two words, of which the second's lowest eight bits are the exchange's number.
 __device__ __forceinline__ void publish_words(uint2 *to, uint32_t v, uint32_t w, uint32_t tag) {
     const uint32_t tagged = (w & ~255u) | (tag & 255);
@@ -98,43 +94,6 @@ __device__ __forceinline__ uint4 two_packets(const uint2 *from) {
                  : "l"(from)
                  : "memory");
     return make_uint4((uint32_t)v, (uint32_t)(v >> 32), (uint32_t)w, (uint32_t)(w >> 32));
-}
-// Waits for what load(i) gives until there(v[i]), of all lanes.
-template <int N, class T, class LOAD, class THERE>
-__device__ __forceinline__ void poll(T (&v)[N], const LOAD &load, const THERE &there) {
-#pragma unroll
-    for (int i = 0; i < N; i++)
-        load(i, v[i]);
-    for (int tries = 0;; tries++) {
-        bool all = true;
-#pragma unroll
-        for (int i = 0; i < N; i++)
-            all &= there(i, v[i]);
-        if (__all_sync(~0u, all))
-            break;
-#pragma unroll
-        for (int i = 0; i < N; i++) {
-            if (!there(i, v[i]))
-                load(i, v[i]);
-        }
-        give_up_after(tries);
-    }
-}
-// Packets of publish(): lane, 32 + lane, .. of `most`.
-template <int N>
-__device__ __forceinline__ void gather_all(uint2 (&v)[N], const uint2 *from, uint32_t tag,
-                                           int most) {
-    const int lane = threadIdx.x % 32;
-    const uint32_t low = tag & 15, high = tag >> 4 & 15;
-    poll(
-        v,
-        [&](int i, uint2 &to) {
-            if (i * 32 + lane < most)
-                to = packet(from + i * 32 + lane);
-        },
-        [&](int i, uint2 is) {
-            return i * 32 + lane >= most || ((is.x & 15) == low && (is.y & 15) == high);
-        });
 }
 __device__ __forceinline__ void store_shared2(uint32_t to, uint32_t v, uint32_t w) {
     asm volatile("st.shared.v2.u32 [%0], {%1,%2};" ::"r"(to), "r"(v), "r"(w) : "memory");

@@ -97,15 +97,7 @@ __device__ __forceinline__ void large_x(const solo_args &a, const large_block<M,
             uint2 v[SHARES];
             gather_all(v, a.packets + shape::SHARES + eight * shape::BLOCKS * 4, tag,
                        shape::BLOCKS * 4);
-            float2 all = make_float2(0, 0);
-#pragma unroll
-            for (int i = 0; i < SHARES; i++)
-                all.x += __uint_as_float(v[i].x & ~15u), all.y += __uint_as_float(v[i].y & ~15u);
-#pragma unroll
-            for (int o = 4; o < 32; o *= 2) {
-                all.x += __shfl_xor_sync(~0u, all.x, o);
-                all.y += __shfl_xor_sync(~0u, all.y, o);
-            }
+            const float2 all = sum_packets(v, 4);
             if (lane < shape::COPIES * 4)
                 publish(a.packets + shape::SUMS + lane / 4 * PAIRS + eight * 4 + lane % 4, all.x,
                         all.y, tag);

@@ -118,7 +118,7 @@ __device__ __forceinline__ void x_sums(const solo_args &a, const solo_block<M, C
             publish(to, c.x, c.y, tag);
         if (lane == 0)
             b.expect_x();
-        const float2 sum = gather<shape::CLUSTERS, shape::PATIENCE>(from, tag, lane);
+        const float2 sum = gather<shape::CLUSTERS, shape::PATIENCE>(from, tag);
         if (pair * 2 < shape::X_ROWS) {
 #pragma unroll
             for (int peer = lane / 8; peer < SOLO_BLOCKS; peer += 4)
@@ -192,7 +192,7 @@ template <int M, int CH, class S> struct out_role {
             publish(to, c.x, c.y, tag);
         if (warp == 0 && lane == 0)
             b.expect_y();
-        const float2 sum = gather<shape::CLUSTERS, shape::PATIENCE>(from, tag, lane);
+        const float2 sum = gather<shape::CLUSTERS, shape::PATIENCE>(from, tag);
         r0 += sum.x, r1 += sum.y;
         const float2 n = make_float2(__uint_as_float(norm.x), __uint_as_float(norm.y));
         if (layer + 1 < a.n_layers)

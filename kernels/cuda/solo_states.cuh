@@ -4,34 +4,12 @@
 #ifndef SSM_KERNELS_CUDA_SOLO_STATES_CUH
 #define SSM_KERNELS_CUDA_SOLO_STATES_CUH
 
+#include "solo_channel.cuh"
 #include "solo_products.cuh"
 
 namespace ssm {
 
 #if SSM_HOPPER
-
-// This step's slot, which the same thread writes later.
-__device__ __forceinline__ unsigned short load_own(const bf16 *p) {
-    unsigned short v;
-    asm volatile("ld.global.u16 %0, [%1];" : "=h"(v) : "l"(p) : "memory");
-    return v;
-}
-__device__ __forceinline__ words<4> load_own(const float *p) {
-    words<4> v;
-    asm volatile("ld.global.v4.u32 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(v.w[0]), "=r"(v.w[1]), "=r"(v.w[2]), "=r"(v.w[3])
-                 : "l"(p)
-                 : "memory");
-    return v;
-}
-__device__ __forceinline__ words<2> load_own(const f16 *p) {
-    words<2> v;
-    asm volatile("ld.global.v2.u32 {%0,%1}, [%2];"
-                 : "=r"(v.w[0]), "=r"(v.w[1])
-                 : "l"(p)
-                 : "memory");
-    return v;
-}
 
 template <int N, int PITCH> __device__ __forceinline__ float sum_of(const float *p) {
     float v[N];
@@ -63,34 +41,14 @@ __device__ __forceinline__ void after_in(const solo_args &a, const solo_block<M,
     const row r = a.rows[0];
     const float *parts = b.floats(shape::PARTS) + c, *squares = b.floats(shape::SQUARES);
     float *own = b.floats(shape::OWN);
-    const size_t slot = (size_t)max(r.slot, 0) * kept * shape::INNER + b.first + c;
-    float tap[4], bias;
-    unsigned short entry[3];
-    auto fetch = [&](int layer) {
-        const solo_layer &l = a.layers[layer];
-        bias = load_once1(l.conv_bias + b.first + c);
-#pragma unroll
-        for (int j = 0; j < 4; j++) { // j tokens ago
-            const int e = r.ring - j < 0 ? r.ring - j + kept : r.ring - j;
-            tap[j] = 0;
-            if (j <= kept)
-                tap[j] =
-                    load_once1(l.conv_weight + (size_t)(kept - j) * shape::INNER + b.first + c);
-            if (j > 0)
-                entry[j - 1] = 0;
-            if (j > 0 && j <= kept && r.slot >= 0 && !r.fresh)
-                entry[j - 1] =
-                    load_own(a.ring + layer * a.ring_pitch + slot + (size_t)e * shape::INNER);
-        }
-    };
-    fetch(0);
+    const size_t place = solo_taps<shape::INNER>::place(r, kept, b.first + c);
+    solo_taps<shape::INNER> taps;
+    taps.fetch(a, r, kept, place, 0, b.first + c);
 #pragma unroll 1
     for (int layer = 0; layer < a.n_layers; layer++) {
-        const float before = bias + tap[3] * low_half(entry[2]) + tap[2] * low_half(entry[1]) +
-                             tap[1] * low_half(entry[0]);
-        const float newest = tap[0];
+        const float past = taps.past(), newest = taps.tap[0];
         if (layer + 1 < a.n_layers)
-            fetch(layer + 1);
+            taps.fetch(a, r, kept, place, layer + 1, b.first + c);
         float square = 0;
         if constexpr (!shape::NARROW) {
             solo_wait(b.bar_u, layer & 1);
@@ -108,7 +66,7 @@ __device__ __forceinline__ void after_in(const solo_args &a, const solo_block<M,
         const float scale = rsqrt_fast(square * (1.f / M) + a.eps);
         const float v = sum_of<shape::SPLITS, CH>(parts) * scale;
         const uint32_t stored = pack_bf16(v, v); // what the ring will give back
-        const uint32_t x = pack_bf16(0.f, silu(before + newest * low_half(stored)));
+        const uint32_t x = pack_bf16(0.f, silu(past + newest * low_half(stored)));
 #pragma unroll
         for (int t = 0; t < shape::TILES; t++) { // eight words
             const uint32_t even = __shfl_sync(~0u, x, t * 16 + 2 * (lane & 7));
@@ -121,16 +79,8 @@ __device__ __forceinline__ void after_in(const solo_args &a, const solo_block<M,
         if (lane == 0)
             own[CH] = scale;
         solo_signal<OWN_X>((shape::STATE_WARPS + 1) * 32);
-        if (lane < CH && r.slot >= 0) {
-            bf16 *to = a.ring + layer * a.ring_pitch + slot;
-#pragma unroll 1
-            for (int e = 0; e < kept; e++) {
-                if (e == r.ring)
-                    to[(size_t)e * shape::INNER] = __ushort_as_bfloat16((unsigned short)stored);
-                else if (r.fresh)
-                    to[(size_t)e * shape::INNER] = from_float<bf16>(0.f);
-            }
-        }
+        if (lane < CH && r.slot >= 0)
+            taps.keep(a, r, kept, place, layer, stored);
     }
 }
 
@@ -139,7 +89,6 @@ __device__ __forceinline__ void after_in(const solo_args &a, const solo_block<M,
 template <int M, int CH, class S>
 __device__ __forceinline__ void advance_states(const solo_args &a, const solo_block<M, CH, S> &b) {
     typedef solo_shape<M, CH, S> shape;
-    constexpr int PART = shape::RANK / 4; // of dt_proj's columns, a lane's
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 - shape::STATE_WARP;
     const int g = lane >> 2, q = lane & 3, c = warp * 8 + g;
     const row r = a.rows[0];
@@ -147,65 +96,21 @@ __device__ __forceinline__ void advance_states(const solo_args &a, const solo_bl
     const float *z_parts = b.floats(shape::PARTS) + shape::SPLITS * CH + c;
     char *states =
         a.state + (((size_t)max(r.slot, 0) * shape::INNER + b.first + c) * 16 + q * 4) * sizeof(S);
-    words<sizeof(S)> ahead;
-    uint4 decays;
-    uint2 weights[PART / 4];
-    float skips, biases;
-    auto fetch = [&](int layer) {
-        const solo_layer &l = a.layers[layer];
-        ahead = load_own((const S *)(states + layer * a.state_pitch));
-        decays = load_once(l.decay + (size_t)(b.first + c) * 16 + q * 4);
-#pragma unroll
-        for (int k = 0; k < PART / 4; k++)
-            weights[k] =
-                load_once2(l.dt_proj + (size_t)(b.first + c) * shape::RANK + q * PART + k * 4);
-        skips = load_once1(l.skip + b.first + c), biases = load_once1(l.dt_bias + b.first + c);
-    };
-    fetch(0);
+    solo_lane<shape::RANK, S> ahead;
+    ahead.fetch(a.layers[0], states, b.first + c, q);
 #pragma unroll 1
     for (int layer = 0; layer < a.n_layers; layer++) {
+        const solo_lane<shape::RANK, S> own_lane = ahead;
         float h[4];
-        load<4>((const S *)&ahead, h);
-        if (r.fresh || r.slot < 0)
-            h[0] = h[1] = h[2] = h[3] = 0;
-        const float decay[4] = {__uint_as_float(decays.x), __uint_as_float(decays.y),
-                                __uint_as_float(decays.z), __uint_as_float(decays.w)};
-        uint2 w[PART / 4];
-#pragma unroll
-        for (int k = 0; k < PART / 4; k++)
-            w[k] = weights[k];
-        const float skip = skips, bias = biases;
+        own_lane.begin(r, h);
         if (layer + 1 < a.n_layers)
-            fetch(layer + 1);
+            ahead.fetch(a.layers[layer + 1], states + (layer + 1) * a.state_pitch, b.first + c, q);
         solo_sync<OWN_X>((shape::STATE_WARPS + 1) * 32);
         solo_sync<Z_SUMS>((shape::IN_WARPS + shape::STATE_WARPS) * 32);
         const float x = own[c], gate = silu(sum_of<shape::SPLITS, CH>(z_parts) * own[CH]);
 
         solo_wait(b.bar_xdb, layer & 1);
-        float d[4] = {};
-#pragma unroll
-        for (int k = 0; k < PART / 4; k++) {
-            float v[4];
-            load<4>(xdb + q * PART + k * 4, v);
-            d[0] += low_half(w[k].x) * v[0], d[1] += high_half(w[k].x) * v[1];
-            d[2] += low_half(w[k].y) * v[2], d[3] += high_half(w[k].y) * v[3];
-        }
-        float bs[4], cs[4];
-        load<4>(xdb + shape::RANK + q * 4, bs);
-        load<4>(xdb + shape::RANK + 16 + q * 4, cs);
-        float dot = d[0] + d[1] + (d[2] + d[3]);
-        dot += __shfl_xor_sync(~0u, dot, 1);
-        dot += __shfl_xor_sync(~0u, dot, 2);
-        const float delta = softplus(dot + bias), input = delta * x;
-        float y = 0;
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            h[i] = exp2_fast(delta * decay[i]) * h[i] + input * bs[i];
-            y += h[i] * cs[i];
-        }
-        y += __shfl_xor_sync(~0u, y, 1);
-        y += __shfl_xor_sync(~0u, y, 2);
-        y = (y + skip * x) * gate;
+        const float y = own_lane.advance(xdb, q, x, h) * gate;
         const float even = __shfl_sync(~0u, y, 8 * q), odd = __shfl_sync(~0u, y, 8 * q + 4);
         send_words<4>(b.address(shape::Y) + (b.rank * CH + warp * 8) * 2, pack_bf16(even, odd),
                       b.bar_y, lane);
