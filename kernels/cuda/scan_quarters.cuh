@@ -51,17 +51,6 @@ __device__ __forceinline__ uint32_t readout_c(float c) {
     return bits;
 }
 
-// As turn_wait, but only looks.
-__device__ __forceinline__ bool turn_test(uint32_t at, uint32_t parity) {
-    uint32_t there;
-    asm volatile("{.reg .pred p;\nmbarrier.test_wait.parity.shared.b64 p, [%1], %2;\n"
-                 "selp.u32 %0, 1, 0, p;}"
-                 : "=r"(there)
-                 : "r"(at), "r"(parity)
-                 : "memory");
-    return there != 0;
-}
-
 // A block of G groups of 8 channels. PARTS scan warps a scheduler share the groups, the first part
 // has the more of them. Each maker has a stage; one more takes what scan warps leave when there is
 // no tile before.
@@ -151,9 +140,9 @@ struct scan_quarters : scan_block<1, G, G, MAKERS + 1, 1, DT> {
             leave(last, 1);
             __syncwarp();
             if (lane == 0)
-                turn_arrive(last_barrier + 8);
+                barrier_arrive(last_barrier + 8);
         };
-        turn_wait(barrier, 0);
+        barrier_wait(barrier, 0);
 #pragma unroll
         for (int t = 0; t < AHEAD; t++)
             fetch_row(memory, t);
@@ -177,9 +166,9 @@ struct scan_quarters : scan_block<1, G, G, MAKERS + 1, 1, DT> {
                     h[k][t % 8] = e[t % 4][k] * h[k][(t + 7) % 8] + dx[t % 4][k] * b[t % 4];
                 make_row(t + BEFORE);
                 if (t == 8)
-                    full = turn_test(next_barrier, turn);
+                    full = barrier_test(next_barrier, turn);
                 if (t == TILE - AHEAD && !full)
-                    turn_wait(next_barrier, turn);
+                    barrier_wait(next_barrier, turn);
                 fetch_row(t < TILE - AHEAD ? memory : next, (t + AHEAD) % TILE);
                 if (t == 1)
                     read_out(1, 4, c1);
@@ -256,15 +245,15 @@ struct scan_quarters : scan_block<1, G, G, MAKERS + 1, 1, DT> {
             base::template make_pairs<G>(stage, 0, count, dt);
             __syncwarp();
             if (lane == 0)
-                turn_arrive(barriers + stage * 16);
-            turn_wait(barriers + stage * 16 + 8, turn);
+                barrier_arrive(barriers + stage * 16);
+            barrier_wait(barriers + stage * 16 + 8, turn);
             finish(stage, sp.first + t * TILE, count);
             __syncwarp();
             if (t + MAKERS < n)
                 base::fetch(stage, 0, t + MAKERS);
         }
         if (t == n && lane == 0) // scan warps look a tile ahead
-            turn_arrive(barriers + stage * 16);
+            barrier_arrive(barriers + stage * 16);
     }
 };
 

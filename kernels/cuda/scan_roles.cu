@@ -79,8 +79,8 @@ __global__ void __launch_bounds__(B::form::THREADS, 1)
     const B block(a, sp, memory);
     block.stage_weights();
     if (threadIdx.x < form::STAGES) {
-        turn_init(block.barriers + threadIdx.x * 16, form::SIZE);
-        turn_init(block.barriers + threadIdx.x * 16 + 8, form::WARPS);
+        barrier_init(block.barriers + threadIdx.x * 16, form::SIZE);
+        barrier_init(block.barriers + threadIdx.x * 16 + 8, form::WARPS);
     }
     copies_wait();
     __syncthreads();

@@ -5,6 +5,7 @@
 #ifndef SSM_KERNELS_CUDA_SCAN_ROLES_CUH
 #define SSM_KERNELS_CUDA_SCAN_ROLES_CUH
 
+#include "bulk.cuh"
 #include "scan.cuh"
 
 namespace ssm {
@@ -39,28 +40,6 @@ template <int C, int FULL, int N_WARPS, int TEAMS, int TEAM_SIZE, int DT> struct
         return part * PART + j * (C - 1) + max(0, j - PART_SHORT);
     }
 };
-
-// ---- barriers in shared memory. Each is used by turns: a waiter knows the parity of its turn.
-
-__device__ __forceinline__ void turn_init(uint32_t at, int arrivals) {
-    asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(at), "r"(arrivals) : "memory");
-}
-__device__ __forceinline__ void turn_arrive(uint32_t at) {
-    asm volatile("{.reg .b64 t; mbarrier.arrive.shared.b64 t, [%0];}" ::"r"(at) : "memory");
-}
-__device__ __forceinline__ void turn_wait(uint32_t at, uint32_t parity) {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("{.reg .pred p;\nWAIT:\nmbarrier.try_wait.parity.shared.b64 p, [%0], %1;\n"
-                 "@!p bra WAIT;}" ::"r"(at),
-                 "r"(parity)
-                 : "memory");
-#else
-    asm volatile("{.reg .pred p;\nWAIT:\nmbarrier.test_wait.parity.shared.b64 p, [%0], %1;\n"
-                 "@!p bra WAIT;}" ::"r"(at),
-                 "r"(parity)
-                 : "memory");
-#endif
-}
 
 // ---- the two roles
 
@@ -226,12 +205,12 @@ template <int C, int FULL, int WARPS, int TEAMS, int SIZE, int DT> struct scan_b
         float decay[N][4] = {}, h[N][4] = {};
         begin<T>(group, decay, h);
         for (int t = 0, stage = 0, turn = 0; t < tiles(); t++) {
-            turn_wait(barriers + stage * 16, turn);
+            barrier_wait(barriers + stage * 16, turn);
             scan_tile(pairs_of(stage, group), xdb_of(stage) + shape::BC_AT + quarter(lane) * 4,
                       group, decay, h);
             __syncwarp();
             if (lane == 0)
-                turn_arrive(barriers + stage * 16 + 8);
+                barrier_arrive(barriers + stage * 16 + 8);
             stage = stage + 1 == TEAMS ? 0 : stage + 1;
             turn ^= stage == 0;
         }
@@ -399,8 +378,8 @@ template <int C, int FULL, int WARPS, int TEAMS, int SIZE, int DT> struct scan_b
                 make_pairs<AT>(stage, part * shape::PART + k, n, dt);
             __syncwarp();
             if (lane == 0)
-                turn_arrive(barriers + stage * 16);
-            turn_wait(barriers + stage * 16 + 8, turn);
+                barrier_arrive(barriers + stage * 16);
+            barrier_wait(barriers + stage * 16 + 8, turn);
             finish(stage, part, at, n);
             __syncwarp();
             if (t + TEAMS < tiles())
