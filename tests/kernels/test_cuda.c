@@ -60,14 +60,16 @@ int main(int argc, char **argv) {
     TCase *tc = suite_case(suite, "device"), *states = suite_case(suite, "states"),
           *prompts = suite_case(suite, "prompts"), *large = suite_case(suite, "large"),
           *wide_case = suite_case(suite, "wide");
-    if (argc > 2) { // test_cuda few N: this width alone
+    if (argc > 2) { // test_cuda few N: this width alone; race N: this form of a step
+        if (part == PART_RACE)
+            plans_tests(tc, part, atoi(argv[2]));
         few_tests(tc, states, part, atoi(argv[2]));
         medium_tests(tc, part, atoi(argv[2]));
         xproj_tests(large, part, atoi(argv[2]));
         wide_tests(wide_case, part, atoi(argv[2]));
         return suite_run(suite);
     }
-    plans_tests(tc, part);
+    plans_tests(tc, part, -1);
     rows_tests(tc, part);
     few_tests(tc, states, part, -1);
     medium_tests(tc, part, -1);

@@ -41,7 +41,7 @@ void compare(pair *p, float *a, float *b, size_t n, const char *of); // frees a 
 typedef enum cuda_part {
     PART_ALL,
     PART_QUICK,  // under a sanitizer: bf16, both kinds
-    PART_RACE,   // under racecheck, which makes kernels hundreds of times slower: few rows
+    PART_RACE,   // under racecheck, which makes kernels hundreds of times slower
     PART_FEW,    // what few.cu can break, no more
     PART_MEDIUM, // steps of 9 to 64 rows, no more
     PART_XPROJ,  // what xproj.cu can break, no more
@@ -49,7 +49,7 @@ typedef enum cuda_part {
     PART_HELD,   // Mamba-1's states that are not written every token, no more
 } cuda_part;
 
-void plans_tests(TCase *tc, cuda_part part);
+void plans_tests(TCase *tc, cuda_part part, int one); // of the race part's four; -1: all
 void prompts_tests(TCase *tc, cuda_part part);
 void large_tests(TCase *tc, cuda_part part);
 void rows_tests(TCase *tc, cuda_part part);
