@@ -14,7 +14,7 @@ size_t wide_most_squares(const device *d, int32_t tokens); // floats of d->row_n
 // wide_in.cu: in_proj of d->u. Layers but the first: as wide_out() left it, not normed.
 cudaError_t wide_in(device *d, int layer, int32_t n);
 
-// wide_rows.cu: in_proj with the convolution, of some steps of decode rows of wide models.
+// wide_rows.cu: in_proj with the convolution, of some steps of decode rows.
 bool wide_rows_fits(const device *d, const batch &b);
 cudaError_t wide_rows(device *d, int layer, const batch &b);
 

@@ -79,7 +79,8 @@ cudaError_t wide_out(device *d, int layer, int32_t n) {
 
 // ---- which steps, and which way
 
-enum { LEAST_TOKENS = 128, LEAST_WIDTH = 768, MOST_WIDTH = 2560, ROWS_WIDTH = 768 };
+enum { LEAST_TOKENS = 128, LEAST_WIDTH = 768, MOST_WIDTH = 2560 };
+enum { ROWS_WIDTH = 1536, SMALL_WIDTH = 768, LEAST_ROWS = 256 }; // of wider than SMALL_WIDTH
 
 // 0: not this way.
 int64_t wide_cycles(const device *d, const wide_way &w, int32_t n, int cols, int k) {
@@ -108,7 +109,8 @@ bool wide_kind_fits(const device *d) {
 
 bool wide_fits(const device *d, const batch &b) {
     return wide_kind_fits(d) && b.n >= LEAST_TOKENS && b.n <= most_tokens(d) &&
-           (!b.decode || d->g.d_model <= ROWS_WIDTH);
+           (!b.decode || d->g.d_model <= SMALL_WIDTH ||
+            (d->g.d_model <= ROWS_WIDTH && b.n >= LEAST_ROWS));
 }
 
 size_t wide_most_squares(const device *d, int32_t tokens) {

@@ -3,9 +3,9 @@
 // convolution and its SiLU behind it in one launch, in place of cuBLASLt's product and conv.cu's
 // kernel (wide_turns.cuh, wide_rows.cuh).
 //
-// - A tile is 128 rows by 80 channels of x and the same channels of z (weight rows as two boxes),
-//   so that every block convolves as much. Its end is hidden behind the next tile's product, all
-//   but the last one's.
+// - A tile is 128 rows by 80 channels of x (64 where 80 do not divide) and the same channels of z
+//   (weight rows as two boxes), so that every block convolves as much. Its end is hidden behind the
+//   next tile's product, all but the last one's.
 // - Sums are scaled, rounded to bf16 as cuBLASLt's product was, and go through shared memory
 //   (stmatrix): a lane then has 16 bytes, eight channels, of some rows, and the channels' taps in
 //   registers. Sums over k and over taps are in the order of cuBLASLt's and conv.cu's: the bits are
@@ -26,21 +26,54 @@
 //
 // Steps of 2.8b with it and wide_out.cu, fp16 states, ms: 512 rows 8.849 to 8.688, 640 12.20 to
 // 12.09, 768 12.90 to 12.41, 1,024 16.57 to 16.56. 1,024 of 130m: 1.637 to 1.613, but 1.557 with
-// wide_in.cu and conv.cu's kernel. So it is for some rows of wide models only.
+// wide_in.cu and conv.cu's kernel. So it is for some rows of wide models only. In tiles of 64 (one
+// process, graphs of all ways in turns, ms; where tiles fill the card's turns to 73% only, 370m's
+// 768 rows, they lose to wide_in.cu):
+//                          370m 512   1.4b 512   1.4b 1,024   790m 1,024
+//   norm, cuBLASLt, conv   2.46       4.92-4.97  9.24         6.31
+//   wide_in.cu, conv       2.36       4.96-4.98  9.12         6.11
+//   this                   2.28       4.77-4.78  8.87         5.99
+//
+// Where 2.8b's 512 rows spend it in a step (%globaltimer, us, the card held to 1.36 to 1.41 GHz by
+// its 700 W): first tile 21 (18.7 by its instructions at that clock), second 22, beside which the
+// first one's end takes 14 to 17, the last end 6: 0.7 until sums are scaled and packed, then for
+// each of four stages 0.4 for z, 1.0 for x, its convolution and stores. Nothing there waits for
+// histories.
+//
+// Tried and dropped, 2.8b b512, ms a step beside 8.70 to 8.78 in the same process, bits the same
+// (*: with x_proj in tiles of 128 rows, large-steps.md, which alone costs 0.0 to 0.04):
+// - the last end shared with the idle group (x and z of every second stage through the ring of
+//   products): 8.85 *; the end takes as long. With room for all four stages' histories, x and z
+//   apart from them, 8.76; so for 370m 2.270 (2.281), 1.4b 4.75 (4.78).
+// - the same with five stages of products and two of histories: 8.83 to 8.86 *.
+// - histories by cp.async of a warp in place of boxes: 9.0; 370m 2.37 where boxes give 2.28.
+// - weights asked for in L2, a quarter of a tile by each row tile's block, by idle warps: 9.02 to
+//   9.09 *.
+// - L2 asked for states during the second tile: large-steps.md.
 #include "wide_rows.cuh"
 
 namespace ssm {
 
-enum { HALF = 80 };               // channels of a tile
-enum { LEAST = 512, MOST = 768 }; // rows at which steps gain
+// Channels of a tile, of which blocks take two; 0: none divides.
+static int half_of(const device *d) {
+    return d->g.d_inner % (2 * 80) == 0 ? 80 : d->g.d_inner % (2 * 64) == 0 ? 64 : 0;
+}
+
+// Of the blocks' time, so many tenths at least must be products'.
+static bool fills(const device *d, int32_t n, int half) {
+    const int tiles = ceil_div(n, 128) * (d->g.d_inner / (2 * half)), pairs = d->n_sms / 2;
+    return tiles * 10 >= ceil_div(tiles, pairs) * pairs * 9;
+}
 
 bool wide_rows_fits(const device *d, const batch &b) {
     const ssm_geometry &g = d->g;
-    return b.decode && b.n >= LEAST && b.n <= MOST && g.d_conv == 4 &&
-           g.d_inner % (2 * HALF) == 0 && g.d_model >= 2048 && wide_kind_fits(d);
+    const int half = half_of(d);
+    const int most = g.d_model > 2048 ? 768 : 1024; // rows
+    return b.decode && b.n >= 512 && b.n <= most && g.d_conv == 4 && g.d_model >= 1024 &&
+           half > 0 && wide_kind_fits(d) && fills(d, b.n, half);
 }
 
-cudaError_t wide_rows(device *d, int layer, const batch &b) {
+template <int HALF> static cudaError_t run(device *d, int layer, const batch &b) {
     typedef wide_turns<2 * HALF, 2, rows_stage(HALF), 3, rows_scratch(HALF)> SHAPE;
     const ssm_geometry &g = d->g;
     const layer_weights &w = d->layers[layer];
@@ -57,6 +90,10 @@ cudaError_t wide_rows(device *d, int layer, const batch &b) {
         return cudaErrorNotSupported;
     return wide_launch<SHAPE>(d, wide_turns_kernel<SHAPE, wide_rows_end<SHAPE>>, w.in_proj, d->u,
                               b.n, 2 * g.d_inner, g.d_model, e, g.d_inner);
+}
+
+cudaError_t wide_rows(device *d, int layer, const batch &b) {
+    return half_of(d) == 80 ? run<80>(d, layer, b) : run<64>(d, layer, b);
 }
 
 } // namespace ssm
