@@ -65,6 +65,28 @@
 //   for 6 to 9 cycles, so that it costs what shuffles do.
 // - 160 channels by more scan warps of fewer groups: 10 of 2 701 instead of 661, 12 of 2 and 1 as
 //   fast as 8; loops of 4 tokens 664 instead of 644; teams of one 758 instead of 661.
+// - dt_proj by the warp groups' matrix instruction. An m16n8k16 of bf16 keeps other instructions
+// from
+//   being issued for 9 cycles (64 FFMA with 0, 2, 4, 8 of them: 70, 94, 105, 144 cycles; ex2, rcp
+//   and tanh.approx 3.4, one as the other), 5.6 of the 57 cycles that 8 channels and a token take
+//   by such counts. Without any of these products 8 x 2,048 of 2.8b take 534 us instead of 632,
+//   without D, gate and store 576, without fetching x and z 622, gate by tanh.approx 618. Built: 64
+//   tokens times 80 channels by four makers, each of whom finds his tile in his registers, two
+//   lanes a channel instead of four without shuffles, inputs asked for two tiles earlier, scan.cu's
+//   bits: 672 us, 700 and more before the first of four makers finished his last tile ahead of the
+//   product. Scan warps alone 430, makers alone 410. By clocks read in it a tile takes 4,620
+//   cycles, of which a warp of three 8s of channels waits for makers 160 to 400: it gets too few
+//   turns, while warps of two wait 1,000 to 1,430 and makers half of their time.
+// - sums of y by it, states from registers in tf32: such an instruction, too, keeps others from
+// being
+//   issued for 8 cycles (a token of 32 FFMA and 8 that make its operands: 41 cycles, with two
+//   instructions 57): 870 us.
+// - a next tile's first token read in the tile before (every 16th is read and its decays made for
+//   nothing): 637 instead of 632; where a warp has one group (130m, 8) 183 instead of 188, not run
+//   in a step. Softplus of eight values side by side instead of two: 637, 189.
+// In a step of 8 x 2,048 of 2.8b the SMs run at 1.40 to 1.44 GHz while this kernel runs (%clock64
+// against %globaltimer in it; alone at 1.78), which is all that it takes longer there; one prompt
+// 1.44 to 1.59.
 #include "scan_quarters.cuh"
 
 namespace ssm {
