@@ -65,28 +65,27 @@
 //   for 6 to 9 cycles, so that it costs what shuffles do.
 // - 160 channels by more scan warps of fewer groups: 10 of 2 701 instead of 661, 12 of 2 and 1 as
 //   fast as 8; loops of 4 tokens 664 instead of 644; teams of one 758 instead of 661.
-// - dt_proj by the warp groups' matrix instruction. An m16n8k16 of bf16 keeps other instructions
-// from
-//   being issued for 9 cycles (64 FFMA with 0, 2, 4, 8 of them: 70, 94, 105, 144 cycles; ex2, rcp
-//   and tanh.approx 3.4, one as the other), 5.6 of the 57 cycles that 8 channels and a token take
-//   by such counts. Without any of these products 8 x 2,048 of 2.8b take 534 us instead of 632,
-//   without D, gate and store 576, without fetching x and z 622, gate by tanh.approx 618. Built: 64
-//   tokens times 80 channels by four makers, each of whom finds his tile in his registers, two
-//   lanes a channel instead of four without shuffles, inputs asked for two tiles earlier, scan.cu's
-//   bits: 672 us, 700 and more before the first of four makers finished his last tile ahead of the
-//   product. Scan warps alone 430, makers alone 410. By clocks read in it a tile takes 4,620
-//   cycles, of which a warp of three 8s of channels waits for makers 160 to 400: it gets too few
-//   turns, while warps of two wait 1,000 to 1,430 and makers half of their time.
-// - sums of y by it, states from registers in tf32: such an instruction, too, keeps others from
-// being
-//   issued for 8 cycles (a token of 32 FFMA and 8 that make its operands: 41 cycles, with two
-//   instructions 57): 870 us.
-// - a next tile's first token read in the tile before (every 16th is read and its decays made for
-//   nothing): 637 instead of 632; where a warp has one group (130m, 8) 183 instead of 188, not run
-//   in a step. Softplus of eight values side by side instead of two: 637, 189.
-// In a step of 8 x 2,048 of 2.8b the SMs run at 1.40 to 1.44 GHz while this kernel runs (%clock64
-// against %globaltimer in it; alone at 1.78), which is all that it takes longer there; one prompt
-// 1.44 to 1.59.
+// - dt_proj by the warp groups' matrix instruction, for an m16n8k16 of bf16 keeps others from being
+//   issued for 9 cycles (64 FFMA with 0, 2, 4 and 8 of them: 70, 94, 105, 144 cycles; an ex2, rcp
+//   or tanh.approx for 3.4): by such counts 5.6 of the 57 cycles that 8 channels and a token take.
+//   Without these products 8 x 2,048 of 2.8b take 534 us instead of 632, without D, gate and store
+//   576, without x and z being fetched 622, with the gate by tanh.approx 618. Built: products of 64
+//   tokens and 80 channels by four makers, each with its own tile in its registers, two lanes a
+//   channel and no shuffles, inputs asked for two tiles earlier, scan.cu's bits: 700 us, 672 where
+//   the first maker finishes its last tile before the product; in the model, ms a step, 173.7 and
+//   173.3, before 172.0 and 172.2. Scan warps alone take 430, makers alone 410. By clocks read
+//   within it a tile takes 4,620 cycles; a scan warp of three 8s waits for 160 to 430 of them and
+//   gets too few turns, those of two wait for 970 to 1,440. Of the 18,500 of four tiles a maker
+//   spends 1,800 to 8,300 until it has its products, waits 330 to 6,600 for the scan and finishes a
+//   tile in 4,000 to 4,450. Not run: three scan warps a scheduler, of two, two and one.
+// - sums of y by it, in tf32, states from registers: it keeps others from being issued for 8 cycles
+//   (32 FFMA and 8 that make its operands: 41 cycles, with two of it 57): 870 us.
+// - a tile's first token read in the tile before, where every sixteenth is read and its decays made
+//   for nothing: 637 instead of 632; 130m 183 instead of 188 by the kernel alone, not run in a
+//   step. Softplus of eight values side by side instead of two: 637, 130m 189.
+//
+// In a step of 8 x 2,048 of 2.8b this kernel runs at 1.44 GHz (median of clocks read within it;
+// alone 1.78), for one prompt at 1.55, which is what it takes longer there.
 #include "scan_quarters.cuh"
 
 namespace ssm {
