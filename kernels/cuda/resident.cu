@@ -46,6 +46,9 @@
 //   + z multiplied while x_proj's sums travel, their counters
 //     carried by a warp, no fence behind its bulk copy: alone,
 //     before 2.12 and 2.58 (b8 1.99, now 1.94)                                     2.01  2.46
+//   + constants of the states asked for ahead of z, the ring held up
+//     from out_proj's end until the next input is counted: alone,
+//     before 2.48; whole steps 2.56 to 2.47 (b16 2.08, 2.07)                             2.41
 // (In turns on one machine: rows 1 and 2 of H100, 1 and 3 of H200, and 1 and 4 at b16.) The fifth
 // line with fp32 states 3.05 to 2.86, the sixth 2.92 to 2.84; 130m b64 (whole steps) 0.451 to
 // 0.440. Predicted 2.1 to 2.5. H200, fourth line: b32 2.46, fp32 states b64 3.14 (before 3.90),
@@ -63,23 +66,21 @@
 // on an H100 no difference in 120 such runs and in test_cuda medium at all five widths, nor in the
 // whole of test_cuda on an H200.
 //
-// Read off by the SMs' clocks, fifth line, H200, us of 40.4 a layer (41.8 with stamps): first piece
-// 2.1, in_proj's columns 11.7, of which 7.2 waiting for weights, exchange 0.9, convolution 1.0,
-// share of x_proj 0.9, stored and counted 1.9, parts 0.8, adding up 1.3, counted 1.4, sums 0.8, dt
-// 0.7, delta 1.3, states 4.4, y counted 1.4, there 1.5, out_proj's columns 3.5, shares 0.8, counted
-// 0.8, there 0.6, residual 1.8, counted 2.3. Sixth, of 38.9 (42.3): first piece 2.0, x's columns
-// 5.5 (1.8 waiting), exchange 0.9; parts counted 12.6 after the layer's begin (18.4 in the fifth),
-// added up 16.6 (20.4), sums open 19.6 (22.6); states 6.9, which wait for the ring now. It is held
-// up for 9 us of a layer.
+// Where a layer goes (%globaltimer, sixth line, H200, us since the last block counted its input;
+// 40.4 with stamps, 39.4 without): input open 0.6, x's columns 6.5, peer's sums 6.9, convolution
+// 8.2, share of x_proj 9.1, stored 10.0, counted 10.5, parts open 11.3; half of z 12.6 and then 1.4
+// of asking for constants, added up 15.5, counted 16.6, sums open 17.5; z 17.9, dt there 18.7,
+// delta 20.2, a warp's tokens 21.4, 22.5, 24.4, 26.3, y counted 27.2, there 28.4, out_proj's
+// columns 33.5, shares stored 34.3, counted 35.0, there 35.6, residual 37.5, input counted 39.7.
 //
 // What is lost, read by a bench of this kernel alone (fourth line, 2.8b, 64 rows, fp16, H200: 41.8
 // us a layer, 43.9 with stamps):
 // - The ring's slots taken as they come and nothing else done: 21.0 us, 20.5 if L2 fetches lines
 //   one by one and not in pairs. With 2, 3, 4, 5 slots under way 25.5, 22.9, 22.0, 21.4. From L2
 //   alone (few MB for all layers) 20.2: boxes come to the SMs no faster from there than from
-//   memory. Token rows beside them: 0.4 to 1 more. In a run whose rows shared ten slots (40.8):
-//   39.0 without token rows, 32.0 without weights, 27.0 without both, 35.6 with no waiting at
-//   counters.
+//   memory (a probe got more, below). Token rows beside them: 0.4 to 1 more. In a run whose rows
+//   shared ten slots (40.8): 39.0 without token rows, 32.0 without weights, 27.0 without both, 35.6
+//   with no waiting at counters.
 // - For 11.4 us all that the ring's warp asked for is there and no slot is free.
 // - in_proj's columns wait 1.9 us for weights and 6.8 for u; with six stages of token rows that are
 //   announced by their own copies 6.0 and 1.2: no less.
@@ -109,6 +110,25 @@
 // 41.2, and 50.5 with z put off. There token rows, looked at in shared memory before they were
 // multiplied, came at 0.7 us a piece, and parts were there 6 us after they had been sent.
 //
+// What a release waits for: a probe of 128 blocks, H200, cycles of a red.release behind four
+// stores: 650 alone, 790 beside L2's being asked for all that memory gives, 890 to 1,670 beside
+// boxes from L2 (9.0 TB/s with two slots under way), and beside boxes from memory with 1 to 6 slots
+// under way 1,830, 2,300, 4,060, 6,460, 8,370, 10,400 (2.8, 4.0, 4.2, 4.2, 4.3, 4.3 TB/s). Tried:
+// - L2 asked for 6, 10, 14 slots in front all the time, two slots under way to shared memory, never
+//   held up: 41.5, 41.9, 45.0 against 38.3; held up 43.0, 43.4, 46.2; one slot 42.8, 47.3, 53.1.
+//   z's slots came 1 us apart. Not explained: the probe's boxes took the half of that.
+// - y, the next input, shares by bulk copies, each counted by its warp without a release behind
+//   cp.async.bulk.wait_group: other sums from run to run. The wait took 0.06 us behind a copy of
+//   160 bytes, so most likely it ends before others see them. No faster either (without
+//   shares 38.0, with them 39.0, against 37.6).
+// - Shares with a tag in their lowest bits and no counter 41.9 (against 39.5), held up until the
+//   next input is counted 39.2 (38.6); with that, inputs counted by tile 43.9; with both, x_proj's
+//   sums with tags and L2 in front 47.6 to 51.
+// - Against 37.8: one to five slots let through ahead of the next input's count 38.0, 38.2, 38.3,
+//   38.6, 39.0. Tensor maps, asked for a layer ahead as they are now: 37.8 (37.6 without), but
+//   38.1 (40.8) with a ring that is never held up. Eight stages of token rows and five slots 39.6
+//   (39.5).
+//
 // Not explained: some launches take longer. In one process, blocks on the same SMs, the fifth line
 // took 2.58 or 3.00 ms from launch to launch and the sixth 2.49 or 2.91, once 5.09 for some
 // seconds; in other runs never. So compare lower quartiles.
@@ -134,9 +154,9 @@ __device__ __forceinline__ void work(const resident_args &a, const resident_bloc
         w.layer = i;
         const float by = in_proj_x(a, b, w);
         x_proj_parts(a, b, w);
+        states.ask(a, b, w);
         float z[shape::GROUP_ROWS / 2] = {};
         in_columns(b, w, shape::EARLY_Z, z);
-        states.ask(a, b, w);
         x_proj_sums(a, b, w);
         in_columns(b, w, shape::IN_SLOTS - shape::EARLY_Z, z);
         send_z(b, w, z);

@@ -255,10 +255,8 @@ __device__ __forceinline__ void out_proj_shares(const resident_args &a, const re
         }
     }
     workers_sync();
-    if (threadIdx.x == 0) {
+    if (threadIdx.x == 0)
         count_up(&a.scratch->counts.shares[b.tile]);
-        b.ask_up_to(NO_LIMIT);
-    }
 }
 
 // Adds them up for an eighth of the tokens, a warp a token, onto the residual; the next layer's
@@ -316,8 +314,10 @@ __device__ __forceinline__ void residual(const resident_args &a, const resident_
             a.scratch->squares[token][b.tile] = square;
     }
     workers_sync();
-    if (threadIdx.x == 0)
+    if (threadIdx.x == 0) {
         count_up(&a.scratch->counts.input);
+        b.ask_up_to(NO_LIMIT);
+    }
 }
 
 #endif

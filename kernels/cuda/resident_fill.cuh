@@ -42,6 +42,14 @@ template <int NW, class S> struct ring_source {
                shape::OUT_PIECES;
     }
 
+    // A layer's maps, which the copy engine would otherwise wait for at their first box.
+    __device__ __forceinline__ void fetch_maps(int layer) const {
+        if (lane == 0 && layer < a.n_layers) {
+            const resident_weights &l = a.weights[layer];
+            map_prefetch(&l.in), map_prefetch(&l.x), map_prefetch(&l.out);
+        }
+    }
+
     // Slot j of a layer into the ring's slot `at`, or (-1) to L2.
     __device__ __forceinline__ void ask(int layer, int j, int at) const {
         const resident_weights &l = a.weights[layer];
@@ -129,6 +137,7 @@ __device__ __forceinline__ void fill_ring(const resident_args &a, const resident
         on(&next, &next_layer), ahead++;
         asked_at = now;
     };
+    source.fetch_maps(0);
 #pragma unroll 1
     for (int i = 0; i < n; i++) {
         if (i >= shape::SLOTS_FLIGHT) {
@@ -142,6 +151,8 @@ __device__ __forceinline__ void fill_ring(const resident_args &a, const resident
         while (i >= b.asked_up_to())
             ;
         __syncwarp();
+        if (j == 0)
+            source.fetch_maps(layer + 1);
         source.ask(layer, j, slot.at);
         last = slot;
         slot.next(), on(&j, &layer);
