@@ -33,6 +33,8 @@
 //   norm, cuBLASLt, conv   2.46       4.92-4.97  9.24         6.31
 //   wide_in.cu, conv       2.36       4.96-4.98  9.12         6.11
 //   this                   2.28       4.77-4.78  8.87         5.99
+// At 1.4b's 768 rows, which fill the turns as well, an earlier form took 8.22 beside 7.12 and 7.53;
+// today's was not timed there, nor at 790m's 640. So tiles of 64 are for 512 and 1,024 rows.
 //
 // Where 2.8b's 512 rows spend it in a step (%globaltimer, us, the card held to 1.36 to 1.41 GHz by
 // its 700 W): first tile 21 (18.7 by its instructions at that clock), second 22, beside which the
@@ -61,8 +63,9 @@ static int half_of(const device *d) {
 
 // Of the blocks' time, so many tenths at least must be products'.
 static bool fills(const device *d, int32_t n, int half) {
-    const int tiles = ceil_div(n, 128) * (d->g.d_inner / (2 * half)), pairs = d->n_sms / 2;
-    return tiles * 10 >= ceil_div(tiles, pairs) * pairs * 9;
+    const int of_rows = ceil_div(n, 128), pairs = d->n_sms / 2;
+    const int tiles = of_rows * (d->g.d_inner / (2 * half));
+    return tiles * 10 >= ceil_div(tiles, pairs) * pairs * 9 && (half == 80 || of_rows % 4 == 0);
 }
 
 bool wide_rows_fits(const device *d, const batch &b) {
