@@ -19,7 +19,7 @@ __device__ __forceinline__ void copy_box_to(uint32_t blocks, uint32_t to, const 
                  : "memory");
 }
 
-// ---- stores: a box of shared memory to an array, in groups (hopper.cuh)
+// ---- stores: a box of shared memory to an array, in groups (bulk.cuh)
 
 __device__ __forceinline__ void store_box(const CUtensorMap *map, int column, int row,
                                           uint32_t from) {

@@ -61,7 +61,8 @@ static int half_of(const device *d) {
     return d->g.d_inner % (2 * 80) == 0 ? 80 : d->g.d_inner % (2 * 64) == 0 ? 64 : 0;
 }
 
-// Of the blocks' time, so many tenths at least must be products'.
+// Of the blocks' time, nine tenths at least must be products'. Tiles of 64 are for 512 and 1,024
+// rows alone (above).
 static bool fills(const device *d, int32_t n, int half) {
     const int of_rows = ceil_div(n, 128), pairs = d->n_sms / 2;
     const int tiles = of_rows * (d->g.d_inner / (2 * half));
