@@ -49,6 +49,9 @@
 //   + constants of the states asked for ahead of z, the ring held up
 //     from out_proj's end until the next input is counted: alone,
 //     before 2.48; whole steps 2.56 to 2.47 (b16 2.08, 2.07)                             2.41
+//   + delta and the states made shorter (below): alone, in turns in
+//     one process, before 2.03 and 2.45 (b8 1.87, now 1.82; fp32 states
+//     b64 2.79, now 2.67); whole steps 2.54 to 2.45 (b16 2.09, 2.02)           1.95  2.36
 // (In turns on one machine: rows 1 and 2 of H100, 1 and 3 of H200, and 1 and 4 at b16.) The fifth
 // line with fp32 states 3.05 to 2.86, the sixth 2.92 to 2.84; 130m b64 (whole steps) 0.451 to
 // 0.440. Predicted 2.1 to 2.5. H200, fourth line: b32 2.46, fp32 states b64 3.14 (before 3.90),
@@ -72,6 +75,14 @@
 // of asking for constants, added up 15.5, counted 16.6, sums open 17.5; z 17.9, dt there 18.7,
 // delta 20.2, a warp's tokens 21.4, 22.5, 24.4, 26.3, y counted 27.2, there 28.4, out_proj's
 // columns 33.5, shares stored 34.3, counted 35.0, there 35.6, residual 37.5, input counted 39.7.
+//
+// The states' phase (seventh line; stamps of it without its last step): delta takes 0.9 us and not
+// 1.5, mostly shared memory's, which a warp reads once for all its tiles; tokens are done 4.7 us
+// after it and not 6.1, as a loop (four tokens' code in a row, run once a layer, is fetched while
+// it runs, most likely) that reads the next token's states ahead of the sums across lanes; y goes
+// out once, at the end. Last, two tokens' states are stored behind y's count: the 82 KB that a
+// block stores are there 1.5 us after the last token, and y's count waited for them. A layer
+// without states' stores took 34.5 us (37.9).
 //
 // What is lost, read by a bench of this kernel alone (fourth line, 2.8b, 64 rows, fp16, H200: 41.8
 // us a layer, 43.9 with stamps):
@@ -134,11 +145,28 @@
 // bytes each, of the 400 or so that a piece takes behind the first. Groups that divide a piece's
 // columns and not its weight rows would read token rows once (36 KB), and add their sums up once.
 //
+// Tried with that, us a layer (against, same run): all four tokens' states held back 45.9 (36.7: it
+// spills, and what is spilled is read behind boxes); three 40.1 (37.1: it spills); stored without
+// .cs 37.8 (37.7). y by atom.exch.b128, whose answers say that it is there, and no release: 37.1
+// (36.7), u so too 37.7, u alone 36.7; then the ring held up for y 37.5; let go behind the shares'
+// count 38.8 (37.3), where the residual's loads take 2.6 us and not 0.9. y by boxes in place of
+// cp.async 37.8 (37.7), its first six pieces sent to both of a cluster 37.4. L2 asked for 8 slots
+// in front while the ring is held up, too: 37.1 (37.1), for 4 slots 37.0, but with 16 rows 30.0
+// and 29.9 (30.8).
+//
+// More of a release: a probe as above; with nothing in front of it, it takes as long (1,240, 2,220,
+// 4,090, 6,040, 7,690, 9,500 cycles beside boxes from memory with 1 to 6 slots under way, 584
+// alone): it waits for the copy engine's loads. Four atom.exch.b128 with their answers take 1,130,
+// 1,240, 1,390, 2,010, 2,810, 3,660 (1,080), one atom.add 495 to 1,260 (478). And six slots that L2
+// was asked for before come at 4.3 TB/s (3.7 us, 5.4 from memory), where the same ones again come
+// at 8.7.
+//
 // Not explained: some launches take longer. In one process, blocks on the same SMs, the fifth line
 // took 2.58 or 3.00 ms from launch to launch and the sixth 2.49 or 2.91, once 5.09 for some
 // seconds; in other runs never. So compare lower quartiles.
 #include "clusters.cuh"
 #include "resident_fill.cuh"
+#include "resident_out.cuh"
 
 namespace ssm {
 

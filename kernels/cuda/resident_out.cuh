@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: Apache-2.0
+// resident.cu's end of a layer: out_proj and the residual.
+#ifndef SSM_KERNELS_CUDA_RESIDENT_OUT_CUH
+#define SSM_KERNELS_CUDA_RESIDENT_OUT_CUH
+
+#include "resident_in.cuh"
+
+namespace ssm {
+
+#if SSM_HOPPER
+
+__device__ __forceinline__ void store_four(float *p, const float4 &v, bool on) {
+    asm volatile("{\n.reg .pred p;\nsetp.ne.s32 p, %5, 0;\n"
+                 "@p st.global.v4.f32 [%4], {%0,%1,%2,%3};\n}" ::"f"(v.x),
+                 "f"(v.y), "f"(v.z), "f"(v.w), "l"(p), "r"((int)on)
+                 : "memory");
+}
+
+// out_proj: this block's share of a tile's sums.
+template <int NW>
+__device__ __forceinline__ void out_proj_shares(const resident_args &a, const resident_block<NW> &b,
+                                                resident_worker<NW> &w) {
+    typedef resident_shape<NW> shape;
+    float acc[NW / 2] = {};
+    columns<NW, NW, 1>(b, w, shape::OUT_PIECES, w.group * NW, w.first + w.in_layer, acc);
+    const int t = w.warp % 4 * 16 + w.g;
+    float *to = shares_of<NW>(a) + (size_t)(b.split * RESIDENT_ROWS + t) * shape::WIDTH +
+                b.tile * shape::TILE_ROWS + w.group * NW;
+    // A thread has two rows of the weights of every eight: of two eights its neighbour's two, too.
+    const bool odd = w.q % 2;
+#pragma unroll
+    for (int i = 0; i + 1 < NW / 8; i += 2) {
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            const float *mine = acc + 4 * i + 2 * half;
+            const float x = __shfl_xor_sync(~0u, odd ? mine[0] : mine[4], 1);
+            const float y = __shfl_xor_sync(~0u, odd ? mine[1] : mine[5], 1);
+            store_four(to + 8 * half * shape::WIDTH + (i + odd) * 8 + w.q / 2 * 4,
+                       odd ? make_float4(x, y, mine[4], mine[5])
+                           : make_float4(mine[0], mine[1], x, y),
+                       t + 8 * half < a.tokens);
+        }
+    }
+    if constexpr (NW / 8 % 2) {
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            if (t + 8 * half < a.tokens)
+                *(float2 *)(to + 8 * half * shape::WIDTH + NW - 8 + 2 * w.q) =
+                    make_float2(acc[NW / 2 - 4 + 2 * half], acc[NW / 2 - 3 + 2 * half]);
+        }
+    }
+    workers_sync();
+    if (threadIdx.x == 0)
+        count_up(&a.scratch->counts.shares[b.tile]);
+}
+
+// Adds them up for an eighth of the tokens, a warp a token, onto the residual; the next layer's
+// input and its sums of squares.
+template <int NW>
+__device__ __forceinline__ void residual(const resident_args &a, const resident_block<NW> &b,
+                                         const resident_worker<NW> &w) {
+    typedef resident_shape<NW> shape;
+    enum { UNITS = NW / 2, A_LANE = (UNITS + 31) / 32 }; // of four rows of the tile
+    const int eighth = a.tokens / 8, token = b.split * eighth + w.warp;
+    const bool live = w.warp < eighth;
+    const float *next_norm = a.layers[w.layer].next_norm;
+    float *out = a.residual + (size_t)token * shape::WIDTH + b.tile * shape::TILE_ROWS;
+    float4 v[A_LANE], norm[A_LANE];
+    if (live) {
+#pragma unroll
+        for (int i = 0; i < A_LANE; i++) {
+            const int at = min(i * 32 + w.lane, UNITS - 1) * 4;
+            v[i] = load_shared_sum(out + at);
+            if (next_norm)
+                norm[i] = load_shared_sum(next_norm + b.tile * shape::TILE_ROWS + at);
+        }
+    }
+    workers_wait(&a.scratch->counts.shares[b.tile], RESIDENT_SPLITS * (w.layer + 1));
+    if (live) {
+        const float *from =
+            shares_of<NW>(a) + (size_t)token * shape::WIDTH + b.tile * shape::TILE_ROWS;
+        float4 sum[A_LANE][RESIDENT_SPLITS];
+#pragma unroll
+        for (int i = 0; i < A_LANE; i++) {
+            const int at = min(i * 32 + w.lane, UNITS - 1) * 4;
+#pragma unroll
+            for (int s = 0; s < RESIDENT_SPLITS; s++)
+                sum[i][s] = load_shared_sum(from + (size_t)s * RESIDENT_ROWS * shape::WIDTH + at);
+        }
+        float square = 0;
+#pragma unroll
+        for (int i = 0; i < A_LANE; i++) {
+#pragma unroll
+            for (int s = 1; s < RESIDENT_SPLITS; s++)
+                add4(sum[i][0], sum[i][s]);
+            add4(v[i], sum[i][0]);
+            const int at = (i * 32 + w.lane) * 4;
+            const float of =
+                (v[i].x * v[i].x + v[i].y * v[i].y) + (v[i].z * v[i].z + v[i].w * v[i].w);
+            square += at < UNITS * 4 ? of : 0.f;
+            if (next_norm && at < UNITS * 4)
+                *(uint2 *)(a.u + (size_t)token * shape::WIDTH + b.tile * shape::TILE_ROWS + at) =
+                    make_uint2(pack_bf16(v[i].x * norm[i].x, v[i].y * norm[i].y),
+                               pack_bf16(v[i].z * norm[i].z, v[i].w * norm[i].w));
+        }
+        square = warp_sum(square);
+        if (w.lane == 0)
+            a.scratch->squares[token][b.tile] = square;
+    }
+    workers_sync();
+    if (threadIdx.x == 0) {
+        count_up(&a.scratch->counts.input);
+        b.ask_up_to(NO_LIMIT);
+    }
+    if (live) { // read by nobody else
+#pragma unroll
+        for (int i = 0; i < A_LANE; i++)
+            store_four(out + (i * 32 + w.lane) * 4, v[i], i * 32 + w.lane < UNITS);
+    }
+}
+
+#endif
+
+} // namespace ssm
+
+#endif
