@@ -96,6 +96,13 @@ __device__ __forceinline__ void copy_to_peer(uint32_t to, uint32_t from, uint32_
                  "r"(from), "r"(bytes), "r"(barrier)
                  : "memory");
 }
+// Eight bytes of registers to there.
+__device__ __forceinline__ void store_to_peer(uint32_t to, float2 v, uint32_t barrier) {
+    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [%0], {%1,%2}, "
+                 "[%3];" ::"r"(to),
+                 "f"(v.x), "f"(v.y), "r"(barrier)
+                 : "memory");
+}
 
 // ---- the matrix instruction (wgmma.cuh: its shapes)
 

@@ -187,12 +187,10 @@ __device__ __forceinline__ void work(const resident_args &a, const resident_bloc
         w.layer = i;
         const float by = in_proj_x(a, b, w);
         x_proj_parts(a, b, w);
-        states.ask(a, b, w);
         float z[shape::GROUP_ROWS / 2] = {};
-        in_columns(b, w, shape::EARLY_Z, z);
-        x_proj_sums(a, b, w);
-        in_columns(b, w, shape::IN_SLOTS - shape::EARLY_Z, z);
+        in_columns(b, w, true, z);
         send_z(b, w, z);
+        states.constants(b, w);
         states.advance(a, b, w, z, by);
         out_proj_shares(a, b, w);
         residual(a, b, w);

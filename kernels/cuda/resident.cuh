@@ -93,7 +93,7 @@ template <int NW> struct resident_shape {
         // in_proj: slots of all rows of x, or of z, and two pieces of columns
         BOX = NW,
         IN_SLOTS = IN_PIECES / 2,
-        EARLY_Z = IN_SLOTS / 2, // slots of z ahead of x_proj's adding up
+        KEPT_SLOTS = X_STAGES / 2, // of x, whose token rows z begins with
         GROUP_ROWS =
             (NW / 8 + 1) / 2 * 8, // a group's; of an odd number of eights one is made twice
         IN_BLOCKS = GROUP_ROWS / 8,
@@ -102,15 +102,15 @@ template <int NW> struct resident_shape {
         BC_PITCH = 32 + 4,
         // bytes
         FROM_PEER = 8 * IN_BLOCKS * 256, // bytes of x's or z's sums
-        PEER = 2 * FROM_PEER > 8 * NW * 32 ? 2 * FROM_PEER
-                                           : 8 * NW * 32, // both, later delta and delta x
+        // both; where x's were, constants, later delta and delta x
+        PEER = 2 * FROM_PEER > 8 * NW * 32 ? 2 * FROM_PEER : 8 * NW * 32,
         ACTS = HALF_ROWS * PITCH * 2,
         SUMMED = HALF_ROWS * (DT_PITCH + BC_PITCH * 4), // x_proj's sums
         SHARE = HALF_ROWS * N_X * 4,
-        // the share of x_proj; then its sums, and z's to the peer
-        STAGED = SHARE > SUMMED + FROM_PEER ? SHARE : SUMMED + FROM_PEER,
-        SUMS = 16 * N_X,
-        BESIDE = X_STAGES * X_STAGE + PEER + 2 * ACTS + STAGED + SUMS,
+        // the share of x_proj, a 64th of all shares, its sums
+        STAGED = SHARE > SUMMED ? SHARE : SUMMED,
+        CONSTANTS = NW * 18 * 4, // of the states: decay, skip, bias of delta
+        BESIDE = X_STAGES * X_STAGE + PEER + 2 * ACTS + STAGED,
         BARRIERS = NW > 32 ? 512 : 640,
         ROOM = (RESIDENT_SHARED - BESIDE - BARRIERS) / SLOT,
         SLOTS = ROOM < 16 ? ROOM : 16,
@@ -118,7 +118,9 @@ template <int NW> struct resident_shape {
         SLOTS_FLIGHT = FLIGHT / SLOT < SLOTS ? FLIGHT / SLOT : SLOTS,
         SLOTS_AHEAD = AHEAD / SLOT
     };
-    static_assert(IN_PIECES % 2 == 0, "two pieces a slot");
+    static_assert(IN_PIECES % 2 == 0 && X_STAGES % 2 == 0, "two pieces a slot");
+    static_assert((int)IN_PIECES >= (int)X_STAGES, "some of x to begin z with");
+    static_assert((int)CONSTANTS <= (int)FROM_PEER, "where x's sums were");
     static_assert(HALF_ROWS * CHANNELS * 8 <= PEER, "delta");
     static_assert((2 * SLOTS + 2 * X_STAGES + 22) * 8 <= BARRIERS, "their room");
     static_assert((int)BYTES <= (int)RESIDENT_SHARED, "all");
@@ -144,6 +146,7 @@ __device__ __forceinline__ void count_up(resident_counts::counter *c) {
 }
 // Ends the launch with an error rather than never, some seconds on.
 __device__ __forceinline__ void count_wait(const resident_counts::counter *c, int target) {
+#pragma unroll 1 // what is written once stays in the instruction cache
     for (int tries = 0; tries < 1 << 22; tries++) {
         int n;
         asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(n) : "l"(&c->n) : "memory");
@@ -151,6 +154,28 @@ __device__ __forceinline__ void count_wait(const resident_counts::counter *c, in
             return;
     }
     __trap();
+}
+// Eight bytes to all blocks; once their return has been looked at, a count needs no release, which
+// would wait for what the copy engine loads, too.
+__device__ __forceinline__ uint64_t exchange(void *p, uint32_t lo, uint32_t hi) {
+    uint64_t before;
+    asm volatile("{\n.reg .b64 v;\n"
+                 "mov.b64 v, {%2,%3};\n"
+                 "atom.relaxed.gpu.global.exch.b64 %0, [%1], v;\n}"
+                 : "=l"(before)
+                 : "l"(p), "r"(lo), "r"(hi)
+                 : "memory");
+    return before;
+}
+// By one lane of a warp, all of whose exchanges have returned these.
+__device__ __forceinline__ void count_exchanged(resident_counts::counter *c, uint64_t before) {
+    const bool back = __any_sync(~0u, before != 0x7fffdeadbeef7fff); // waits for all
+    if (threadIdx.x % 32)
+        return;
+    if (back)
+        asm volatile("red.relaxed.gpu.global.add.u32 [%0], 1;" ::"l"(&c->n) : "memory");
+    else
+        count_up(c);
 }
 // All workers.
 __device__ __forceinline__ void workers_wait(const resident_counts::counter *c, int target) {
@@ -205,7 +230,8 @@ template <int NW> struct resident_block {
     int rank, cluster, tile, split; // of the cluster, the card; of out_proj
     int mine;                       // token rows that this rank ends, in eights: every other eight
     char *memory;
-    uint32_t slots, x_ring, full, empty, x_full, x_empty, arrived, z_arrived, go, told, open, limit;
+    uint32_t slots, x_ring, full, empty, x_full, x_empty, arrived, z_arrived, go, y_go, told, open,
+        constants, limit;
 
     __device__ __forceinline__ resident_block(char *p, int tokens) {
         rank = blockIdx.x % 2, cluster = blockIdx.x / 2;
@@ -216,7 +242,8 @@ template <int NW> struct resident_block {
         full = slots + shape::BYTES - shape::BARRIERS, empty = full + shape::SLOTS * 8;
         x_full = empty + shape::SLOTS * 8, x_empty = x_full + X_STAGES * 8;
         arrived = x_empty + X_STAGES * 8, z_arrived = arrived + 8 * 8, go = z_arrived + 8 * 8,
-        told = go + 8, open = told + 2 * 8, limit = open + 2 * 8;
+        y_go = go + 8, told = y_go + 8, open = told + 8, constants = open + 8,
+        limit = constants + 8;
     }
     __device__ __forceinline__ char *slot(int i) const {
         return memory + i * shape::SLOT;
@@ -236,9 +263,6 @@ template <int NW> struct resident_block {
     __device__ __forceinline__ char *staged() const {
         return peer_place() + shape::PEER + 2 * shape::ACTS;
     }
-    __device__ __forceinline__ float4 *sums() const { // [warp][N_X / 8]
-        return (float4 *)(staged() + shape::STAGED);
-    }
     __device__ __forceinline__ void init() const { // one thread
         for (int i = 0; i < shape::SLOTS; i++)
             barrier_init(full + i * 8, 1), barrier_init(empty + i * 8, RESIDENT_WARPS);
@@ -247,9 +271,8 @@ template <int NW> struct resident_block {
                 barrier_init(x_empty + i * 8, RESIDENT_WARPS);
         for (int i = 0; i < 8; i++)
             barrier_init(arrived + i * 8, 1), barrier_init(z_arrived + i * 8, 1);
-        barrier_init(told, RESIDENT_WARPS), barrier_init(told + 8, 1);
-        barrier_init(open, 1), barrier_init(open + 8, 1);
-        barrier_init(go, 1);
+        barrier_init(go, 1), barrier_init(y_go, 1);
+        barrier_init(told, RESIDENT_WARPS), barrier_init(open, 1), barrier_init(constants, 1);
         ask_up_to(NO_LIMIT);
         barriers_ready();
     }

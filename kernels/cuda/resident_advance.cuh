@@ -48,29 +48,22 @@ template <int NW, class S> struct resident_states {
     static __device__ __forceinline__ int end_channel(const resident_worker<NW> &w, int j) {
         return channel(w, j * LANES + w.lane % LANES);
     }
-    // Constants of the layer, asked for ahead of time.
-    __device__ __forceinline__ void ask(const resident_args &a, const resident_block<NW> &b,
-                                        const resident_worker<NW> &w) {
-        const resident_layer &l = a.layers[w.layer];
+    // Constants of the layer, which carry_sums() has left where x's sums from the peer were.
+    __device__ __forceinline__ void constants(const resident_block<NW> &b,
+                                              const resident_worker<NW> &w) {
+        barrier_wait(b.constants, w.layer & 1);
+        const float *decays = (const float *)b.peer_place() + w.lane % LANES * V;
+        const float *skips = (const float *)b.peer_place() + NW * 16, *biases = skips + NW;
 #pragma unroll
-        for (int i = 0; i < GROUPS; i++) {
-            const int c = b.cluster * NW + min(channel(w, i), NW - 1);
-            const float *from = l.decay + (size_t)c * 16 + w.lane % LANES * V;
-#pragma unroll
-            for (int v = 0; v < V; v += 4) {
-                const uint4 d = load_once(from + v);
-                decay[i][v] = __uint_as_float(d.x), decay[i][v + 1] = __uint_as_float(d.y);
-                decay[i][v + 2] = __uint_as_float(d.z), decay[i][v + 3] = __uint_as_float(d.w);
-            }
-        }
+        for (int i = 0; i < GROUPS; i++)
+            load<V>(decays + min(channel(w, i), NW - 1) * 16, decay[i]);
 #pragma unroll
         for (int j = 0; j < ENDS; j++)
-            skip[j] = load_number(l.skip + b.cluster * NW + min(end_channel(w, j), NW - 1));
+            skip[j] = skips[min(end_channel(w, j), NW - 1)];
 #pragma unroll
-        for (int t = 0; t < BIASES; t++) {
-            const int c = min(w.warp / 2 + 4 * t, DT_TILES - 1) * 8 + 2 * w.q;
-            bias[t] = load_pair(l.dt_bias + b.cluster * NW + c);
-        }
+        for (int t = 0; t < BIASES; t++)
+            bias[t] =
+                *(const float2 *)(biases + min(w.warp / 2 + 4 * t, DT_TILES - 1) * 8 + 2 * w.q);
     }
 
     // delta and delta x of all channels and the rank's tokens, to shared memory. dt: rows of
@@ -245,7 +238,7 @@ template <int NW, class S> struct resident_states {
     __device__ __forceinline__ void advance(const resident_args &a, const resident_block<NW> &b,
                                             resident_worker<NW> &w,
                                             const float (&z)[shape::GROUP_ROWS / 2], float by) {
-        barrier_wait(b.open + 8, w.layer & 1);
+        barrier_wait(b.open, w.layer & 1);
         char *dt = b.staged();
         float *bc = (float *)(dt + HALF_ROWS * shape::DT_PITCH);
         const bf16 *from_dt = dt_of<NW>(a, b.rank);

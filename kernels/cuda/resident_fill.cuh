@@ -85,8 +85,10 @@ template <int NW, class S> struct ring_source {
             return box(0, &l.x, b.cluster * NW, j * X_PROJ_ROWS);
         }
         j -= shape::X_SLOTS;
+        if (j < shape::KEPT_SLOTS) // of z: those whose token rows are still there
+            return in(j + shape::IN_SLOTS - shape::KEPT_SLOTS, shape::INNER);
         if (j < shape::IN_SLOTS)
-            return in(j, shape::INNER);
+            return in(j - shape::KEPT_SLOTS, shape::INNER);
         j -= shape::IN_SLOTS;
         if (j < shape::DT_SLOTS) {
             const int row = j * DT_ROWS;
@@ -169,8 +171,18 @@ __device__ __forceinline__ void fill_x(const resident_args &a, const resident_bl
                                        int thread) {
     typedef resident_shape<NW> shape;
     turn<X_STAGES> stage;
-    const int lane = thread % 32, chunk = thread % 8, first = thread / 8; // 16 bytes of every
-    const int step = X_WARPS * 4, n = a.tokens / step;                    // so many rows
+    const int chunk = thread % 8, first = thread / 8;  // 16 bytes of every
+    const int step = X_WARPS * 4, n = a.tokens / step; // so many rows
+    // One thread of a block asks: fewer ask sooner.
+    auto hear = [&](const resident_counts::counter *c, int target, uint32_t barrier, int i) {
+        if (thread == 0) {
+            count_wait(c, target);
+            barrier_arrive(barrier);
+        }
+        __syncwarp();
+        if (thread >= 32)
+            barrier_wait(barrier, i & 1);
+    };
     auto ask = [&](const bf16 *from, int pitch, int pieces) {
         from += (size_t)first * pitch + chunk * 8;
         char *to = b.x_place() + first * 128 + (chunk ^ first % 8) * 16;
@@ -189,16 +201,11 @@ __device__ __forceinline__ void fill_x(const resident_args &a, const resident_bl
     };
 #pragma unroll 1
     for (int i = 0; i < a.n_layers; i++) {
-        if (lane == 0)
-            count_wait(&a.scratch->counts.input, RESIDENT_BLOCKS * i);
-        __syncwarp();
-        if (thread == 0)
-            barrier_arrive(b.go);
-        ask(a.u + b.rank * shape::IN_PIECES * PIECE, shape::WIDTH, shape::IN_PIECES);
-        ask(a.u + b.rank * shape::IN_PIECES * PIECE, shape::WIDTH, shape::IN_PIECES); // z's turn
-        if (lane == 0)
-            count_wait(&a.scratch->counts.y[b.split], RESIDENT_TILES * (i + 1));
-        __syncwarp();
+        hear(&a.scratch->counts.input, RESIDENT_BLOCKS * i, b.go, i);
+        const bf16 *u = a.u + b.rank * shape::IN_PIECES * PIECE;
+        ask(u, shape::WIDTH, shape::IN_PIECES);
+        ask(u, shape::WIDTH, shape::IN_PIECES - X_STAGES); // z's turn: it has the last ones
+        hear(&a.scratch->counts.y[b.split], RESIDENT_TILES * (i + 1), b.y_go, i);
         ask(a.y + b.split * shape::OUT_PIECES * PIECE, shape::INNER, shape::OUT_PIECES);
     }
 }

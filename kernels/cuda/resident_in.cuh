@@ -48,16 +48,18 @@ __device__ __forceinline__ void give_back(const resident_block<NW> &b, const res
 
 // [64 tokens][ROWS] of a group over so many pieces of 64 columns, added to acc. A slot has A_SLOT
 // pieces of rows; the group's begin at `row`. From the last two pieces on the ring asks for nothing
-// from slot `limit` on.
+// from slot `limit` on. The last `kept` pieces' token rows stay where they are.
 template <int NW, int ROWS, int A_SLOT>
 __device__ __forceinline__ void columns(const resident_block<NW> &b, resident_worker<NW> &w,
-                                        int pieces, int row, int limit, float (&acc)[ROWS / 2]) {
+                                        int pieces, int row, int limit, float (&acc)[ROWS / 2],
+                                        int kept = 0) {
     typedef resident_shape<NW> shape;
     int slot_before = 0, x_before = 0;
-    auto done = [&](bool slot) { // the piece before
+    auto done = [&](int p) {
         if (w.lane == 0) {
-            barrier_arrive(b.x_empty + x_before * 8);
-            if (slot)
+            if (p < pieces - kept)
+                barrier_arrive(b.x_empty + x_before * 8);
+            if (p % A_SLOT == A_SLOT - 1)
                 barrier_arrive(b.empty + slot_before * 8);
         }
     };
@@ -78,48 +80,49 @@ __device__ __forceinline__ void columns(const resident_block<NW> &b, resident_wo
         wgmma_commit();
         wgmma_wait<1>();
         if (p > 0)
-            done(p % A_SLOT == 0);
+            done(p - 1);
         slot_before = w.slot.at, x_before = w.x.at;
         if (p % A_SLOT == A_SLOT - 1)
             w.slot.next();
         w.x.next();
     }
     wgmma_wait<0>();
-    done(true);
+    done(pieces - 1);
 #pragma unroll
     for (int i = 0; i < ROWS / 2; i++) // nothing reads a sum before this
         asm volatile("" : "+f"(acc[i])::"memory");
 }
 
-// Of in_proj's rows of x, or z, over so many slots.
+// Of in_proj's rows of x, or z. What x's last columns leave of u, z begins with.
 template <int NW>
 __device__ __forceinline__ void in_columns(const resident_block<NW> &b, resident_worker<NW> &w,
-                                           int slots,
+                                           bool is_z,
                                            float (&acc)[resident_shape<NW>::GROUP_ROWS / 2]) {
-    enum { ROWS = resident_shape<NW>::GROUP_ROWS };
-    columns<NW, ROWS, 2>(b, w, 2 * slots, w.group * (NW - ROWS), NO_LIMIT, acc);
+    typedef resident_shape<NW> shape;
+    enum { ROWS = shape::GROUP_ROWS };
+    columns<NW, ROWS, 2>(b, w, shape::IN_PIECES, w.group * (NW - ROWS), NO_LIMIT, acc,
+                         is_z ? 0 : X_STAGES);
+    if (!is_z)
+        w.x.phase ^= 1; // as they were
 }
 
-// The peer's tokens' sums to it: from a warp's place to the same warp's place there.
+// The peer's tokens' sums to it: from a warp's registers to the same warp's place there.
 template <int NW>
 __device__ __forceinline__ void to_peer(const resident_block<NW> &b, const resident_worker<NW> &w,
                                         const float (&acc)[resident_shape<NW>::GROUP_ROWS / 2],
-                                        char *staged, char *place, uint32_t barriers) {
+                                        char *place, uint32_t barriers) {
     enum { BLOCKS = resident_shape<NW>::IN_BLOCKS, BYTES = BLOCKS * 256 };
-    float2 *to = (float2 *)(staged + w.warp * BYTES) + w.lane;
+    const uint32_t arrived = barriers + w.warp * 8, there = peer_address(arrived, b.rank ^ 1);
+    const uint32_t to =
+        peer_address(shared_address(place + w.warp * BYTES), b.rank ^ 1) + w.lane * 8;
+    if (w.lane == 0)
+        barrier_expect(arrived, BYTES);
 #pragma unroll
     for (int i = 0; i < BLOCKS; i++)
-        to[i * 32] = b.rank ? make_float2(acc[4 * i], acc[4 * i + 1])
-                            : make_float2(acc[4 * i + 2], acc[4 * i + 3]);
-    fence_async();
-    __syncwarp();
-    if (w.lane == 0) {
-        const uint32_t arrived = barriers + w.warp * 8;
-        barrier_expect(arrived, BYTES);
-        copy_to_peer(peer_address(shared_address(place + w.warp * BYTES), b.rank ^ 1),
-                     shared_address(staged + w.warp * BYTES), BYTES,
-                     peer_address(arrived, b.rank ^ 1));
-    }
+        store_to_peer(to + i * 256,
+                      b.rank ? make_float2(acc[4 * i], acc[4 * i + 1])
+                             : make_float2(acc[4 * i + 2], acc[4 * i + 3]),
+                      there);
 }
 // The i-th pair of channels of this thread's token, both blocks' columns.
 template <int NW>
@@ -224,9 +227,9 @@ __device__ __forceinline__ float in_proj_x(const resident_args &a, const residen
     barrier_wait(b.go, w.layer & 1);
     const float4 squares = load_shared_sum(&a.scratch->squares[token][w.q * 4]);
     float acc[shape::GROUP_ROWS / 2] = {};
-    in_columns(b, w, shape::IN_SLOTS, acc);
-    char *x_place = b.peer_place(), *z_place = x_place + shape::FROM_PEER;
-    to_peer(b, w, acc, z_place, x_place, b.arrived);
+    in_columns(b, w, false, acc);
+    char *x_place = b.peer_place();
+    to_peer(b, w, acc, x_place, b.arrived);
     const float by = scale_of(a, w, squares);
     barrier_wait(b.arrived + w.warp * 8, w.layer & 1);
     uint32_t *x = (uint32_t *)(b.x() + w.own_place() * shape::PITCH);
@@ -251,7 +254,7 @@ template <int NW>
 __device__ __forceinline__ void send_z(const resident_block<NW> &b, const resident_worker<NW> &w,
                                        const float (&acc)[resident_shape<NW>::GROUP_ROWS / 2]) {
     typedef resident_shape<NW> shape;
-    to_peer(b, w, acc, b.staged() + shape::SUMMED, b.peer_place() + shape::FROM_PEER, b.z_arrived);
+    to_peer(b, w, acc, b.peer_place() + shape::FROM_PEER, b.z_arrived);
 }
 template <int NW>
 __device__ __forceinline__ void keep_z(const resident_block<NW> &b, const resident_worker<NW> &w,

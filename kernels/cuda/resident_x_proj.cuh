@@ -17,6 +17,10 @@ __device__ __forceinline__ void mma_8(float (&c)[4], uint32_t a0, uint32_t a1, u
         : "r"(a0), "r"(a1), "r"(b0));
 }
 
+template <int LEFT> __device__ __forceinline__ void copies_left() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory");
+}
+
 // The cluster's channels' share of x_proj's sums, of the rank's tokens.
 template <int NW>
 __device__ __forceinline__ void x_proj_parts(const resident_args &a, const resident_block<NW> &b,
@@ -79,74 +83,90 @@ __device__ __forceinline__ void x_proj_parts(const resident_args &a, const resid
         barrier_arrive(b.told);
 }
 
-// Adds up a 64th of the rank's sums of x_proj, in order of cluster: a warp eight of them, then
-// those of the warps.
-template <int NW>
-__device__ __forceinline__ void x_proj_sums(const resident_args &a, const resident_block<NW> &b,
-                                            const resident_worker<NW> &w) {
-    typedef resident_shape<NW> shape;
-    const int units = b.mine * shape::N_X / 4; // of four numbers
-    const int unit = b.cluster * units / RESIDENT_CLUSTERS + w.lane;
-    const bool live = unit < (b.cluster + 1) * units / RESIDENT_CLUSTERS;
-    float4 *sums = b.sums();
-    enum { UNITS = shape::N_X / 8 };
-    barrier_wait(b.open, w.layer & 1);
-    float4 v[8];
-    const float *from = x_parts_of<NW>(a) + (live ? unit : 0) * 4 +
-                        (size_t)(b.rank * RESIDENT_CLUSTERS + w.warp * 8) * HALF_ROWS * shape::N_X;
-#pragma unroll
-    for (int i = 0; i < 8; i++)
-        v[i] = load_shared_sum(from + (size_t)i * HALF_ROWS * shape::N_X);
-#pragma unroll
-    for (int i = 1; i < 8; i++)
-        add4(v[0], v[i]);
-    if (w.lane < UNITS)
-        sums[w.warp * UNITS + w.lane] = v[0];
-    workers_sync();
-    if (w.warp == 0) {
-        float4 sum = sums[min(w.lane, UNITS - 1)];
-#pragma unroll
-        for (int i = 1; i < 8; i++)
-            add4(sum, sums[i * UNITS + min(w.lane, UNITS - 1)]);
-        const int r = unit / (shape::N_X / 4);
-        const int n = shape::swizzled(r, unit % (shape::N_X / 4)) * 4;
-        if (live && n < shape::RANK)
-            *(uint2 *)(dt_of<NW>(a, b.rank) + r * shape::RANK + n) =
-                make_uint2(pack_bf16(sum.x, sum.y), pack_bf16(sum.z, sum.w));
-        else if (live)
-            *(float4 *)(bc_of<NW>(a, b.rank) + r * 32 + n - shape::RANK) = sum;
-        __syncwarp();
-        if (w.lane == 0)
-            barrier_arrive(b.told + 8);
-    }
-}
-
-// One warp tells the other blocks what workers have made of x_proj, and these what it hears, while
-// they go on with z.
+// One warp tells the other blocks what workers have made of x_proj, asks for the constants of the
+// states, adds up a 64th of the rank's sums of x_proj, and tells the workers when all are there,
+// while they go on with z.
 template <int NW>
 __device__ __forceinline__ void carry_sums(const resident_args &a, const resident_block<NW> &b) {
     typedef resident_shape<NW> shape;
+    enum { UNITS = shape::N_X / 8, ROW = shape::N_X / 4 }; // most of a 64th; of a token
+    enum { PITCH = HALF_ROWS * shape::N_X };               // of a cluster's share
     resident_counts &counts = a.scratch->counts;
-    if (threadIdx.x % 32)
-        return;
+    const int lane = threadIdx.x % 32, units = b.mine * ROW; // of four numbers
+    const int first = b.cluster * units / RESIDENT_CLUSTERS;
+    const int mine = (b.cluster + 1) * units / RESIDENT_CLUSTERS - first;
+    float *parts = x_parts_of<NW>(a) + b.rank * RESIDENT_CLUSTERS * PITCH;
+    const float *from = parts + (first + min(lane, max(mine - 1, 0))) * 4;
+    char *place = b.staged() + min(lane, UNITS - 1) * 16;
+    const int r = (first + lane) / ROW, n = shape::swizzled(r, (first + lane) % ROW) * 4;
 #pragma unroll 1
     for (int i = 0; i < a.n_layers; i++) {
         barrier_wait(b.told, i & 1);
-        if (b.mine > 0) {
-            store_run(x_parts_of<NW>(a) +
-                          (size_t)(b.rank * RESIDENT_CLUSTERS + b.cluster) * HALF_ROWS * shape::N_X,
-                      shared_address(b.staged()), (uint32_t)(b.mine * shape::N_X * 4));
-            stores_commit();
-            stores_done();
+        if (one_lane()) {
+            if (b.mine > 0) {
+                store_run(parts + b.cluster * PITCH, shared_address(b.staged()),
+                          (uint32_t)(b.mine * shape::N_X * 4));
+                stores_commit();
+                stores_done();
+            }
+            count_up(&counts.parts[b.rank]);
+            b.ask_up_to(NO_LIMIT);
+            const resident_layer &l = a.layers[i];
+            const uint32_t to = shared_address(b.peer_place());
+            barrier_expect(b.constants, shape::CONSTANTS);
+            copy_run(to, l.decay + b.cluster * NW * 16, NW * 64, b.constants);
+            copy_run(to + NW * 64, l.skip + b.cluster * NW, NW * 4, b.constants);
+            copy_run(to + NW * 68, l.dt_bias + b.cluster * NW, NW * 4, b.constants);
+            count_wait(&counts.parts[b.rank], RESIDENT_CLUSTERS * (i + 1));
         }
-        count_up(&counts.parts[b.rank]);
-        b.ask_up_to(NO_LIMIT);
-        count_wait(&counts.parts[b.rank], RESIDENT_CLUSTERS * (i + 1));
-        barrier_arrive(b.open);
-        barrier_wait(b.told + 8, i & 1);
-        count_up(&counts.sums[b.rank]);
-        count_wait(&counts.sums[b.rank], RESIDENT_CLUSTERS * (i + 1));
-        barrier_arrive(b.open + 8);
+        __syncwarp();
+        // All clusters' to where the own share was, and in order of cluster, by eights, added up.
+#pragma unroll
+        for (int c = 0; c < RESIDENT_CLUSTERS; c += 8) {
+#pragma unroll
+            for (int k = 0; k < 8; k++) {
+                if (lane < UNITS)
+                    copy_async(place + (c + k) * UNITS * 16, from + (size_t)(c + k) * PITCH, true);
+            }
+            copies_commit();
+        }
+        float4 sum;
+        auto add = [&](int c) {
+            float4 v[8];
+#pragma unroll
+            for (int k = 0; k < 8; k++)
+                v[k] = *(const float4 *)(place + (c + k) * UNITS * 16);
+#pragma unroll
+            for (int k = 1; k < 8; k++)
+                add4(v[0], v[k]);
+            if (c == 0)
+                sum = v[0];
+            else
+                add4(sum, v[0]);
+        };
+        copies_left<7>(), add(0);
+        copies_left<6>(), add(8);
+        copies_left<5>(), add(16);
+        copies_left<4>(), add(24);
+        copies_left<3>(), add(32);
+        copies_left<2>(), add(40);
+        copies_left<1>(), add(48);
+        copies_left<0>(), add(56);
+        uint64_t before = 0;
+        if (lane < mine && n < shape::RANK) {
+            before = exchange(dt_of<NW>(a, b.rank) + r * shape::RANK + n, pack_bf16(sum.x, sum.y),
+                              pack_bf16(sum.z, sum.w));
+        } else if (lane < mine) {
+            float *to = bc_of<NW>(a, b.rank) + r * 32 + n - shape::RANK;
+            before = exchange(to, __float_as_uint(sum.x), __float_as_uint(sum.y)) |
+                     exchange(to + 2, __float_as_uint(sum.z), __float_as_uint(sum.w));
+        }
+        count_exchanged(&counts.sums[b.rank], before);
+        if (one_lane()) {
+            count_wait(&counts.sums[b.rank], RESIDENT_CLUSTERS * (i + 1));
+            barrier_arrive(b.open);
+        }
+        __syncwarp();
     }
 }
 
