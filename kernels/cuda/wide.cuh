@@ -57,8 +57,9 @@ enum {
     WIDE_BARRIERS = 256 // bytes
 };
 
-template <int MT_, int COLS_, int SHARE_, int SPLITS_> struct wide_shape {
+template <int MT_, int COLS_, int SHARE_, int SPLITS_, int SCRATCH_ = 0> struct wide_shape {
     static constexpr int MT = MT_, COLS = COLS_, SHARE = SHARE_, SPLITS = SPLITS_;
+    static constexpr int SCRATCH = SCRATCH_, BESIDE = 2; // bytes for END, the last ones; idle warps
     static constexpr int CLUSTER = SHARE * SPLITS, TOKENS = 128 * MT;
     static constexpr int X_BYTES = TOKENS * 128, W_BYTES = COLS * 128;
     static constexpr int STAGE_BYTES = X_BYTES + W_BYTES;
@@ -68,10 +69,12 @@ template <int MT_, int COLS_, int SHARE_, int SPLITS_> struct wide_shape {
     static constexpr int M = KEPT > COLS / 2 ? KEPT / (COLS / 2) : 1, N = KEPT / M * 2;
     static_assert(STAGE_BYTES % 1024 == 0 && KEPT % 4 == 0 && M * N / 2 == KEPT, "shape");
     static_assert(SPLITS == 1 || KEPT >= COLS / 2 || COLS / 2 % KEPT == 0, "whole columns");
+    static_assert(SPLITS == 1 || SCRATCH == 0, "idle warps meet the cluster's others");
 
-    static constexpr int ROOM = (WIDE_SHARED - WIDE_BARRIERS) / STAGE_BYTES;
+    static constexpr int BESIDES = WIDE_BARRIERS + SCRATCH;
+    static constexpr int ROOM = (WIDE_SHARED - BESIDES) / STAGE_BYTES;
     static constexpr int STAGES = ROOM < WIDE_MOST_STAGES ? ROOM : WIDE_MOST_STAGES;
-    static constexpr int BYTES = STAGES * STAGE_BYTES + WIDE_BARRIERS;
+    static constexpr int BYTES = STAGES * STAGE_BYTES + BESIDES;
     static_assert(STAGES >= 3, "shared memory");
 };
 

@@ -11,6 +11,17 @@ namespace ssm {
 
 #if SSM_HOPPER
 
+// Piece p of a tile's weight rows, by one lane: one box, or two where they lie in two places.
+template <class SHAPE>
+__device__ __forceinline__ void wide_weights(const CUtensorMap *map, const wide_args &a,
+                                             const wide_tile &t, int p, uint32_t at,
+                                             uint32_t full) {
+    const int row = a.half > 0 ? t.col0 / 2 : t.col0;
+    copy_box(at, map, p * WIDE_PIECE, row, full);
+    if (a.half > 0)
+        copy_box(at + SHAPE::W_BYTES / 2, map, p * WIDE_PIECE, row + a.half, full);
+}
+
 // One warp: everything that comes into shared memory.
 template <class SHAPE, class END, int STAGES>
 __device__ __forceinline__ void
@@ -26,7 +37,7 @@ wide_produce(const CUtensorMap *x_map, const CUtensorMap *w_map, const wide_args
     const auto weights = [&](const wide_tile &t, int p, int s) {
         const uint32_t at = ring.slots + s * SHAPE::STAGE_BYTES + SHAPE::X_BYTES;
         barrier_expect(ring.full + s * 8, SHAPE::STAGE_BYTES);
-        copy_box(at, w_map, (first + p) * WIDE_PIECE, t.col0, ring.full + s * 8);
+        wide_weights<SHAPE>(w_map, a, t, first + p, at, ring.full + s * 8);
     };
     const auto inputs = [&](const wide_tile &t, int p, int s) {
         const uint32_t at = ring.slots + s * SHAPE::STAGE_BYTES + share * PART * 128;
@@ -225,6 +236,10 @@ __global__ void __launch_bounds__(WIDE_THREADS, 1)
             if (SHAPE::SPLITS > 1) { // as the groups do
                 cluster_arrive();
                 cluster_wait();
+            }
+            if constexpr (SHAPE::SCRATCH > 0) {
+                if (warp >= WIDE_WARPS + 4 - SHAPE::BESIDE)
+                    END::beside(e, a, rank);
             }
         }
     }

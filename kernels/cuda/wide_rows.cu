@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // in_proj of many decode rows of Mamba-1 on Hopper, with the norm's scale before it and the
 // convolution and its SiLU behind it in one launch, in place of cuBLASLt's product and conv.cu's
-// kernel (wide_turns.cuh, wide_rows.cuh).
+// kernel (wide_turns.cuh, wide_kernel.cuh, wide_rows.cuh).
 //
 // - A tile is 128 rows by 80 channels of x (64 where 80 do not divide) and the same channels of z
 //   (weight rows as two boxes), so that every block convolves as much. Its end is hidden behind the
-//   next tile's product, all but the last one's.
+//   next tile's product, all but the last one's. Where tiles of 96 or 64 channels are one a block
+//   and fill the card, its two groups share it, 64 rows each, and its end with it.
 // - Sums are scaled, rounded to bf16 as cuBLASLt's product was, and go through shared memory
 //   (stmatrix): a lane then has 16 bytes, eight channels, of some rows, and the channels' taps in
 //   registers. Sums over k and over taps are in the order of cuBLASLt's and conv.cu's: the bits are
@@ -25,16 +26,25 @@
 //   this, with squares          29.0        38.0        45.8        63.6        84.0
 //
 // Steps of 2.8b with it and wide_out.cu, fp16 states, ms: 512 rows 8.849 to 8.688, 640 12.20 to
-// 12.09, 768 12.90 to 12.41, 1,024 16.57 to 16.56. 1,024 of 130m: 1.637 to 1.613, but 1.557 with
-// wide_in.cu and conv.cu's kernel. So it is for some rows of wide models only. In tiles of 64 (one
-// process, graphs of all ways in turns, ms; where tiles fill the card's turns to 73% only, 370m's
-// 768 rows, they lose to wide_in.cu):
+// 12.09, 768 12.90 to 12.41, 1,024 16.57 to 16.56. 1,024 of 130m in turns: 1.637 to 1.613,
+// but 1.557 with wide_in.cu and conv.cu's kernel. So turns are for some rows of wide models only.
+// In tiles of 64 (one process, graphs of all ways in turns, ms; where tiles fill the card's turns
+// to 73% only, 370m's 768 rows, they lose to wide_in.cu):
 //                          370m 512   1.4b 512   1.4b 1,024   790m 1,024
 //   norm, cuBLASLt, conv   2.46       4.92-4.97  9.24         6.31
 //   wide_in.cu, conv       2.36       4.96-4.98  9.12         6.11
 //   this                   2.28       4.77-4.78  8.87         5.99
 // At 1.4b's 768 rows, which fill the turns as well, an earlier form took 8.22 beside 7.12 and 7.53;
 // today's was not timed there, nor at 790m's 640. So tiles of 64 are for 512 and 1,024 rows.
+//
+// Groups together, steps in fp16, ms, old and new library in turns, three times, all within 0.2%:
+//                130m 1,024 (96)  370m 512 (64)  790m 512 (96)  130m 512 (48)  790m 256 (48)
+//   before       1.553            2.301          3.556          0.983          2.322
+//   together     1.522            2.281          3.505          1.000          2.387
+// (Before: wide_in.cu and conv.cu, of 370m turns of 64.) So not in tiles of 48, whose ends are as
+// many for half of the products. Predicted were 3 us a layer of 130m where 1.3 came: of a tile's
+// end nothing is hidden. With histories asked for in L2 by the idle warps 130m 1.511 (1.545 before,
+// another run), but 370m 2.314 (2.293); with token rows shared by two blocks the same as without.
 //
 // Where 2.8b's 512 rows spend it in a step (%globaltimer, us, the card held to 1.36 to 1.41 GHz by
 // its 700 W): first tile 21 (18.7 by its instructions at that clock), second 22, beside which the
@@ -56,29 +66,7 @@
 
 namespace ssm {
 
-// Channels of a tile, of which blocks take two; 0: none divides.
-static int half_of(const device *d) {
-    return d->g.d_inner % (2 * 80) == 0 ? 80 : d->g.d_inner % (2 * 64) == 0 ? 64 : 0;
-}
-
-// Of the blocks' time, nine tenths at least must be products'. Tiles of 64 are for 512 and 1,024
-// rows alone (above).
-static bool fills(const device *d, int32_t n, int half) {
-    const int of_rows = ceil_div(n, 128), pairs = d->n_sms / 2;
-    const int tiles = of_rows * (d->g.d_inner / (2 * half));
-    return tiles * 10 >= ceil_div(tiles, pairs) * pairs * 9 && (half == 80 || of_rows % 4 == 0);
-}
-
-bool wide_rows_fits(const device *d, const batch &b) {
-    const ssm_geometry &g = d->g;
-    const int half = half_of(d);
-    const int most = g.d_model > 2048 ? 768 : 1024; // rows
-    return b.decode && b.n >= 512 && b.n <= most && g.d_conv == 4 && g.d_model >= 1024 &&
-           half > 0 && wide_kind_fits(d) && fills(d, b.n, half);
-}
-
-template <int HALF> static cudaError_t run(device *d, int layer, const batch &b) {
-    typedef wide_turns<2 * HALF, 2, rows_stage(HALF), 3, rows_scratch(HALF)> SHAPE;
+template <class SHAPE, class K> static cudaError_t run(device *d, int layer, const batch &b, K k) {
     const ssm_geometry &g = d->g;
     const layer_weights &w = d->layers[layer];
     wide_rows_args e = {};
@@ -90,14 +78,62 @@ template <int HALF> static cudaError_t run(device *d, int layer, const batch &b)
         e.squares = d->row_norms, e.n_squares = wide_out_squares(d, b.n);
         e.per_width = 1.f / g.d_model, e.eps = g.norm_eps;
     }
-    if (!tensor_map(&e.ring_map, e.ring, e.channels, 3 * d->n_slots, HALF, 3, false))
+    if (!tensor_map(&e.ring_map, e.ring, e.channels, 3 * d->n_slots, SHAPE::COLS / 2, 3, false))
         return cudaErrorNotSupported;
-    return wide_launch<SHAPE>(d, wide_turns_kernel<SHAPE, wide_rows_end<SHAPE>>, w.in_proj, d->u,
-                              b.n, 2 * g.d_inner, g.d_model, e, g.d_inner);
+    return wide_launch<SHAPE>(d, k, w.in_proj, d->u, b.n, 2 * g.d_inner, g.d_model, e, g.d_inner);
+}
+// A block's groups take turns.
+template <int HALF> static cudaError_t in_turns(device *d, int layer, const batch &b) {
+    typedef wide_turns<2 * HALF, 2, rows_stage(HALF), 3, rows_scratch(HALF)> SHAPE;
+    return run<SHAPE>(d, layer, b, wide_turns_kernel<SHAPE, wide_rows_end<SHAPE>>);
+}
+// They share a tile.
+template <int HALF> static cudaError_t together(device *d, int layer, const batch &b) {
+    typedef wide_shape<1, 2 * HALF, 1, 1, rows_scratch(HALF)> SHAPE;
+    return run<SHAPE>(d, layer, b, wide_kernel<SHAPE, wide_rows_end<SHAPE>>);
+}
+
+struct form {
+    int half, most_turns; // channels of a tile; tiles of a block
+    cudaError_t (*run)(device *, int, const batch &);
+};
+static const form forms[] = {
+    {96, 1, together<96>},
+    {64, 1, together<64>},
+    {80, 8, in_turns<80>},
+    {64, 8, in_turns<64>},
+};
+
+// Of the blocks' time, nine tenths at least must be products'. Tiles of 64 in turns are for 512
+// and 1,024 rows alone (above).
+static bool fits(const device *d, int32_t n, const form &f) {
+    const int of_rows = ceil_div(n, 128), inner = d->g.d_inner;
+    if (f.most_turns == 1) { // 1.4b's 256 rows fill the card, too, but were not timed
+        const int tiles = of_rows * (inner / f.half);
+        return inner % f.half == 0 && d->g.d_model < 2048 && tiles <= d->n_sms &&
+               tiles * 10 >= d->n_sms * 9;
+    }
+    if (n < 512 || d->g.d_model < 1024 || inner % (2 * f.half) != 0)
+        return false;
+    const int pairs = d->n_sms / 2, tiles = of_rows * (inner / (2 * f.half));
+    return tiles * 10 >= ceil_div(tiles, pairs) * pairs * 9 && (f.half == 80 || of_rows % 4 == 0);
+}
+static const form *form_of(const device *d, int32_t n) {
+    for (const form &f : forms) {
+        if (fits(d, n, f))
+            return &f;
+    }
+    return NULL;
+}
+
+bool wide_rows_fits(const device *d, const batch &b) {
+    const int most = d->g.d_model > 2048 ? 768 : 1024; // rows
+    return b.decode && b.n >= 256 && b.n <= most && d->g.d_conv == 4 && wide_kind_fits(d) &&
+           form_of(d, b.n);
 }
 
 cudaError_t wide_rows(device *d, int layer, const batch &b) {
-    return half_of(d) == 80 ? run<80>(d, layer, b) : run<64>(d, layer, b);
+    return form_of(d, b.n)->run(d, layer, b);
 }
 
 } // namespace ssm

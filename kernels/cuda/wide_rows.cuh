@@ -48,6 +48,7 @@ template <class SHAPE> struct wide_rows_end {
     typedef wide_rows_args args;
     static constexpr int HALF = SHAPE::COLS / 2, KEPT = 3, LATE = 0;
     static constexpr int STAGES = 4, TOKENS = 32; // of a tile; of a stage
+    static constexpr int OWN = 2 * SHAPE::MT;     // stages of a group: all, or half where two share
     static constexpr int HISTORY = rows_history(HALF), X = TOKENS * HISTORY;
     static constexpr int PITCH = HALF * 2 + 16; // bytes of a token's x or z in shared memory
     static constexpr int VECTORS = HALF / 8, AT_ONCE = 32 / VECTORS; // 16 bytes; tokens a pass
@@ -58,7 +59,7 @@ template <class SHAPE> struct wide_rows_end {
                          SOURCE = ROWS + SHAPE::TOKENS * 16, COPY = SOURCE + SHAPE::TOKENS * 4;
     static constexpr int SCRATCH = 2 * COPY;
     static_assert(SCRATCH == SHAPE::SCRATCH, "shape");
-    static_assert(SHAPE::MT == 2 && HALF % 16 == 0 && ROWS % 16 == 0, "shape");
+    static_assert(HALF % 16 == 0 && ROWS % 16 == 0, "shape");
     static_assert(PITCH / 16 % 2 == 1, "eight tokens' 16 bytes meet in no bank");
     static_assert(X + TOKENS * PITCH <= SHAPE::END_BYTES, "a stage");
 
@@ -223,15 +224,18 @@ template <class SHAPE> struct wide_rows_end {
     static __device__ __forceinline__ void apply(const args &e, const wide_tile &t, RING &ring,
                                                  const float (&acc)[SHAPE::MT][HALF]) {
         const int lane = ring.lane, v = lane % VECTORS, sub = lane / VECTORS;
+        const int warp = ring.warp % 4, first = ring.warp / 4 * OWN; // the group's first stage
+        const int token0 = t.token0 - first / 2 * 64;                // of the tile
         const int c = t.column_tile * HALF + v * 8;
         const char *own = scratch(t);
         extern __shared__ __align__(1024) char shared[];
         uint32_t at = ring.take();
-        uint32_t pairs[STAGES][HALF / 4];
+        uint32_t pairs[OWN][HALF / 4];
 #pragma unroll
-        for (int s = 0; s < STAGES; s++) {
+        for (int s = 0; s < OWN; s++) {
             const int m = s / 2, h = s % 2;
-            const float by = ((const float *)(own + SCALE))[token_of(s, ring.warp * 8 + lane / 4)];
+            const float by =
+                ((const float *)(own + SCALE))[token_of(first + s, warp * 8 + lane / 4)];
 #pragma unroll
             for (int j = 0; j < HALF / 4; j++)
                 pairs[s][j] = pack_bf16(acc[m][4 * j + 2 * h] * by, acc[m][4 * j + 2 * h + 1] * by);
@@ -242,27 +246,32 @@ template <class SHAPE> struct wide_rows_end {
         for (int s = 0; s < STAGES; s++) {
             if (s > 0)
                 at = ring.take();
+            if (OWN < STAGES && s / OWN != first / OWN) { // the other group's
+                ring.give();
+                continue;
+            }
             constexpr int PASSES = (8 + AT_ONCE - 1) / AT_ONCE;
-            const uint32_t to = at + X + (ring.warp * 8 + lane % 8) * PITCH + lane / 8 * 16;
+            const uint32_t to = at + X + (warp * 8 + lane % 8) * PITCH + lane / 8 * 16;
             const char *stage = shared + (at - shared_address(shared));
             int token[PASSES];
             part parts[PASSES];
             auto put = [&](auto part) {
-                if (s == 0)
+                const int i = s % OWN;
+                if (i == 0)
                     put_part<part.value>(to, pairs[0]);
-                else if (s == 1)
+                else if (i == 1)
                     put_part<part.value>(to, pairs[1]);
-                else if (s == 2)
-                    put_part<part.value>(to, pairs[STAGES - 2]);
+                else if (i == 2)
+                    put_part<part.value>(to, pairs[OWN - 2]);
                 else
-                    put_part<part.value>(to, pairs[STAGES - 1]);
+                    put_part<part.value>(to, pairs[OWN - 1]);
                 __syncwarp();
             };
             put(std::integral_constant<int, 1>());
 #pragma unroll
             for (int p = 0; p < PASSES; p++) {
-                const int i = p * AT_ONCE + sub, place = ring.warp * 8 + min(i, 7);
-                token[p] = t.token0 + token_of(s, place);
+                const int i = p * AT_ONCE + sub, place = warp * 8 + min(i, 7);
+                token[p] = token0 + token_of(s, place);
                 if (i >= 8 || sub >= AT_ONCE || token[p] >= e.n)
                     token[p] = -1;
                 const uint4 z = *(const uint4 *)(stage + X + place * PITCH + v * 16);
@@ -273,7 +282,7 @@ template <class SHAPE> struct wide_rows_end {
             put(std::integral_constant<int, 0>());
 #pragma unroll
             for (int p = 0; p < PASSES; p++) {
-                const int place = ring.warp * 8 + min(p * AT_ONCE + sub, 7);
+                const int place = warp * 8 + min(p * AT_ONCE + sub, 7);
                 parts[p].get(rows[token_of(s, place)], stage + place * HISTORY + v * 16,
                              stage + X + place * PITCH + v * 16);
             }

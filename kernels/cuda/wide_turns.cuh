@@ -48,12 +48,8 @@ __device__ __forceinline__ void turns_produce(const CUtensorMap *x_map, const CU
     const int tiles = a.row_tiles * a.col_tiles, step = gridDim.x / SHAPE::CLUSTER;
     const auto weights = [&](const wide_tile &t, int p, int s) {
         const uint32_t at = ring.slots + s * SHAPE::STAGE_BYTES + SHAPE::X_BYTES;
-        const int row = a.half > 0 ? t.col0 / 2 : t.col0;
         barrier_expect(ring.full + s * 8, SHAPE::STAGE_BYTES);
-        copy_box(at, w_map, p * WIDE_PIECE, row, ring.full + s * 8);
-        if (a.half > 0)
-            copy_box(at + SHAPE::W_BYTES / 2, w_map, p * WIDE_PIECE, row + a.half,
-                     ring.full + s * 8);
+        wide_weights<SHAPE>(w_map, a, t, p, at, ring.full + s * 8);
     };
     const auto inputs = [&](const wide_tile &t, int p, int s) {
         const uint32_t at = ring.slots + s * SHAPE::STAGE_BYTES + rank * PART * 128;
