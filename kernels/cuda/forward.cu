@@ -15,8 +15,8 @@
 //                     and out_proj with the norm between them
 //
 // Where a large step's time goes, and what was tried to make it less (halves beside each other,
-// products of our own with the convolution in them, convolution and x_proj in one kernel):
-// tests/bench/results/large-steps.md.
+// products of our own with the convolution in them, convolution and x_proj in one kernel, all
+// layers in one launch): tests/bench/results/large-steps.md.
 #include "wide.h"
 
 namespace ssm {
