@@ -79,6 +79,33 @@
 // of two lengths: 130m b512 0.989 (this 0.983), b1024 1.510 (1.550), 2.8b b512 8.88 (8.67); every
 // token 1.001, 1.579, 8.87. Products leave the clock of a step lower than a bench's, and bytes that
 // are saved bring 2.8b nothing.
+//
+// Of a row's 398 instructions in fp16 (a warp, 64 channels) 208 are the states (32 each: delta
+// decay, exponential, unpacking, dx B, state, y; 16 pack), 26 delta, x, D and z, 18 go to shared
+// memory, 6 are the fence, 42 one lane's copies; the rest are addresses and who the row is. Of a
+// tile about 850 a warp make delta, 106 a row. Fewer: rows' addresses written to shared memory a
+// tile ahead, the lane's offsets kept, one lane by elect.sync (345; fp32 190 of 260), dt as the
+// matrix unit's operands lie, zeros behind the last column (about 75 for delta), tiles without
+// divisions. The same bits. us a layer, H200, 1.98 GHz; steps, ms, in turns:
+//                         without states   2.8b b512      130m b1024
+//   this                  36.2             52.6 to 53.0   29.2
+//   fewer                 32.8             52.7 to 54.1   29.6
+//   + claimed (below)                      53.0           31.2
+//   steps: this                            8.78, 8.93     1.546   (130m b512 0.985, fp32 1.173)
+//          fewer                           8.74, 8.89     1.554   (0.981, 1.171)
+//          + all 264 blocks                8.73
+//          + claimed                       8.97           1.619
+// So not kept: 0.5% for 2.8b is 0.5% against 130m. bias by plain loads before the wait made every
+// launch 1.1 us longer. Claimed: two tiles a block, then units of 16, 8 and 4 rows for who comes
+// first, since blocks' ends lie 16 us apart (median 6 before the last); delta of small units costs
+// more. Unpacking and y by the matrix units (290 instructions, states' bits the same): 54.3
+// us, 35.1 without states; those instructions cost more energy than they replace and lower the
+// clock.
+//
+// What the time is: rings that only copy, as here, 43.0 us at 2.8b b512, at 3 to 6 rows of 2 or 4
+// KB a warp, 4 to 16 KB in a row, one or two stores not yet read; 44.1 with 1,000 idle cycles a row
+// and 3 rows, 43.3 with 6. This kernel without row work and delta 48.2: 3.3 are x, z and y, 0.6 the
+// sums of x_proj, 0.6 the start's dt_proj, 0.1 the barriers. Energy: large-steps.md.
 #include "advance_ring_delta.cuh"
 
 namespace ssm {
