@@ -84,6 +84,17 @@
 //   for nothing: 637 instead of 632; 130m 183 instead of 188 by the kernel alone, not run in a
 //   step. Softplus of eight values side by side instead of two: 637, 130m 189.
 //
+// Tried later, 8 x 2,048 of 2.8b, today's 636 in the same runs:
+// - delta by a kernel of its own, read like x and z: 532 and 86; 320 channels a block in one wave,
+//   two lanes a channel of 8 states each and inputs by tensor map 516 and 86. Not kept: what steps
+//   make of it and its errors are in tests/bench/results/large-steps.md.
+// - dt_proj by four warps more, by the warp groups' matrix instruction, for 64 tokens ahead, delta
+//   through shared memory in fp16: 670. Slots by count of instructions (an ex2 3.7, an m16n8k16
+//   9) and cycles by time at 1.78 GHz, a token and scheduler: today 280 and 275; with delta given
+//   227 and 231; so 254 and 291. Why the latter is more was not looked into.
+// - one scan warp of five groups a scheduler 686. Without the read ahead at a tile's end, which is
+//   for nothing, 631, where 626 with it (both with places of vectors from a table).
+//
 // In a step of 8 x 2,048 of 2.8b this kernel runs at 1.44 GHz (median of clocks read within it;
 // alone 1.78), for one prompt at 1.55, which is what it takes longer there.
 #include "scan_quarters.cuh"
