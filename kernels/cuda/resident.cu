@@ -10,16 +10,17 @@
 //   the next layer's. None of it depends on anything in this launch, so the ring is full whenever a
 //   phase begins; while it is, L2 is asked for what follows. It stops where blocks are about to
 //   tell each other something, which would take 2 to 4 us longer beside it (below).
-// - Two warps fetch token rows (u twice, y: L2) by 16-byte loads once they are there; two groups of
-//   four warps multiply (wgmma, 64 token rows by a group's weight rows) and do all the rest but
-//   for x_proj's counters, which a warp carries while they are busy with z.
+// - Two warps fetch token rows (u, most of it again for z, y: L2) by 16-byte loads once they are
+//   there; two groups of four warps multiply (wgmma, 64 token rows by a group's weight rows) and do
+//   all the rest but for x_proj's exchanges and the constants of the states, which a warp sees to
+//   while they are busy with z.
 // - Blocks wait for each other at counters (resident_counts), where somebody else's numbers are
 //   needed and by those alone. A layer:
 //     in_proj   rows of x; sums of half the tokens to the peer, in registers' order, a warp to a
 //               warp; x stays in shared memory; the channels' share of x_proj to memory
-//               half of the columns for the rows of z
-//     parts     64 blocks   then a 64th of x_proj's sums is added up
-//               the other half, and z's sums to the peer
+//               the rows of z, from those columns on that are still there, and their sums to the
+//               peer; beside it, by a warp:
+//     parts     64 blocks     a 64th of x_proj's sums is added up
 //     sums      64 blocks   delta, the states, y
 //     y         16 blocks   out_proj by 16 row tiles and 8 parts of the columns: those that this
 //                           group of 8 clusters has y of; sums to memory
@@ -49,14 +50,22 @@
 //   + constants of the states asked for ahead of z, the ring held up
 //     from out_proj's end until the next input is counted: alone,
 //     before 2.48; whole steps 2.56 to 2.47 (b16 2.08, 2.07)                             2.41
+//   + z without a stop: the carrying warp adds x_proj's shares up and
+//     asks for the constants; z begins with the token rows that x
+//     left; sums to the peer from registers; x_proj's sums by
+//     exchanges; one poller a block: alone, before 2.02 and 2.42
+//     (b8 1.85, now 1.80)                                                          1.91  2.32
 //   + delta and the states made shorter (below): alone, in turns in
 //     one process, before 2.03 and 2.45 (b8 1.87, now 1.82; fp32 states
 //     b64 2.79, now 2.67); whole steps 2.54 to 2.45 (b16 2.09, 2.02)           1.95  2.36
+//   both: whole steps, before 2.55 and 2.09 (b8 1.97, now 1.83)                   1.92  2.36
 // (In turns on one machine: rows 1 and 2 of H100, 1 and 3 of H200, and 1 and 4 at b16.) The fifth
 // line with fp32 states 3.05 to 2.86, the sixth 2.92 to 2.84; 130m b64 (whole steps) 0.451 to
-// 0.440. Predicted 2.1 to 2.5. H200, fourth line: b32 2.46, fp32 states b64 3.14 (before 3.90),
-// 130m b64 0.46. Eight rows beside few.cu, one H200 (states in fp16; 790m, 1.4b: fp32): 2.8b 2.26
-// (few 2.52), 1.4b 1.39 (1.39), 790m 1.00 (1.01), 130m 0.367 (0.308).
+// 0.440. The seventh alone: 130m 0.393 to 0.385, and without the exchanges fp32 states 2.76 to
+// 2.66, 1.4b 1.386 to 1.346, 790m 1.085 to 1.071. Predicted 2.1 to 2.5. H200, fourth line: b32
+// 2.46, fp32 states b64 3.14 (before 3.90), 130m b64 0.46. Eight rows beside few.cu, one H200
+// (states in fp16; 790m, 1.4b: fp32): 2.8b 2.26 (few 2.52), 1.4b 1.39 (1.39), 790m 1.00 (1.01),
+// 130m 0.367 (0.308).
 //
 // What the first line's readings said: loads of a block's states queue in front of its polls (4.5
 // us from the last block's arrival to the counter's opening), and the copy engine takes what it is
@@ -76,7 +85,15 @@
 // delta 20.2, a warp's tokens 21.4, 22.5, 24.4, 26.3, y counted 27.2, there 28.4, out_proj's
 // columns 33.5, shares stored 34.3, counted 35.0, there 35.6, residual 37.5, input counted 39.7.
 //
-// The states' phase (seventh line; stamps of it without its last step): delta takes 0.9 us and not
+// The seventh line asks for nothing in front of a fence: fence_async() ahead of wgmma is a MEMBAR
+// that waits for all loads of its thread, so that constants asked for ahead of z, or shares between
+// two pieces, cost what they take to come (1 us, 1.5 us). Its timeline (as above, 35.3 with
+// stamps, of a form that also asked L2 while held up): input open 1.3, x's columns 7.5, peer's sums
+// 7.9, convolution 9.1, share of x_proj 10.0, stored 10.9, counted 11.4, parts open 12.9, added up
+// 16.0, counted 16.1 (by a release 1.7 later), z 16.4, sums open 17.6, dt there 18.2, y
+// counted 25.3, out_proj's columns 31.0, input counted 34.7.
+//
+// The states' phase (eighth line; stamps of it without its last step): delta takes 0.9 us and not
 // 1.5, mostly shared memory's, which a warp reads once for all its tiles; tokens are done 4.7 us
 // after it and not 6.1, as a loop (four tokens' code in a row, run once a layer, is fetched while
 // it runs, most likely) that reads the next token's states ahead of the sums across lanes; y goes
@@ -140,10 +157,23 @@
 //   38.1 (40.8) with a ring that is never held up. Eight stages of token rows and five slots 39.6
 //   (39.5).
 //
-// By count, not measured: a piece of 64 of in_proj's columns (2.8b) moves 44 KB through shared
-// memory, 18 in, 16 of token rows that both groups of warps read, 10 of weights: 350 cycles at 128
-// bytes each, of the 400 or so that a piece takes behind the first. Groups that divide a piece's
-// columns and not its weight rows would read token rows once (36 KB), and add their sums up once.
+// What a piece of in_proj's columns takes (H200, fp16, 64 rows, cycles of a warp, of 550 with
+// stamps): waits for weights and token rows 40 each if they are there, fence 19, four wgmma issued
+// 158, the wait for those of the piece before 10. So the matrix units do not bound it. Tried, us a
+// layer against what it was changed from, all in turns in one process:
+// - Groups that divide a piece's columns and not its weight rows (token rows read once; sums added
+//   up through shared memory): a group 32 of a piece's 64 40.4 (38.7); a piece of each slot's two
+//   37.4 (37.0; 790m and 1.4b 22.2 (22.5), 28.7 (28.8)). The latter takes 0.36 us for a slot's two
+//   pieces if all is there, but 0.6 from the fourth slot on: 36 KB at 62 bytes a ns, what L2 gives.
+// - Barriers of the next piece looked at ahead of the wait for wgmma 38.7 (37.9); a look takes 80.
+// - Shares of x_proj added up by the workers between two pieces of z 37.9 (37.3); by the carrying
+//   warp with 20 instructions an address 38.2 (37.5).
+// - The ring's copies asked for by one_lane(), without loops: 36.8 (36.4). Sooner is not better.
+// - While the ring is held up, L2 asked for up to 8 slots in front: b64 37.5 (36.8), b16 29.4
+//   (30.4); only for parts, y, input (parts: with 4 slots the same): b64 36.3, 36.3, 36.6 (36.3),
+//   b16 29.7, 29.4, 29.7 (29.8), in another process no difference.
+// Single changes: token rows kept 0.1, one poller 0.2, peer's sums from registers 0.5, exchanges
+// for x_proj's sums 0.6.
 //
 // Tried with that, us a layer (against, same run): all four tokens' states held back 45.9 (36.7: it
 // spills, and what is spilled is read behind boxes); three 40.1 (37.1: it spills); stored without

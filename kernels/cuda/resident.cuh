@@ -146,7 +146,7 @@ __device__ __forceinline__ void count_up(resident_counts::counter *c) {
 }
 // Ends the launch with an error rather than never, some seconds on.
 __device__ __forceinline__ void count_wait(const resident_counts::counter *c, int target) {
-#pragma unroll 1 // what is written once stays in the instruction cache
+#pragma unroll 1
     for (int tries = 0; tries < 1 << 22; tries++) {
         int n;
         asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(n) : "l"(&c->n) : "memory");
