@@ -58,7 +58,8 @@
 //   + delta and the states made shorter (below): alone, in turns in
 //     one process, before 2.03 and 2.45 (b8 1.87, now 1.82; fp32 states
 //     b64 2.79, now 2.67); whole steps 2.54 to 2.45 (b16 2.09, 2.02)           1.95  2.36
-//   both: whole steps, before 2.55 and 2.09 (b8 1.97, now 1.83)                   1.92  2.36
+//   both: whole steps, before 2.06 and 2.50 (b8 1.98, now 1.81; fp32
+//     states b64 2.87, now 2.63; 370m b64 0.882, now 0.855)                     1.88  2.31
 // (In turns on one machine: rows 1 and 2 of H100, 1 and 3 of H200, and 1 and 4 at b16.) The fifth
 // line with fp32 states 3.05 to 2.86, the sixth 2.92 to 2.84; 130m b64 (whole steps) 0.451 to
 // 0.440. The seventh alone: 130m 0.393 to 0.385, and without the exchanges fp32 states 2.76 to

@@ -156,7 +156,8 @@ __device__ __forceinline__ void count_wait(const resident_counts::counter *c, in
     __trap();
 }
 // Eight bytes to all blocks; once their return has been looked at, a count needs no release, which
-// would wait for what the copy engine loads, too.
+// would wait for what the copy engine loads, too. PTX's model does not promise that; the exchange
+// has been done in L2 by then, where counts are and whence others read.
 __device__ __forceinline__ uint64_t exchange(void *p, uint32_t lo, uint32_t hi) {
     uint64_t before;
     asm volatile("{\n.reg .b64 v;\n"
