@@ -93,11 +93,11 @@ template <int HALF> static cudaError_t together(device *d, int layer, const batc
     return run<SHAPE>(d, layer, b, wide_kernel<SHAPE, wide_rows_end<SHAPE>>);
 }
 
-struct form {
+struct rows_form {
     int half, most_turns; // channels of a tile; tiles of a block
     cudaError_t (*run)(device *, int, const batch &);
 };
-static const form forms[] = {
+static const rows_form forms[] = {
     {96, 1, together<96>},
     {64, 1, together<64>},
     {80, 8, in_turns<80>},
@@ -106,7 +106,7 @@ static const form forms[] = {
 
 // Of the blocks' time, nine tenths at least must be products'. Tiles of 64 in turns are for 512
 // and 1,024 rows alone (above).
-static bool fits(const device *d, int32_t n, const form &f) {
+static bool fits(const device *d, int32_t n, const rows_form &f) {
     const int of_rows = ceil_div(n, 128), inner = d->g.d_inner;
     if (f.most_turns == 1) { // 1.4b's 256 rows fill the card, too, but were not timed
         const int tiles = of_rows * (inner / f.half);
@@ -118,8 +118,8 @@ static bool fits(const device *d, int32_t n, const form &f) {
     const int pairs = d->n_sms / 2, tiles = of_rows * (inner / (2 * f.half));
     return tiles * 10 >= ceil_div(tiles, pairs) * pairs * 9 && (f.half == 80 || of_rows % 4 == 0);
 }
-static const form *form_of(const device *d, int32_t n) {
-    for (const form &f : forms) {
+static const rows_form *form_of(const device *d, int32_t n) {
+    for (const rows_form &f : forms) {
         if (fits(d, n, f))
             return &f;
     }
