@@ -238,6 +238,7 @@ __global__ void __launch_bounds__(RESIDENT_THREADS, 1)
     const resident_block<NW> b(shared, a.tokens);
     if (threadIdx.x == 0)
         b.init();
+    b.clear_absent(a.tokens);
     __syncthreads();
     cluster_arrive();
     cluster_wait(); // the peer's barriers are ready

@@ -272,6 +272,15 @@ template <int NW> struct resident_block {
         ask_up_to(NO_LIMIT);
         barriers_ready();
     }
+    // All threads: the token rows that nobody fetches, which are multiplied, too: zeros take the
+    // matrix units half the energy of what an earlier kernel has left here.
+    __device__ __forceinline__ void clear_absent(int tokens) const {
+        const int from = tokens * 8, n = X_STAGE / 16 - from; // 16 bytes of a stage
+#pragma unroll 1
+        for (int i = threadIdx.x; i < X_STAGES * n; i += RESIDENT_THREADS)
+            ((uint4 *)x_place())[i / n * (X_STAGE / 16) + from + i % n] = make_uint4(0, 0, 0, 0);
+        fence_async();
+    }
     // The ring's slot, counted from the launch's start, from which on nothing is asked for: one
     // thread of those that work.
     __device__ __forceinline__ void ask_up_to(int n) const {
