@@ -128,28 +128,25 @@ class energy_meter {
         unsigned long long last = 0;
         int n = 0, first = 0;
         while (state != OVER) {
-            if (n >= AHEAD)
-                MUST_CUDA(cudaEventSynchronize(ring[n % AHEAD]));
-            if (state == WARM && now() - begin > warm) {
-                MUST_CUDA(cudaMemsetAsync(clock_, 0, 2 * sizeof *clock_, stream_));
-                MUST_CUDA(cudaEventRecord(from, stream_));
-                first = n, state = FIRST_EDGE, last = total();
+            if (n < AHEAD || cudaEventQuery(ring[n % AHEAD]) == cudaSuccess) {
+                if (state == WARM && now() - begin > warm) {
+                    MUST_CUDA(cudaMemsetAsync(clock_, 0, 2 * sizeof *clock_, stream_));
+                    MUST_CUDA(cudaEventRecord(from, stream_));
+                    first = n, state = FIRST_EDGE, last = total();
+                }
+                MUST_CUDA(cudaGraphLaunch(exec, stream_));
+                MUST_CUDA(cudaEventRecord(ring[n++ % AHEAD], stream_));
             }
-            MUST_CUDA(cudaGraphLaunch(exec, stream_));
-            MUST_CUDA(cudaEventRecord(ring[n++ % AHEAD], stream_));
-            for (const double until = now() + 2e-3; state != WARM && now() < until; usleep(150)) {
-                const unsigned long long value = total();
-                if (value == last)
-                    continue;
-                last = value;
-                if (state == WINDOW && now() - edge[0] < seconds)
-                    continue;
-                const int which = state == WINDOW;
-                edge[which] = now(), joules[which] = (double)value * 1e-3;
-                state = which ? OVER : WINDOW;
-                if (state == OVER)
-                    break;
-            }
+            usleep(100);
+            const unsigned long long value = state == WARM ? last : total();
+            if (value == last)
+                continue;
+            last = value;
+            if (state == WINDOW && now() - edge[0] < seconds)
+                continue;
+            const int which = state == WINDOW;
+            edge[which] = now(), joules[which] = (double)value * 1e-3;
+            state = which ? OVER : WINDOW;
         }
         MUST_CUDA(cudaEventRecord(to, stream_));
         MUST_CUDA(cudaStreamSynchronize(stream_));
