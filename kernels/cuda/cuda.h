@@ -129,6 +129,7 @@ struct device {
     bool failed;
 
     cudaStream_t stream;
+    cudaStream_t ahead;    // copies of what the next step or draw reads, beside what is under way
     layer_weights *layers; // host array
     const void *embedding, *lm_head;
     const float *norm_f;
@@ -243,6 +244,8 @@ void *host_alloc(ssm_device *dev, size_t bytes);
 void host_free(ssm_device *dev, void *memory);
 
 // ---- step.cu
+
+enum { STEP_TURNS = 2 }; // blocks on the device
 
 int steps_create(device *d, ssm_error *err);
 void steps_free(device *d);

@@ -4,8 +4,9 @@
 // One device struct holds one model on one GPU: weights as stored (bf16, f16 or fp32; vectors in
 // fp32), the slots' states, one step's activations, the logits of the last step and those that are
 // kept. Everything is allocated in open. All work goes to one stream, so step, sample and copies
-// follow each other without waiting; states cross the bus beside it (transfer.cu). The host waits
-// in collect, slot_read, slot_write, ticket_wait, logits_read and logits_write alone.
+// follow each other without waiting; plans, draws and states cross the bus beside it (step.cu,
+// transfer.cu). The host waits in collect, slot_read, slot_write, ticket_wait, logits_read and
+// logits_write alone.
 //
 // Numbers: activations have the projections' type, sums, norms, scans and the residual are fp32,
 // the state is fp32 or fp16 (saturating; bf16 at the same size is refused because it is worse).
@@ -152,6 +153,7 @@ static int find_device(device *d, ssm_error *err) {
     d->shared_sm = p.sharedMemPerMultiprocessor;
     snprintf(d->name, sizeof d->name, "%.63s", p.name);
     SSM_CUDA(d, cudaStreamCreateWithFlags(&d->stream, cudaStreamNonBlocking), err);
+    SSM_CUDA(d, cudaStreamCreateWithFlags(&d->ahead, cudaStreamNonBlocking), err);
     return 0;
 }
 
@@ -209,7 +211,7 @@ static size_t activation_bytes(device *d) {
     for (int i = list_activations(d, list); i-- > 0;)
         sum += list[i].bytes + 256;
     return sum + transfers_bytes(d) +
-           2 * step_staging_bytes(d->max_tokens, d->n_slots, d->max_rows);
+           STEP_TURNS * step_staging_bytes(d->max_tokens, d->n_slots, d->max_rows);
 }
 
 static void set_slots(device *d, int32_t n_slots) {
@@ -281,6 +283,8 @@ static void close_device(ssm_device *dev) {
     if (!d)
         return;
     cudaSetDevice(d->index);
+    if (d->ahead)
+        cudaStreamSynchronize(d->ahead);
     if (d->stream)
         cudaStreamSynchronize(d->stream);
     steps_free(d);
@@ -290,6 +294,8 @@ static void close_device(ssm_device *dev) {
     for (int i = 0; i < d->n_blocks; i++)
         cudaFree(d->blocks[i]);
     weights_free(d);
+    if (d->ahead)
+        cudaStreamDestroy(d->ahead);
     if (d->stream)
         cudaStreamDestroy(d->stream);
     free(d->ring_at);

@@ -14,6 +14,9 @@
 // ids), ids dropping out by becoming -inf in scratch. Masses are 2^-40 fixed point in 64 bits,
 // whose sums do not depend on their order: both ways and every run give the same token.
 //
+// A few draws are arguments of the launch. More of them, and lists, are copied beside the step
+// whose rows they are for (step.cu): a copy in the stream would stand between the two.
+//
 // Results go straight to pinned host memory, in CALLS rounds: collect waits for the oldest.
 #include <stdlib.h>
 #include <string.h>
@@ -22,7 +25,8 @@
 
 namespace ssm {
 
-enum { CALLS = 8 };
+enum { CALLS = 8, TURNS = 2 };              // uncollected calls; places on the device
+enum { FEW_DRAWS = 32, LEAST_COPY = 4096 }; // bytes: step.cu
 
 struct sampler_state {
     int32_t most;      // draws a call
@@ -32,8 +36,8 @@ struct sampler_state {
     cudaEvent_t copied[CALLS], done[CALLS];
     int32_t n[CALLS];
     int first, used;
-    char *on_device; // draws, then lists
-    float *scratch;  // [blocks][vocab]
+    char *on_device[TURNS]; // draws, then lists
+    float *scratch;         // [blocks][vocab]
     int32_t n_blocks;
 };
 
@@ -114,13 +118,19 @@ static __device__ void list_top(const float *raw, int32_t n, int32_t n_top, doub
     }
 }
 
+struct few_draws {
+    draw d[FEW_DRAWS];
+};
+
+// draws NULL: they are in `few`.
 __global__ void __launch_bounds__(DRAW_THREADS)
-    draw_kernel(const draw *draws, const int32_t *lists, int32_t n_draws, const float *logits,
-                int32_t vocab, int32_t n, float *scratch, int32_t *drawn, ssm_sampled *results) {
+    draw_kernel(const __grid_constant__ few_draws few, const draw *draws, const int32_t *lists,
+                int32_t n_draws, const float *logits, int32_t vocab, int32_t n, float *scratch,
+                int32_t *drawn, ssm_sampled *results) {
     __shared__ scratchpad s;
     float *mine = scratch + (size_t)blockIdx.x * vocab;
     for (int32_t k = blockIdx.x; k < n_draws; k += gridDim.x) {
-        const draw d = draws[k];
+        const draw d = draws ? draws[k] : few.d[k];
         const float *raw = logits + (size_t)d.row * vocab;
         ssm_sampled *out = &results[k];
         bool finite = true;
@@ -166,7 +176,8 @@ __global__ void __launch_bounds__(DRAW_THREADS)
 // ---- host side
 
 static size_t draw_area(const sampler_state *s) {
-    return ((size_t)s->most * sizeof(draw) + 15) / 16 * 16;
+    const size_t bytes = ((size_t)s->most * sizeof(draw) + 15) / 16 * 16;
+    return bytes > LEAST_COPY ? bytes : (size_t)LEAST_COPY;
 }
 
 int sampler_create(device *d, ssm_error *err) {
@@ -184,7 +195,8 @@ int sampler_create(device *d, ssm_error *err) {
         SSM_CUDA(d, cudaEventCreateWithFlags(&s->copied[i], cudaEventDisableTiming), err);
         SSM_CUDA(d, cudaEventCreateWithFlags(&s->done[i], cudaEventDisableTiming), err);
     }
-    SSM_TRY(device_alloc(d, (void **)&s->on_device, bytes, err));
+    for (int i = 0; i < TURNS; i++)
+        SSM_TRY(device_alloc(d, (void **)&s->on_device[i], bytes, err));
     return device_alloc(d, (void **)&s->scratch,
                         (size_t)s->n_blocks * d->g.vocab_size * sizeof(float), err);
 }
@@ -236,7 +248,50 @@ static draw pack(const ssm_sample *s, int32_t *lists, int32_t at) {
     return d;
 }
 
+static_assert(CALLS % TURNS == 0, "calls take turns");
 static_assert(sizeof(ssm_token_count) == 12 && sizeof(ssm_logit_bias) == 8, "lists are words");
+
+// Packs the draws, their lists into the call's pinned block; returns the lists' words, or an error.
+static int pack_all(const sampler_state *s, const ssm_sample *samples, int32_t n, draw *draws,
+                    int32_t *lists, ssm_error *err) {
+    size_t words = 0;
+    for (int32_t i = 0; i < n; i++) {
+        const size_t more = samples[i].target >= 0 ? 0 : list_words(&samples[i]);
+        if (words + more > s->list_words)
+            return ssm_error_set(err, SSM_EINVAL, "n",
+                                 "penalties, biases and bans of %d draws are too many", n);
+        draws[i] = pack(&samples[i], lists, (int32_t)words);
+        words += more;
+    }
+    return (int)words;
+}
+
+// So many bytes of the call's pinned block, from `at` on, to the device.
+static int send_ahead(device *d, int call, size_t at, size_t bytes, ssm_error *err) {
+    sampler_state *s = d->draw;
+    if (bytes == 0)
+        return 0;
+    bytes = bytes > LEAST_COPY ? bytes : (size_t)LEAST_COPY;
+    SSM_CUDA(d,
+             cudaMemcpyAsync(s->on_device[call % TURNS] + at, s->pinned[call] + at, bytes,
+                             cudaMemcpyHostToDevice, d->ahead),
+             err);
+    return 0;
+}
+
+// n draws and so many words of lists; either may be none.
+static int send_lists(device *d, int call, int32_t n, size_t words, ssm_error *err) {
+    sampler_state *s = d->draw;
+    const cudaEvent_t read = s->done[(call + CALLS - TURNS) % CALLS], copied = s->copied[call];
+    if (n == 0 && words == 0)
+        return 0;
+    SSM_CUDA(d, cudaStreamWaitEvent(d->ahead, read, 0), err);
+    SSM_TRY(send_ahead(d, call, 0, (size_t)n * sizeof(draw), err));
+    SSM_TRY(send_ahead(d, call, draw_area(s), words * sizeof(int32_t), err));
+    SSM_CUDA(d, cudaEventRecord(copied, d->ahead), err);
+    SSM_CUDA(d, cudaStreamWaitEvent(d->stream, copied, 0), err);
+    return 0;
+}
 
 int sample(ssm_device *dev, const ssm_sample *samples, int32_t n, ssm_error *err) {
     device *d = (device *)dev;
@@ -247,35 +302,19 @@ int sample(ssm_device *dev, const ssm_sample *samples, int32_t n, ssm_error *err
                              n);
     const int call = (s->first + s->used) % CALLS;
     SSM_CUDA(d, cudaEventSynchronize(s->copied[call]), err);
-    draw *draws = (draw *)s->pinned[call];
-    int32_t *lists = (int32_t *)(s->pinned[call] + draw_area(s));
-    size_t words = 0;
-    for (int32_t i = 0; i < n; i++) {
-        const size_t more = samples[i].target >= 0 ? 0 : list_words(&samples[i]);
-        if (words + more > s->list_words)
-            return ssm_error_set(err, SSM_EINVAL, "n",
-                                 "penalties, biases and bans of %d draws "
-                                 "are too many",
-                                 n);
-        draws[i] = pack(&samples[i], lists, (int32_t)words);
-        words += more;
-    }
-    char *device_lists = s->on_device + draw_area(s);
-    SSM_CUDA(d,
-             cudaMemcpyAsync(s->on_device, draws, (size_t)n * sizeof(draw), cudaMemcpyHostToDevice,
-                             d->stream),
-             err);
-    if (words > 0)
-        SSM_CUDA(d,
-                 cudaMemcpyAsync(device_lists, lists, words * sizeof(int32_t),
-                                 cudaMemcpyHostToDevice, d->stream),
-                 err);
-    SSM_CUDA(d, cudaEventRecord(s->copied[call], d->stream), err);
+    few_draws few = {};
+    const bool at_hand = n <= FEW_DRAWS;
+    char *pinned = s->pinned[call], *on_device = s->on_device[call % TURNS];
+    const int words = pack_all(s, samples, n, at_hand ? few.d : (draw *)pinned,
+                               (int32_t *)(pinned + draw_area(s)), err);
+    if (words < 0)
+        return words;
+    SSM_TRY(send_lists(d, call, at_hand ? 0 : n, (size_t)words, err));
     SSM_CUDA(d,
              launch(d, draw_kernel, dim3((unsigned)(n < s->n_blocks ? n : s->n_blocks)),
-                    DRAW_THREADS, 0, false, (const draw *)s->on_device,
-                    (const int32_t *)device_lists, n, (const float *)d->logits, d->g.vocab_size,
-                    d->vocab_limit, s->scratch, d->drawn, s->results[call]),
+                    DRAW_THREADS, 0, false, few, at_hand ? NULL : (const draw *)on_device,
+                    (const int32_t *)(on_device + draw_area(s)), n, (const float *)d->logits,
+                    d->g.vocab_size, d->vocab_limit, s->scratch, d->drawn, s->results[call]),
              err);
     SSM_CUDA(d, cudaEventRecord(s->done[call], d->stream), err);
     s->n[call] = n;

@@ -6,6 +6,24 @@
 // the host may be STAGES steps ahead, and a token that is not known yet is a reference to what the
 // device drew for its slot.
 //
+// A copy that stands in the stream between two steps costs more than it takes, for the one engine
+// waits for the other, twice. So copies have a stream of their own (device.ahead) and go to one of
+// TURNS blocks on the device, while the step before is under way:
+//
+//     ahead    [wait: the step TURNS before has ended] pinned block -> the turn's
+//     stream   [wait: it is there] the step, which reads the turn's block
+//
+// What a graph reads lies where it lay at its capture, so that there is a graph for every turn.
+//
+// From the end of one graph to the next (H200, a bench of two kernels a graph, us more than without
+// anything in between): copy and event in the stream 1.6 to 2.1 to 4 KB, where the driver does
+// without the copy engine, 8.6 to 11 beyond; ahead 1.2 to 1.6 and 0.1 to 1.0; so no copy is smaller
+// (LEAST_COPY). A kernel in front of the graph's, which finds its block by a counter: 1.5 to 2.9
+// from the device, 2.6 to 6.8 from pinned memory. A node's parameters, set before each launch: 0,
+// but layers of many kernels have many nodes. In steps, ms before and after, draws' copies with
+// them (sample.cu): 130m b1 0.111, 0.108, greedy 0.121, 0.116; b8 0.316, 0.317, greedy 0.328,
+// 0.326; b64 0.435, 0.427, greedy 0.455, 0.435; b1024 1.913, 1.900, greedy 2.008, 1.981.
+//
 // A plan of decode rows alone is one launch of a graph, captured at open for every bucket of rows;
 // rows that fill up a bucket have slot -1 and touch no state. Anything else (prefill, or both) goes
 // out as single launches: its kernels are long enough to hide them.
@@ -20,18 +38,20 @@
 
 namespace ssm {
 
-enum { STAGES = 4, MAX_GRAPHS = 48 };
+enum { STAGES = 4, TURNS = STEP_TURNS, MAX_GRAPHS = 48 };
+enum { LEAST_COPY = 4096 }; // bytes: see above
 
 struct graph {
     int32_t bucket;
-    cudaGraphExec_t exec;
+    cudaGraphExec_t exec[TURNS];
 };
 
 struct step_state {
     char *pinned[STAGES];
     cudaEvent_t copied[STAGES];
-    int next;
-    char *on_device;
+    char *on_device[TURNS];
+    cudaEvent_t ended[TURNS]; // the step that read the block last
+    int stage, turn;          // the next step's
     size_t capacity;
     graph graphs[MAX_GRAPHS];
     int n_graphs;
@@ -59,6 +79,7 @@ size_t step_staging_bytes(int32_t max_tokens, int32_t n_slots, int32_t max_rows)
            REPLAY_MOST_STARTS * sizeof(int32_t) + (pieces + tiles) * sizeof(piece) +
            (size_t)step_bucket(max_rows) * sizeof(int32_t) + 16 * 11;
 }
+static_assert(LEAST_COPY <= REPLAY_MOST_STARTS * sizeof(int32_t), "a block has as many");
 
 // ---- the staging block
 
@@ -74,20 +95,30 @@ template <class T> static T *reserve(block *b, size_t n, const T **on_device) {
     return b->used <= b->capacity ? host : NULL;
 }
 
-static int take_block(device *d, block *b, int *stage, ssm_error *err) {
+static int take_block(device *d, block *b, ssm_error *err) {
     step_state *s = d->steps;
-    *stage = s->next;
-    s->next = (s->next + 1) % STAGES;
-    SSM_CUDA(d, cudaEventSynchronize(s->copied[*stage]), err); // only if STAGES steps behind
-    *b = {s->pinned[*stage], s->on_device, 0, s->capacity};
+    SSM_CUDA(d, cudaEventSynchronize(s->copied[s->stage]), err); // only if STAGES steps behind
+    *b = {s->pinned[s->stage], s->on_device[s->turn], 0, s->capacity};
     return 0;
 }
 
-static int send_block(device *d, const block *b, int stage, ssm_error *err) {
+static int send_block(device *d, const block *b, ssm_error *err) {
     step_state *s = d->steps;
-    SSM_CUDA(d, cudaMemcpyAsync(b->device, b->host, b->used, cudaMemcpyHostToDevice, d->stream),
-             err);
-    SSM_CUDA(d, cudaEventRecord(s->copied[stage], d->stream), err);
+    const cudaEvent_t copied = s->copied[s->stage];
+    const size_t bytes = b->used > LEAST_COPY ? b->used : (size_t)LEAST_COPY;
+    SSM_CUDA(d, cudaStreamWaitEvent(d->ahead, s->ended[s->turn], 0), err);
+    SSM_CUDA(d, cudaMemcpyAsync(b->device, b->host, bytes, cudaMemcpyHostToDevice, d->ahead), err);
+    SSM_CUDA(d, cudaEventRecord(copied, d->ahead), err);
+    SSM_CUDA(d, cudaStreamWaitEvent(d->stream, copied, 0), err);
+    s->stage = (s->stage + 1) % STAGES;
+    return 0;
+}
+
+// Behind the launches of a step.
+static int end_step(device *d, ssm_error *err) {
+    step_state *s = d->steps;
+    SSM_CUDA(d, cudaEventRecord(s->ended[s->turn], d->stream), err);
+    s->turn = (s->turn + 1) % TURNS;
     return 0;
 }
 
@@ -209,8 +240,7 @@ static const graph *find_graph(const step_state *s, int32_t n) {
 
 static int decode_step(device *d, const ssm_plan *plan, const graph *g, ssm_error *err) {
     block b;
-    int stage;
-    SSM_TRY(take_block(d, &b, &stage, err));
+    SSM_TRY(take_block(d, &b, err));
     batch like_captured;
     folds folds;
     const decode_lists lists = decode_arrays(d, &b, g->bucket, &like_captured);
@@ -231,10 +261,10 @@ static int decode_step(device *d, const ssm_plan *plan, const graph *g, ssm_erro
     }
     if (!like_captured.at_once)
         replay_plan(d, lists.held, plan->n_segments, lists.starts);
-    SSM_TRY(send_block(d, &b, stage, err));
+    SSM_TRY(send_block(d, &b, err));
     SSM_TRY(run_folds(d, &folds, err));
-    SSM_CUDA(d, cudaGraphLaunch(g->exec, d->stream), err);
-    return 0;
+    SSM_CUDA(d, cudaGraphLaunch(g->exec[d->steps->turn], d->stream), err);
+    return end_step(d, err);
 }
 
 // ---- mixed steps
@@ -324,8 +354,7 @@ static bool fill_logits(const ssm_plan *plan, block *block, batch *b) {
 
 static int mixed_step(device *d, const ssm_plan *plan, ssm_error *err) {
     block block;
-    int stage;
-    SSM_TRY(take_block(d, &block, &stage, err));
+    SSM_TRY(take_block(d, &block, err));
     batch b = {};
     folds folds = {};
     b.n = step_bucket(plan->n_tokens);
@@ -342,9 +371,10 @@ static int mixed_step(device *d, const ssm_plan *plan, ssm_error *err) {
     if (!fits)
         return ssm_error_set(err, SSM_EINVAL, NULL, "a plan of %d tokens in %d segments is too big",
                              plan->n_tokens, plan->n_segments);
-    SSM_TRY(send_block(d, &block, stage, err));
+    SSM_TRY(send_block(d, &block, err));
     SSM_TRY(run_folds(d, &folds, err));
-    return forward(d, b, err);
+    SSM_TRY(forward(d, b, err));
+    return end_step(d, err);
 }
 
 int step(ssm_device *dev, const ssm_plan *plan, ssm_error *err) {
@@ -361,9 +391,9 @@ int step(ssm_device *dev, const ssm_plan *plan, ssm_error *err) {
 
 // ---- graphs
 
-static int capture(device *d, int32_t bucket, graph *out, ssm_error *err) {
+static int capture(device *d, int32_t bucket, int turn, cudaGraphExec_t *out, ssm_error *err) {
     step_state *s = d->steps;
-    block b = {s->pinned[0], s->on_device, 0, s->capacity};
+    block b = {s->pinned[0], s->on_device[turn], 0, s->capacity};
     batch batch;
     decode_arrays(d, &b, bucket, &batch);
     cudaGraph_t graph = NULL;
@@ -373,11 +403,10 @@ static int capture(device *d, int32_t bucket, graph *out, ssm_error *err) {
     if (rc != 0)
         return rc;
     SSM_CUDA(d, ended, err);
-    const cudaError_t made = cudaGraphInstantiate(&out->exec, graph, 0);
+    const cudaError_t made = cudaGraphInstantiate(out, graph, 0);
     cudaGraphDestroy(graph);
     SSM_CUDA(d, made, err);
-    out->bucket = bucket;
-    SSM_CUDA(d, cudaGraphUpload(out->exec, d->stream), err);
+    SSM_CUDA(d, cudaGraphUpload(*out, d->stream), err);
     return 0;
 }
 
@@ -386,32 +415,44 @@ int steps_create(device *d, ssm_error *err) {
     if (!s)
         return ssm_error_set(err, SSM_ENOMEM, NULL, "no memory for the steps");
     s->capacity = step_staging_bytes(d->max_tokens, d->n_slots, d->max_rows);
-    SSM_TRY(device_alloc(d, (void **)&s->on_device, s->capacity, err));
+    for (int i = 0; i < TURNS; i++) {
+        SSM_TRY(device_alloc(d, (void **)&s->on_device[i], s->capacity, err));
+        SSM_CUDA(d, cudaEventCreateWithFlags(&s->ended[i], cudaEventDisableTiming), err);
+    }
     for (int i = 0; i < STAGES; i++) {
         SSM_CUDA(d, cudaMallocHost((void **)&s->pinned[i], s->capacity), err);
         SSM_CUDA(d, cudaEventCreateWithFlags(&s->copied[i], cudaEventDisableTiming), err);
     }
     int32_t most = d->n_slots < d->max_rows ? d->n_slots : d->max_rows;
     most = most < d->max_tokens ? most : d->max_tokens;
-    for (int32_t n = 0; n < most && s->n_graphs < MAX_GRAPHS;) {
-        n = step_bucket(n + 1);
-        SSM_TRY(capture(d, n, &s->graphs[s->n_graphs], err));
-        s->n_graphs++;
+    for (int32_t n = 0; n < most && s->n_graphs < MAX_GRAPHS; s->n_graphs++) {
+        graph *g = &s->graphs[s->n_graphs];
+        n = g->bucket = step_bucket(n + 1);
+        for (int i = 0; i < TURNS; i++)
+            SSM_TRY(capture(d, n, i, &g->exec[i], err));
     }
     return 0;
+}
+
+static void free_event(cudaEvent_t event) {
+    if (event)
+        cudaEventDestroy(event);
 }
 
 void steps_free(device *d) {
     step_state *s = d->steps;
     if (!s)
         return;
-    for (int i = 0; i < s->n_graphs; i++)
-        cudaGraphExecDestroy(s->graphs[i].exec);
+    for (int i = 0; i < MAX_GRAPHS * TURNS; i++) {
+        if (s->graphs[i / TURNS].exec[i % TURNS])
+            cudaGraphExecDestroy(s->graphs[i / TURNS].exec[i % TURNS]);
+    }
     for (int i = 0; i < STAGES; i++) {
         cudaFreeHost(s->pinned[i]);
-        if (s->copied[i])
-            cudaEventDestroy(s->copied[i]);
+        free_event(s->copied[i]);
     }
+    for (int i = 0; i < TURNS; i++)
+        free_event(s->ended[i]);
     free(s);
     d->steps = NULL;
 }

@@ -39,9 +39,9 @@ START_TEST(too_many_sessions_say_how_many_would_fit) {
 END_TEST
 
 static cuda_part part_of(const char *word) {
-    static const char *const words[] = {"all",    "quick", "race", "few",
-                                        "medium", "xproj", "wide", "held"};
-    for (int i = PART_ALL; word && i <= PART_HELD; i++) {
+    static const char *const words[] = {"all",   "quick", "race", "few",  "medium",
+                                        "xproj", "wide",  "held", "ahead"};
+    for (int i = PART_ALL; word && i <= PART_AHEAD; i++) {
         if (strcmp(word, words[i]) == 0)
             return (cuda_part)i;
     }
@@ -79,6 +79,7 @@ int main(int argc, char **argv) {
     states_tests(states, part);
     replay_tests(states, part);
     held_tests(states, part);
+    ahead_tests(tc, part);
     traffic_tests(states, part);
     prompts_tests(prompts, part);
     large_tests(large, part);

@@ -47,6 +47,7 @@ typedef enum cuda_part {
     PART_XPROJ,  // what xproj.cu can break, no more
     PART_WIDE,   // the same of wide.cuh
     PART_HELD,   // Mamba-1's states that are not written every token, no more
+    PART_AHEAD,  // steps and draws asked for ahead of the device, no more
 } cuda_part;
 
 void plans_tests(TCase *tc, cuda_part part, int one); // of the race part's four; -1: all
@@ -60,6 +61,7 @@ void wide_tests(TCase *tc, cuda_part part, int one);               // the same
 void states_tests(TCase *tc, cuda_part part);
 void replay_tests(TCase *tc, cuda_part part);
 void held_tests(TCase *tc, cuda_part part);
+void ahead_tests(TCase *tc, cuda_part part);
 void traffic_tests(TCase *tc, cuda_part part);
 void sampling_tests(TCase *tc, cuda_part part);
 
