@@ -292,6 +292,7 @@ int lti_forward(device *d, const batch &b, ssm_error *err);
 // the launch's error. `overlap`: programmatic dependent launch.
 
 cudaError_t embed(device *d, const batch &b);
+cudaError_t embed_norm(device *d, const batch &b); // and the first layer's input, normed
 cudaError_t norm(device *d, const float *weight, const float *in, const int32_t *gather, void *out,
                  int32_t n, bool overlap);
 cudaError_t gated_norm(device *d, const layer_weights &w, void *y, int32_t n, bool overlap);

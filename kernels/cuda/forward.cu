@@ -43,7 +43,7 @@ static int advance(device *d, int layer, const batch &b, int32_t n_splits, bool 
 static int wide_layer(device *d, int layer, const batch &b, ssm_error *err) {
     const layer_weights &w = d->layers[layer];
     const bool rows = wide_rows_fits(d, b), own = rows || wide_fits(d, b);
-    if (!own || layer == 0)
+    if (!own && layer > 0)
         SSM_CUDA(d, norm(d, w.norm, d->residual, NULL, d->u, b.n, true), err);
     if (rows) {
         SSM_CUDA(d, wide_rows(d, layer, b), err);
@@ -144,7 +144,10 @@ int forward(device *d, const batch &b, ssm_error *err) {
         return few_step(d, b, err);
     const bool medium = b.decode && medium_fits(d, b.n);
     const bool skinny = !medium && b.decode && skinny_fits(d, b.n);
-    SSM_CUDA(d, embed(d, b), err);
+    if (resident || medium || skinny)
+        SSM_CUDA(d, embed(d, b), err);
+    else
+        SSM_CUDA(d, embed_norm(d, b), err);
     if (resident)
         SSM_CUDA(d, resident_layers(d, b), err);
     for (int i = 0; !resident && i < d->g.n_layers; i++)
