@@ -144,12 +144,12 @@ int forward(device *d, const batch &b, ssm_error *err) {
         return few_step(d, b, err);
     const bool medium = b.decode && medium_fits(d, b.n);
     const bool skinny = !medium && b.decode && skinny_fits(d, b.n);
-    if (resident || medium || skinny)
+    if (resident)
+        SSM_CUDA(d, resident_layers(d, b), err);
+    else if (medium || skinny)
         SSM_CUDA(d, embed(d, b), err);
     else
         SSM_CUDA(d, embed_norm(d, b), err);
-    if (resident)
-        SSM_CUDA(d, resident_layers(d, b), err);
     for (int i = 0; !resident && i < d->g.n_layers; i++)
         SSM_TRY(medium   ? medium_layer(d, i, b, err)
                 : skinny ? skinny_layer(d, i, b, err)

@@ -14,6 +14,10 @@
 //   there; two groups of four warps multiply (wgmma, 64 token rows by a group's weight rows) and do
 //   all the rest but for x_proj's exchanges and the constants of the states, which a warp sees to
 //   while they are busy with z.
+// - It begins with the tokens' embeddings: a block makes its part of the residual and of the first
+//   input as it does at a layer's end, so that the ring fills from the launch's start and no kernel
+//   stands in front of it. Counters are wiped by block 0 before it counts that input, for which all
+//   blocks wait; the input's own at the end, when nobody can be waiting for it.
 // - Blocks wait for each other at counters (resident_counts), where somebody else's numbers are
 //   needed and by those alone. A layer:
 //     in_proj   rows of x; sums of half the tokens to the peer, in registers' order, a warp to a
@@ -60,6 +64,9 @@
 //     b64 2.79, now 2.67); whole steps 2.54 to 2.45 (b16 2.09, 2.02)           1.95  2.36
 //   both: whole steps, before 2.06 and 2.50 (b8 1.98, now 1.81; fp32
 //     states b64 2.87, now 2.63; 370m b64 0.882, now 0.855)                     1.88  2.31
+//   + no embedding, norm and wiping in front, and no copy (step.cu):
+//     whole steps, before 2.30 (b8 1.81, now 1.80; 130m b64 0.435,
+//     now 0.421, of which the copy 0.008)                                                2.27
 // (In turns on one machine: rows 1 and 2 of H100, 1 and 3 of H200, and 1 and 4 at b16.) The fifth
 // line with fp32 states 3.05 to 2.86, the sixth 2.92 to 2.84; 130m b64 (whole steps) 0.451 to
 // 0.440. The seventh alone: 130m 0.393 to 0.385, and without the exchanges fp32 states 2.76 to
@@ -213,6 +220,7 @@ __device__ __forceinline__ void work(const resident_args &a, const resident_bloc
         w.own = a.rows[token];
     resident_states<NW, S> states(a, b, w.warp);
     w.in_layer = ring_source<NW, S>::in_layer(b.mine);
+    first_input(a, b, w);
 #pragma unroll 1
     for (int i = 0; i < a.n_layers; i++, w.first += w.in_layer) {
         w.layer = i;
@@ -335,6 +343,8 @@ size_t resident_bytes(const device *d) {
 static bool fill_arguments(device *d, const batch &b, int box, resident_args *a) {
     const ssm_geometry &g = d->g;
     const int m = g.d_model, inner = g.d_inner;
+    a->ids = b.tokens, a->drawn = d->drawn, a->embedding = (const bf16 *)d->embedding;
+    a->first_norm = d->layers[0].norm;
     a->rows = b.rows, a->residual = d->residual;
     a->u = (bf16 *)d->u, a->y = (bf16 *)d->y;
     a->ring = (bf16 *)d->ring, a->state = (char *)d->state;
@@ -360,11 +370,7 @@ static bool fill_arguments(device *d, const batch &b, int box, resident_args *a)
 }
 
 template <class S> static cudaError_t run(device *d, const batch &b) {
-    cudaError_t rc = norm(d, d->layers[0].norm, d->residual, NULL, d->u, b.n, true);
-    if (rc == cudaSuccess)
-        rc = cudaMemsetAsync(d->resident, 0, sizeof(resident_counts), d->stream);
-    if (rc != cudaSuccess)
-        return rc;
+    cudaError_t rc = cudaErrorNotSupported;
     with_width<S>(d->g.d_model, [&](auto kernel, int bytes, int box) {
         resident_args a = {};
         rc = fill_arguments(d, b, box, &a) ? resident_launch(d, bytes).run(kernel, a)

@@ -50,8 +50,9 @@ struct resident_counts {
     counter sums[2];                // and these are added up
     counter y[RESIDENT_SPLITS];     // 16 blocks have left y
     counter shares[RESIDENT_TILES]; // 8 blocks have left their shares of out_proj's sums
-    counter input;                  // all blocks have left the next layer's input
+    counter input; // all blocks have left the next layer's input; 0 between launches
 };
+enum { RESIDENT_WIPED = sizeof(resident_counts) / sizeof(resident_counts::counter) - 1 };
 
 struct resident_scratch {
     resident_counts counts;
@@ -63,6 +64,9 @@ struct resident_scratch {
 };
 
 struct resident_args {
+    const int32_t *ids, *drawn; // tokens: embed's
+    const bf16 *embedding;      // [id][d_model]
+    const float *first_norm;
     const row *rows;
     float *residual;                // [token][d_model]
     bf16 *u, *y;                    // [token][d_model], [token][d_inner]
@@ -269,7 +273,7 @@ template <int NW> struct resident_block {
             barrier_init(arrived + i * 8, 1), barrier_init(z_arrived + i * 8, 1);
         barrier_init(go, 1), barrier_init(y_go, 1);
         barrier_init(told, RESIDENT_WARPS), barrier_init(open, 1), barrier_init(constants, 1);
-        ask_up_to(NO_LIMIT);
+        ask_up_to(shape::SLOTS_FLIGHT); // until the first input is counted
         barriers_ready();
     }
     // All threads: the token rows that nobody fetches, which are multiplied, too: zeros take the

@@ -201,7 +201,7 @@ __device__ __forceinline__ void fill_x(const resident_args &a, const resident_bl
     };
 #pragma unroll 1
     for (int i = 0; i < a.n_layers; i++) {
-        hear(&a.scratch->counts.input, RESIDENT_BLOCKS * i, b.go, i);
+        hear(&a.scratch->counts.input, RESIDENT_BLOCKS * (i + 1), b.go, i);
         const bf16 *u = a.u + b.rank * shape::IN_PIECES * PIECE;
         ask(u, shape::WIDTH, shape::IN_PIECES);
         ask(u, shape::WIDTH, shape::IN_PIECES - X_STAGES); // z's turn: it has the last ones

@@ -205,10 +205,7 @@ __device__ __forceinline__ void keep_input(const resident_args &a, const residen
 
 // 1 / root mean square of the thread's token, from its sums of squares by tile.
 template <int NW>
-__device__ __forceinline__ float scale_of(const resident_args &a, const resident_worker<NW> &w,
-                                          float4 squares) {
-    if (w.layer == 0) // normed by a kernel of its own
-        return 1.f;
+__device__ __forceinline__ float scale_of(const resident_args &a, float4 squares) {
     float sum = (squares.x + squares.y) + (squares.z + squares.w);
     sum += __shfl_xor_sync(~0u, sum, 1);
     sum += __shfl_xor_sync(~0u, sum, 2);
@@ -230,7 +227,7 @@ __device__ __forceinline__ float in_proj_x(const resident_args &a, const residen
     in_columns(b, w, false, acc);
     char *x_place = b.peer_place();
     to_peer(b, w, acc, x_place, b.arrived);
-    const float by = scale_of(a, w, squares);
+    const float by = scale_of<NW>(a, squares);
     barrier_wait(b.arrived + w.warp * 8, w.layer & 1);
     uint32_t *x = (uint32_t *)(b.x() + w.own_place() * shape::PITCH);
 #pragma unroll

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// resident.cu's end of a layer: out_proj and the residual.
+// resident.cu's end of a layer: out_proj and the residual; the first layer's input.
 #ifndef SSM_KERNELS_CUDA_RESIDENT_OUT_CUH
 #define SSM_KERNELS_CUDA_RESIDENT_OUT_CUH
 
@@ -54,69 +54,134 @@ __device__ __forceinline__ void out_proj_shares(const resident_args &a, const re
         count_up(&a.scratch->counts.shares[b.tile]);
 }
 
-// Adds them up for an eighth of the tokens, a warp a token, onto the residual; the next layer's
-// input and its sums of squares.
-template <int NW>
-__device__ __forceinline__ void residual(const resident_args &a, const resident_block<NW> &b,
-                                         const resident_worker<NW> &w) {
-    typedef resident_shape<NW> shape;
-    enum { UNITS = NW / 2, A_LANE = (UNITS + 31) / 32 }; // of four rows of the tile
-    const int eighth = a.tokens / 8, token = b.split * eighth + w.warp;
-    const bool live = w.warp < eighth;
-    const float *next_norm = a.layers[w.layer].next_norm;
-    float *out = a.residual + (size_t)token * shape::WIDTH + b.tile * shape::TILE_ROWS;
-    float4 v[A_LANE], norm[A_LANE];
-    if (live) {
-#pragma unroll
-        for (int i = 0; i < A_LANE; i++) {
-            const int at = min(i * 32 + w.lane, UNITS - 1) * 4;
-            v[i] = load_shared_sum(out + at);
-            if (next_norm)
-                norm[i] = load_shared_sum(next_norm + b.tile * shape::TILE_ROWS + at);
-        }
+// An eighth of the token rows by a tile of the residual, a warp a token.
+template <int NW> struct residual_part {
+    enum {
+        UNITS = NW / 2,
+        A_LANE = (UNITS + 31) / 32,
+        WIDTH = resident_shape<NW>::WIDTH
+    }; // of four
+    int token, column, lane;
+    bool live;
+    float4 v[A_LANE], norm[A_LANE]; // the residual; the next layer's norm, or nothing
+
+    __device__ __forceinline__ residual_part(const resident_args &a, const resident_block<NW> &b,
+                                             const resident_worker<NW> &w)
+        : token(b.split * (a.tokens / 8) + w.warp), column(b.tile * resident_shape<NW>::TILE_ROWS),
+          lane(w.lane), live(w.warp < a.tokens / 8) {
     }
-    workers_wait(&a.scratch->counts.shares[b.tile], RESIDENT_SPLITS * (w.layer + 1));
-    if (live) {
-        const float *from =
-            shares_of<NW>(a) + (size_t)token * shape::WIDTH + b.tile * shape::TILE_ROWS;
-        float4 sum[A_LANE][RESIDENT_SPLITS];
+    __device__ __forceinline__ int unit(int i) const { // one that is there
+        return min(i * 32 + lane, UNITS - 1) * 4;
+    }
+    __device__ __forceinline__ void ask_norm(const float *from) {
 #pragma unroll
-        for (int i = 0; i < A_LANE; i++) {
-            const int at = min(i * 32 + w.lane, UNITS - 1) * 4;
-#pragma unroll
-            for (int s = 0; s < RESIDENT_SPLITS; s++)
-                sum[i][s] = load_shared_sum(from + (size_t)s * RESIDENT_ROWS * shape::WIDTH + at);
-        }
+        for (int i = 0; i < A_LANE; i++)
+            norm[i] = load_shared_sum(from + column + unit(i));
+    }
+    // The next layer's input, if any, and its sums of squares.
+    __device__ __forceinline__ void give(const resident_args &a, int tile, bool next) const {
         float square = 0;
 #pragma unroll
         for (int i = 0; i < A_LANE; i++) {
-#pragma unroll
-            for (int s = 1; s < RESIDENT_SPLITS; s++)
-                add4(sum[i][0], sum[i][s]);
-            add4(v[i], sum[i][0]);
-            const int at = (i * 32 + w.lane) * 4;
+            const int at = (i * 32 + lane) * 4;
             const float of =
                 (v[i].x * v[i].x + v[i].y * v[i].y) + (v[i].z * v[i].z + v[i].w * v[i].w);
             square += at < UNITS * 4 ? of : 0.f;
-            if (next_norm && at < UNITS * 4)
-                *(uint2 *)(a.u + (size_t)token * shape::WIDTH + b.tile * shape::TILE_ROWS + at) =
+            if (next && at < UNITS * 4)
+                *(uint2 *)(a.u + (size_t)token * WIDTH + column + at) =
                     make_uint2(pack_bf16(v[i].x * norm[i].x, v[i].y * norm[i].y),
                                pack_bf16(v[i].z * norm[i].z, v[i].w * norm[i].w));
         }
         square = warp_sum(square);
-        if (w.lane == 0)
-            a.scratch->squares[token][b.tile] = square;
+        if (lane == 0)
+            a.scratch->squares[token][tile] = square;
+    }
+    __device__ __forceinline__ void store(const resident_args &a) const { // read by nobody else
+        float *out = a.residual + (size_t)token * WIDTH + column;
+#pragma unroll
+        for (int i = 0; i < A_LANE; i++)
+            store_four(out + (i * 32 + lane) * 4, v[i], i * 32 + lane < UNITS);
+    }
+};
+
+// The tokens' embeddings: the residual and the first layer's input. All other blocks use counters
+// that were wiped here: they wait for this block's input first.
+template <int NW>
+__device__ __forceinline__ void first_input(const resident_args &a, const resident_block<NW> &b,
+                                            const resident_worker<NW> &w) {
+    residual_part<NW> part(a, b, w);
+    if (blockIdx.x == 0 && threadIdx.x < RESIDENT_WIPED)
+        ((resident_counts::counter *)&a.scratch->counts)[threadIdx.x].n = 0;
+    if (part.live) {
+        part.ask_norm(a.first_norm);
+        int token = a.ids[part.token];
+        if (token < 0)
+            token = max(a.drawn[-1 - token], 0);
+        const bf16 *from = a.embedding + (size_t)token * resident_shape<NW>::WIDTH + part.column;
+#pragma unroll
+        for (int i = 0; i < part.A_LANE; i++) {
+            const uint2 four = *(const uint2 *)(from + part.unit(i));
+            part.v[i] = make_float4(low_half(four.x), high_half(four.x), low_half(four.y),
+                                    high_half(four.y));
+        }
+        part.give(a, b.tile, true);
     }
     workers_sync();
     if (threadIdx.x == 0) {
         count_up(&a.scratch->counts.input);
         b.ask_up_to(NO_LIMIT);
     }
-    if (live) { // read by nobody else
+    if (part.live)
+        part.store(a);
+}
+
+// Adds the shares up for an eighth of the tokens, a warp a token, onto the residual; the next
+// layer's input and its sums of squares.
+template <int NW>
+__device__ __forceinline__ void residual(const resident_args &a, const resident_block<NW> &b,
+                                         const resident_worker<NW> &w) {
+    typedef resident_shape<NW> shape;
+    const float *next_norm = a.layers[w.layer].next_norm;
+    residual_part<NW> part(a, b, w);
+    float4(&v)[part.A_LANE] = part.v;
+    if (part.live) {
+        const float *before = a.residual + (size_t)part.token * shape::WIDTH + part.column;
 #pragma unroll
-        for (int i = 0; i < A_LANE; i++)
-            store_four(out + (i * 32 + w.lane) * 4, v[i], i * 32 + w.lane < UNITS);
+        for (int i = 0; i < part.A_LANE; i++)
+            v[i] = load_shared_sum(before + part.unit(i));
+        if (next_norm)
+            part.ask_norm(next_norm);
     }
+    workers_wait(&a.scratch->counts.shares[b.tile], RESIDENT_SPLITS * (w.layer + 1));
+    if (part.live) {
+        const float *from = shares_of<NW>(a) + (size_t)part.token * shape::WIDTH + part.column;
+        float4 sum[part.A_LANE][RESIDENT_SPLITS];
+#pragma unroll
+        for (int i = 0; i < part.A_LANE; i++) {
+#pragma unroll
+            for (int s = 0; s < RESIDENT_SPLITS; s++)
+                sum[i][s] =
+                    load_shared_sum(from + (size_t)s * RESIDENT_ROWS * shape::WIDTH + part.unit(i));
+        }
+#pragma unroll
+        for (int i = 0; i < part.A_LANE; i++) {
+#pragma unroll
+            for (int s = 1; s < RESIDENT_SPLITS; s++)
+                add4(sum[i][0], sum[i][s]);
+            add4(v[i], sum[i][0]);
+        }
+        part.give(a, b.tile, next_norm != NULL);
+    }
+    workers_sync();
+    if (threadIdx.x == 0) {
+        if (next_norm)
+            count_up(&a.scratch->counts.input);
+        else if (blockIdx.x == 0) // shares are here, so all have waited for the last input
+            a.scratch->counts.input.n = 0;
+        b.ask_up_to(NO_LIMIT);
+    }
+    if (part.live)
+        part.store(a);
 }
 
 #endif
