@@ -46,6 +46,30 @@ struct scratchpad {
     int32_t i[32];
 };
 
+// f(i, row[i]) for the thread's ids, ascending: so many loads at once that the row's trip from L2
+// is not what counts.
+template <class F> __device__ __forceinline__ void each(const float *row, int32_t n, F f) {
+    enum { AT_ONCE = 8 };
+#pragma unroll 1
+    for (int32_t first = threadIdx.x; first < n; first += AT_ONCE * DRAW_THREADS) {
+        float v[AT_ONCE];
+#pragma unroll
+        for (int k = 0; k < AT_ONCE; k++)
+            v[k] = first + k * DRAW_THREADS < n ? row[first + k * DRAW_THREADS] : 0.f;
+#pragma unroll
+        for (int k = 0; k < AT_ONCE; k++) {
+            if (first + k * DRAW_THREADS < n)
+                f(first + k * DRAW_THREADS, v[k]);
+        }
+    }
+}
+
+static __device__ uint64_t warp_sum_mass(uint64_t v) {
+    for (int o = 16; o; o >>= 1)
+        v += __shfl_xor_sync(~0u, v, o);
+    return v;
+}
+
 static __device__ double block_sum_double(double v, scratchpad *s) {
     for (int o = 16; o; o >>= 1)
         v += __shfl_xor_sync(~0u, v, o);
@@ -59,57 +83,58 @@ static __device__ double block_sum_double(double v, scratchpad *s) {
     return sum;
 }
 
+// What warps left is added up, or compared, by every warp for itself.
 static __device__ uint64_t block_sum_mass(uint64_t v, scratchpad *s) {
-    for (int o = 16; o; o >>= 1)
-        v += __shfl_xor_sync(~0u, v, o);
+    v = warp_sum_mass(v);
     if ((threadIdx.x & 31) == 0)
         s->u[threadIdx.x >> 5] = v;
     __syncthreads();
-    uint64_t sum = 0;
-    for (int i = 0; i < DRAW_THREADS / 32; i++)
-        sum += s->u[i];
+    const uint64_t sum = warp_sum_mass(s->u[threadIdx.x & 31]);
     __syncthreads();
     return sum;
 }
 
 // The larger value, then the lower id. id -1: nothing.
-static __device__ void block_best(float *value, int32_t *id, scratchpad *s) {
-    auto merge = [&](float v, int32_t i) {
-        if (i >= 0 && (*id < 0 || v > *value || (v == *value && i < *id)))
-            *value = v, *id = i;
-    };
+static __device__ void warp_best(float *value, int32_t *id) {
     for (int o = 16; o; o >>= 1) {
         const float v = __shfl_xor_sync(~0u, *value, o);
         const int32_t i = __shfl_xor_sync(~0u, *id, o);
-        merge(v, i);
+        if (i >= 0 && (*id < 0 || v > *value || (v == *value && i < *id)))
+            *value = v, *id = i;
     }
-    if ((threadIdx.x & 31) == 0)
+}
+
+static __device__ void block_best(float *value, int32_t *id, scratchpad *s) {
+    const int lane = threadIdx.x & 31;
+    warp_best(value, id);
+    if (lane == 0)
         s->f[threadIdx.x >> 5] = *value, s->i[threadIdx.x >> 5] = *id;
     __syncthreads();
-    for (int w = 0; w < DRAW_THREADS / 32; w++)
-        merge(s->f[w], s->i[w]);
+    *value = s->f[lane], *id = s->i[lane];
+    warp_best(value, id);
     __syncthreads();
+}
+
+static __device__ uint64_t warp_scan_mass(uint64_t v) { // inclusive
+    for (int o = 1; o < 32; o <<= 1) {
+        const uint64_t before = __shfl_up_sync(~0u, v, o);
+        v += (int)(threadIdx.x & 31) >= o ? before : 0;
+    }
+    return v;
 }
 
 // Sum of what the threads before this one hold; *total: of all.
 static __device__ uint64_t block_scan_mass(uint64_t v, uint64_t *total, scratchpad *s) {
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
-    uint64_t inclusive = v;
-    for (int o = 1; o < 32; o <<= 1) {
-        const uint64_t before = __shfl_up_sync(~0u, inclusive, o);
-        inclusive += lane >= o ? before : 0;
-    }
+    const uint64_t inclusive = warp_scan_mass(v);
     if (lane == 31)
         s->u[warp] = inclusive;
     __syncthreads();
-    uint64_t before = 0, sum = 0;
-    for (int w = 0; w < DRAW_THREADS / 32; w++) {
-        before += w < warp ? s->u[w] : 0;
-        sum += s->u[w];
-    }
+    const uint64_t of_warps = warp_scan_mass(s->u[lane]);
     __syncthreads();
-    *total = sum;
-    return before + inclusive - v;
+    const uint64_t before = __shfl_sync(~0u, of_warps, max(warp - 1, 0));
+    *total = __shfl_sync(~0u, of_warps, 31);
+    return (warp > 0 ? before : 0) + inclusive - v;
 }
 
 // A fixed-point weight of a value of at most 1.
@@ -151,6 +176,42 @@ static __device__ int32_t find_in_order(int32_t n, uint64_t target, F mass, scra
     return result;
 }
 
+// The same where `target` is a share of all mass, in [0, 1): a warp takes a run of ids, then the
+// block the run in which it is.
+template <class F>
+static __device__ int32_t find_share(const float *w, int32_t n, double part, F mass,
+                                     scratchpad *s) {
+    enum { AT_ONCE = 8 };
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+    const int32_t run = (n + DRAW_THREADS / 32 - 1) / (DRAW_THREADS / 32);
+    const int32_t first = min(warp * run, n), end = min(first + run, n);
+    uint64_t sum = 0;
+#pragma unroll 1
+    for (int32_t at = first + lane; at < end; at += AT_ONCE * 32) {
+        float v[AT_ONCE];
+#pragma unroll
+        for (int k = 0; k < AT_ONCE; k++)
+            v[k] = at + k * 32 < end ? w[at + k * 32] : -INFINITY;
+#pragma unroll
+        for (int k = 0; k < AT_ONCE; k++)
+            sum += mass(v[k]);
+    }
+    sum = warp_sum_mass(sum);
+    if (lane == 0)
+        s->u[warp] = sum;
+    __syncthreads();
+    const uint64_t of_warps = warp_scan_mass(s->u[lane]), total = __shfl_sync(~0u, of_warps, 31);
+    __syncthreads();
+    const uint64_t target = min((uint64_t)(part * (double)total), total - 1);
+    const int hit = __ffs(__ballot_sync(~0u, target < of_warps)) - 1; // there is mass
+    const uint64_t before = __shfl_sync(~0u, of_warps, max(hit - 1, 0));
+    const int32_t base = min(hit * run, n);
+    const int32_t at = find_in_order(
+        min(run, n - base), target - (hit > 0 ? before : 0),
+        [&](int32_t i) { return mass(w[base + i]); }, s);
+    return at < 0 ? -1 : base + at;
+}
+
 // Keeps the shortest prefix, in the order of larger key then lower id, whose mass reaches `wanted`
 // (at least one id, all if they do not): the rest of w becomes -inf. key(i) is a float; mass(i) is
 // 0 for ids that are out.
@@ -188,13 +249,16 @@ static __device__ void keep_prefix(float *w, int32_t n, uint64_t wanted, K key, 
     __syncthreads();
 }
 
-static __device__ float row_max(const float *w, int32_t n, int32_t *id, scratchpad *s) {
+// *mine: of the thread's ids.
+static __device__ float row_max(const float *w, int32_t n, int32_t *id, float *mine,
+                                scratchpad *s) {
     float best = -INFINITY;
     int32_t at = -1;
-    for (int32_t i = threadIdx.x; i < n; i += DRAW_THREADS) {
-        if (w[i] > best)
-            best = w[i], at = i;
-    }
+    each(w, n, [&](int32_t i, float v) {
+        if (v > best)
+            best = v, at = i;
+    });
+    *mine = best;
     block_best(&best, &at, s);
     *id = at;
     return best;

@@ -10,21 +10,44 @@ namespace ssm {
 
 enum { LIST = 2048, FEW = 256 }; // FEW: how many a top_p without top_k is expected to need
 
-// The largest v of which at least k threads have one that is no smaller, as an order.
+// A v of which at least k threads have one that is no smaller, and not many more than k if there is
+// such a v, as an order.
 static __device__ uint32_t block_kth_largest(uint32_t order, int k) {
     uint32_t low = 0, high = 0xffffffffu;
     while (low < high) {
         const uint32_t middle = low + (high - low) / 2 + ((high - low) & 1);
-        if (__syncthreads_count(order >= middle) >= k)
+        const int n = __syncthreads_count(order >= middle);
+        if (n >= k)
             low = middle;
         else
             high = middle - 1;
+        if (n >= k && n <= k + k / 8 + 8)
+            break;
     }
     return low;
 }
 
+enum { RANKED = 256 };
+
+// Descending, by each key's rank: no two are the same.
+static __device__ void block_sort_few(uint64_t *keys, int n) {
+    const uint64_t mine = (int)threadIdx.x < n ? keys[threadIdx.x] : 0;
+    int rank = 0;
+    if ((int)threadIdx.x < n) {
+#pragma unroll 8
+        for (int i = 0; i < n; i++)
+            rank += keys[i] > mine;
+    }
+    __syncthreads();
+    if ((int)threadIdx.x < n)
+        keys[rank] = mine;
+    __syncthreads();
+}
+
 // Descending; n is rounded up to a power of two by zeros.
 static __device__ void block_sort(uint64_t *keys, int n) {
+    if (n <= RANKED)
+        return block_sort_few(keys, n);
     int size = 2;
     while (size < n)
         size *= 2;
@@ -57,14 +80,14 @@ static __device__ int gather(const float *w, int32_t n, uint32_t bound, uint64_t
     if (threadIdx.x == 0)
         count = 0;
     __syncthreads();
-    for (int32_t i = threadIdx.x; i < n; i += DRAW_THREADS) {
-        const uint32_t order = order_of(w[i]);
-        if (order >= bound && w[i] > -INFINITY) {
+    each(w, n, [&](int32_t i, float v) {
+        const uint32_t order = order_of(v);
+        if (order >= bound && v > -INFINITY) {
             const int at = atomicAdd(&count, 1);
             if (at < LIST)
                 keys[at] = (uint64_t)order << 32 | (uint32_t)~i;
         }
-    }
+    });
     __syncthreads();
     const int found = count;
     __syncthreads();
@@ -109,18 +132,15 @@ static __device__ int32_t draw_from(uint64_t *keys, int m, float max, float scal
     return at < 0 ? -1 : (int32_t) ~(uint32_t)(keys[at] >> 32);
 }
 
-// The token, or -2 where only the long way can tell.
+// The token, or -2 where only the long way can tell. mine: the largest of the thread's ids.
 static __device__ int32_t choose_few(const draw &d, const float *w, int32_t n, float max,
-                                     float scale, double uniform, scratchpad *s) {
+                                     float mine, float scale, double uniform, scratchpad *s) {
     __shared__ uint64_t keys[LIST];
     const bool top_k = d.top_k > 0 && d.top_k < n, nucleus = d.top_p < 1;
     if (d.typical_p < 1 || (top_k && d.top_k > DRAW_THREADS))
         return -2;
     uint32_t bound;
     if (top_k || nucleus) {
-        float mine = -INFINITY;
-        for (int32_t i = threadIdx.x; i < n; i += DRAW_THREADS)
-            mine = fmaxf(mine, w[i]);
         bound = block_kth_largest(order_of(mine), top_k ? d.top_k : FEW);
     } else {
         bound = order_of(max + logf(d.min_p));

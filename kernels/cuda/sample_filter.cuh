@@ -68,8 +68,7 @@ static __device__ uint64_t share(float part, uint64_t total) {
 
 static __device__ uint64_t total_mass(const float *w, int32_t n, float max, scratchpad *s) {
     uint64_t sum = 0;
-    for (int32_t i = threadIdx.x; i < n; i += DRAW_THREADS)
-        sum += mass_of(expf(w[i] - max));
+    each(w, n, [&](int32_t, float v) { sum += mass_of(expf(v - max)); });
     return block_sum_mass(sum, s);
 }
 
@@ -95,15 +94,16 @@ static __device__ void keep_typical(const draw &d, float *w, int32_t n, float ma
 
 static __device__ void filter(const draw &d, float *w, int32_t n, scratchpad *s) {
     int32_t unused;
+    float own;
     auto logit = [&](int32_t i) { return w[i]; };
     if (d.top_k > 0 && d.top_k < n)
         keep_prefix(
             w, n, (uint64_t)d.top_k, logit, [&](int32_t i) { return (uint64_t)(w[i] > -INFINITY); },
             s);
-    float max = row_max(w, n, &unused, s);
+    float max = row_max(w, n, &unused, &own, s);
     if (d.typical_p < 1) {
         keep_typical(d, w, n, max, s);
-        max = row_max(w, n, &unused, s);
+        max = row_max(w, n, &unused, &own, s);
     }
     if (d.top_p < 1)
         keep_prefix(
