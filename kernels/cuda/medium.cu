@@ -32,6 +32,9 @@
 //   + sums by st.async, history by cp.async; a stage     2.87  3.23  4.00           0.40  0.52
 //     fewer in in_proj (16 bytes too many)
 //   + sums by bulk copies, that stage, x and z even      2.73  2.84  3.44  9.20     0.41  0.48
+// Boxes of weights whose maps let L2 take 128 bytes from memory and not 256, which are the next
+// box's, too: memory gives 4.64 TB/s and not 4.3 by a bench of boxes alone, and mamba2-2.7b's steps
+// of 16 rows take 2.675 ms (2.776; another card 2.661, 2.777; H200, fp16 states).
 // Predicted for the first rung: 3.0 at 2.8b b64, 2.4 at b16. In_proj alone in a chain of itself
 // takes 18.8 us at 64 rows and 16.9 at 16, 12.6 more for every further 52 MB (4.15 TB/s): what is
 // missing is not the rate but the ends, 6 us a kernel.
@@ -56,7 +59,9 @@
 //
 // Open: whether blocks of a cluster meet on an SM (xproj.cu: they do, at 20 to 50%); Mamba-2 beyond
 // 16 rows (an earlier rung took 6.5 ms where cuBLASLt takes 6.24 at 2.7b b64);
-// tokens shared by multicast, so that more than 64 rows pay; the convolution's tail.
+// tokens shared by multicast, so that more than 64 rows pay; the convolution's tail; rows beyond
+// the tokens are a stage's weights, where zeros would take the matrix units half the energy
+// (resident.cu).
 #include <cudaTypedefs.h>
 
 #include "clusters.cuh"
@@ -148,7 +153,7 @@ static cudaError_t run(const device *d, const void *w, const void *x, int cols,
     a.ring_bytes = (larger(ring, after) + 15) / 16 * 16;
     const int bytes = a.ring_bytes + scratch;
     CUtensorMap w_map, x_map;
-    if (!tensor_map(&w_map, w, cols, a.n_rows, PIECE, a.box_rows, true) ||
+    if (!tensor_map(&w_map, w, cols, a.n_rows, PIECE, a.box_rows, true, FETCH_128) ||
         !tensor_map(&x_map, x, cols, a.tokens, PIECE, a.box_tokens, true))
         return cudaErrorNotSupported;
     const dim3 grid((unsigned)(p.tiles * SPLITS), (unsigned)ceil_div(a.tokens, a.box_tokens));
