@@ -199,9 +199,23 @@
 // was asked for before come at 4.3 TB/s (3.7 us, 5.4 from memory), where the same ones again come
 // at 8.7.
 //
-// Not explained: some launches take longer. In one process, blocks on the same SMs, the fifth line
-// took 2.58 or 3.00 ms from launch to launch and the sixth 2.49 or 2.91, once 5.09 for some
-// seconds; in other runs never. So compare lower quartiles.
+// Some launches take longer: in one process, blocks on the same SMs, the fifth line took 2.58 or
+// 3.00 ms from launch to launch and the sixth 2.49 or 2.91, once 5.09 for some seconds. Most likely
+// the card's cap of 700 W, at which its controller swings the clock. So compare lower quartiles.
+//
+// Energy (H200, 2.8b, fp16 states; large-steps.md has what it is made of), this kernel again and
+// again: 16 rows 654 W and 32 rows 677 W at 1.98 GHz, 48 rows 710 W at 1.94, 64 rows 701 W at 1.91;
+// there 2.286 ms where short runs take 2.259. So up to 32 rows the cap is not met, and at 64 it
+// costs 1.2%. J a launch at 8 rows: 1.20 (0.22 of it idle power), 1.28 with the absent rows' places
+// as other kernels leave them, 0.80 with weights from L2, 1.03 without wgmma, 1.17 without token
+// rows, 1.19 without states.
+// - Weights in a copy of their own (5 GB), each slot 20 KB in a row: dealt out to the blocks by
+//   turn b8 1.708 ms (1.730), b16 1.794 (1.807), b64 2.211 (2.226); a block's own slots in a row
+//   1.728, 1.832, 2.273. Not kept. (Both ranks' columns dealt out by turn, boxes as they are: no
+//   difference within 4%.)
+// - in_proj and out_proj by a power of two smaller, norm, C and D larger (the same bits), so that
+//   exponents differ in fewer bits: 1.04 and 1.07 J at 8 rows (1.11, 1.09), no time at 8 or 64.
+// - The ring's warp sleeping 32 ns between looks: the same.
 #include "clusters.cuh"
 #include "resident_fill.cuh"
 #include "resident_out.cuh"
