@@ -13,10 +13,12 @@
 //                     more), advance and / or scan, out_proj
 //   wide.cuh    5 up  such steps of Mamba-1 in bf16 on Hopper, to 3,072 or 4,096 tokens: in_proj
 //                     and out_proj with the norm between them
+//   conv_xproj.cu     convolution and x_proj of such steps in one, of some sizes
 //
 // Where a large step's time goes, and what was tried to make it less (halves beside each other,
 // products of our own with the convolution in them, convolution and x_proj in one kernel, all
 // layers in one launch): tests/bench/results/large-steps.md.
+#include "conv_xproj.h"
 #include "wide.h"
 
 namespace ssm {
@@ -53,12 +55,17 @@ static int wide_layer(device *d, int layer, const batch &b, ssm_error *err) {
         SSM_TRY(product(d, PRODUCT_IN, w.in_proj, d->u, d->xz, b.n, err));
         SSM_TRY(biases(d, w.in_bias, d->xz, d->weight_type, b.n, d->n_in, err));
     }
-    if (!rows)
+    const bool joint = conv_xproj_fits(d, b);
+    if (joint)
+        SSM_CUDA(d, conv_xproj(d, layer, b), err);
+    else if (!rows)
         SSM_CUDA(d, conv(d, layer, b), err);
     if (d->g.kind == SSM_BLOCK_MAMBA) {
-        if (xproj_fits(d, b))
+        if (!joint && xproj_of_prompts_fits(d, b))
+            SSM_CUDA(d, xproj_of_prompts(d, layer, b), err);
+        else if (!joint && xproj_fits(d, b))
             SSM_CUDA(d, xproj(d, layer, b), err);
-        else
+        else if (!joint)
             SSM_TRY(product(d, PRODUCT_X, w.x_proj, d->xc, d->xdb, b.n, err));
         if (d->g.bc_dt_norm)
             SSM_CUDA(d, small_norms(d, b.n, 1), err);

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // Steps of more than 64 rows and prompts at widths of published models, at odd counts: xproj.cu's
-// forms against the reference.
+// forms against the reference. Prompts that conv_xproj.cu takes: the same bits at any place and
+// beside a decode row, which sends them another way, and near what they come to alone.
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "tests.h"
 
@@ -74,8 +76,112 @@ START_TEST(many_rows_and_prompts_of_published_widths_agree) {
 }
 END_TEST
 
+// ---- conv_xproj.cu
+
+enum { MOST_PROMPTS = 12, MOST_TOKENS = 16384, BOTH_SLOTS = 40 };
+
+// Prompts apart from each other in tiles of 72, prompts that must share tiles, and tiles of 128.
+static const struct joint_plan {
+    int shape, n;
+    int32_t lengths[MOST_PROMPTS];
+} joint_plans[] = {
+    {4, 5, {700, 2, 901, 65, 190}},
+    {4, 12, {150, 149, 151, 3, 160, 147, 146, 73, 145, 300, 310, 152}},
+    {0, 5, {5000, 4097, 3, 4100, 700}},
+};
+enum { N_JOINT = sizeof joint_plans / sizeof joint_plans[0] };
+
+static int32_t token_of(const rig *r, int32_t prompt, int32_t k, bool fresh) {
+    return (k * 31 + prompt * 17 + fresh) % r->vocab;
+}
+
+// Prompt i at the (i + turn)th place and in slot (3 i + turn) % BOTH_SLOTS; in front of all, `row`
+// of a sequence of its own.
+static void step_joint(rig *r, const struct joint_plan *plan, int turn, bool row, bool fresh) {
+    int32_t *tokens = malloc(MOST_TOKENS * sizeof *tokens), at = 0;
+    ssm_segment segments[MOST_PROMPTS + 1];
+    int n = 0;
+    if (row) {
+        segments[n++] = (ssm_segment){BOTH_SLOTS, 0, 1, fresh, SSM_WANT_LAST};
+        tokens[at++] = 7;
+    }
+    for (int place = 0; place < plan->n; place++) {
+        const int i = (place - turn + plan->n) % plan->n;
+        const int32_t count = plan->lengths[i];
+        segments[n++] = (ssm_segment){(3 * i + turn) % BOTH_SLOTS, at, count, fresh, SSM_WANT_LAST};
+        for (int32_t k = 0; k < count; k++)
+            tokens[at++] = token_of(r, i, k, fresh);
+    }
+    rig_step(r, tokens, segments, n);
+    free(tokens);
+}
+
+static float *joint_alone(rig *r, const struct joint_plan *plan, int i) { // in small steps
+    int32_t *ids = malloc((size_t)plan->lengths[i] * sizeof *ids);
+    float *last = NULL;
+    for (int fresh = 1; fresh >= 0; fresh--) {
+        for (int32_t k = 0; k < plan->lengths[i]; k++)
+            ids[k] = token_of(r, i, k, fresh);
+        free(last);
+        last = rig_feed(r, 0, ids, plan->lengths[i], 200, fresh);
+    }
+    free(ids);
+    return last;
+}
+
+START_TEST(prompts_of_a_large_step_are_the_same_bits_in_any_company) {
+    const struct joint_plan *plan = &joint_plans[_i];
+    float *logits[MOST_PROMPTS], *states[MOST_PROMPTS];
+    small_model m;
+    rig r;
+    small_model_create(&m, &published[plan->shape], SSM_DTYPE_BF16, 61);
+    rig_open_for(&r, "cuda", &m.weights, SSM_DTYPE_BF16, SSM_DTYPE_F32, BOTH_SLOTS + 1, 64,
+                 MOST_TOKENS);
+    for (int turn = 0; turn < 4; turn++) { // the last with a decode row
+        const bool row = turn == 3;
+        step_joint(&r, plan, turn, row, true);
+        step_joint(&r, plan, turn, row, false);
+        for (int i = 0; i < plan->n; i++) {
+            float *of = rig_logits(&r, (i + turn) % plan->n + row);
+            float *state = rig_state(&r, (3 * i + turn) % BOTH_SLOTS);
+            if (turn == 0) {
+                logits[i] = of, states[i] = state;
+                continue;
+            }
+            ck_assert_msg(memcmp(of, logits[i], (size_t)r.vocab * sizeof *of) == 0 &&
+                              memcmp(state, states[i], r.state_floats * sizeof *state) == 0,
+                          "plan %d, turn %d: prompt %d depends on its place or company", _i, turn,
+                          i);
+            free(of);
+            free(state);
+        }
+    }
+    double worst = 0;
+    for (int i = 0; i < plan->n; i++) {
+        float *alone = joint_alone(&r, plan, i), *state = rig_state(&r, 0);
+        const double off = distance(logits[i], alone, (size_t)r.vocab),
+                     far = distance(states[i], state, r.state_floats);
+        ck_assert_msg(off <= 2.5e-2 && far <= 2.5e-2, // as formats[] of bf16
+                      "plan %d: prompt %d of %d tokens is off by %g, its state by %g", _i, i,
+                      plan->lengths[i], off, far);
+        worst = off > worst ? off : worst;
+        worst = far > worst ? far : worst;
+        free(alone);
+        free(state);
+        free(logits[i]);
+        free(states[i]);
+    }
+    printf("%s, prompts together %d: worst %.1e\n", published[plan->shape].name, _i, worst);
+    rig_close(&r);
+    small_model_free(&m);
+}
+END_TEST
+
 void xproj_tests(TCase *tc, cuda_part part, int one) {
     const int first = one < 0 ? 0 : one, end = one < 0 ? N_PUBLISHED : one + 1;
     if (part == PART_ALL || part == PART_XPROJ)
         tcase_add_loop_test(tc, many_rows_and_prompts_of_published_widths_agree, first, end);
+    if (one < 0 && (part == PART_ALL || part == PART_XPROJ))
+        tcase_add_loop_test(tc, prompts_of_a_large_step_are_the_same_bits_in_any_company, 0,
+                            N_JOINT);
 }
