@@ -160,6 +160,8 @@ struct device {
     float *row_norms;           // [token row][tiles] partial sums of the residual's squares
     void *resident;             // resident.cu's scratch
     void *solo;                 // solo.cu's
+    void *tickets;              // wide_places.cu's
+    void *gpcs;                 // its table, of the host
     float *out_squares;         // [FEW_ROWS][n_sms] partial sums of the residual's squares
     unsigned long long *x_sums; // MAMBA [X_COPIES][FEW_ROWS][n_x] x_proj in fixed point
     unsigned *x_broken;         // [FEW_ROWS] sums that are no numbers

@@ -202,6 +202,7 @@ static int list_activations(device *d, activation *out) {
     out[i++] = {&d->solo, solo_bytes(d)};
     out[i++] = {(void **)&d->carry, carry_bytes(d)};
     out[i++] = {(void **)&d->logits, (rows + d->kept_rows) * g->vocab_size * f};
+    out[i++] = {&d->tickets, wide_places_bytes(d)};
     return i;
 }
 
@@ -300,6 +301,7 @@ static void close_device(ssm_device *dev) {
         cudaStreamDestroy(d->stream);
     free(d->ring_at);
     free(d->held);
+    free(d->gpcs);
     free(d);
 }
 
@@ -312,6 +314,7 @@ static int open_all(device *d, const ssm_weights *w, ssm_error *err) {
     SSM_TRY(find_device(d, err));
     SSM_TRY(weights_upload(d, w, err));
     SSM_TRY(allocate(d, err));
+    SSM_CUDA(d, wide_places_find(d), err);
     SSM_TRY(products_create(d, err));
     SSM_TRY(sampler_create(d, err));
     SSM_TRY(transfers_create(d, err));

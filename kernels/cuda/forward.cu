@@ -74,7 +74,7 @@ static int wide_layer(device *d, int layer, const batch &b, ssm_error *err) {
     if (d->g.kind == SSM_BLOCK_MAMBA2)
         SSM_CUDA(d, gated_norm(d, w, d->y, b.n, true), err);
     if (own) {
-        SSM_CUDA(d, wide_out(d, layer, b.n), err);
+        SSM_CUDA(d, wide_out(d, layer, b.n, rows), err);
         return 0;
     }
     SSM_TRY(product(d, PRODUCT_OUT, w.out_proj, d->y, d->residual, b.n, err));

@@ -45,6 +45,7 @@
 
 #include "wide.h"
 #include "wide_hopper.cuh"
+#include "wide_places.cuh"
 
 namespace ssm {
 
@@ -83,6 +84,7 @@ struct wide_args {
     int row_tiles, col_tiles; // col_tiles: of SHARE neighbouring columns each
     int band;                 // row tiles that share a walk over all columns
     int half; // > 0: half of a tile's columns lie so many weight rows behind the others (col0 / 2)
+    wide_places places;
 };
 
 struct wide_tile {

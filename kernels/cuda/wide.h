@@ -20,8 +20,22 @@ cudaError_t wide_rows(device *d, int layer, const batch &b);
 
 // wide_out.cu: out_proj. Layers but the last leave the next one's input, residual times norm
 // weight, in d->u, and its tokens' sums of squares in d->row_norms, wide_out_squares() a token.
-cudaError_t wide_out(device *d, int layer, int32_t n);
+cudaError_t wide_out(device *d, int layer, int32_t n,
+                     bool rows = false); // rows: behind wide_rows()
 int32_t wide_out_squares(const device *d, int32_t n);
+
+// wide_places.cu: blocks of one GPC make neighbouring tiles.
+struct wide_places;
+struct place_set { // a launch's tickets
+    int layer;
+    bool out;
+};
+size_t wide_places_bytes(const device *d);         // of d->tickets; 0: never used
+cudaError_t wide_places_find(device *d);           // once, at opening
+bool wide_placed(const device *d, int32_t n_rows); // whether steps of so many rows do so
+// False: places by block number.
+bool wide_places_for(const device *d, int tiles, int cluster, bool split, const place_set *set,
+                     wide_places *out);
 
 // A way to cut a product into tiles, and what it costs: cycles, of the matrix units until the last
 // tile is done; 0: it does not fit.

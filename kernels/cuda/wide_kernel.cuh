@@ -22,16 +22,42 @@ __device__ __forceinline__ void wide_weights(const CUtensorMap *map, const wide_
         copy_box(at + SHAPE::W_BYTES / 2, map, p * WIDE_PIECE, row + a.half, full);
 }
 
+// The asking warp's first lane, at the block's start.
+__device__ __forceinline__ place_ticket wide_ticket(const wide_args &a, int rank) {
+    place_ticket t = {};
+    if (a.places.tickets && rank == 0 && threadIdx.x == WIDE_WARPS * 32)
+        t.take(a.places);
+    return t;
+}
+// The asking warp: its cluster's place. With tickets it has met the cluster, too.
+template <class SHAPE>
+__device__ __forceinline__ int wide_place(const wide_args &a, uint32_t told, place_ticket ticket,
+                                          int rank, int lane) {
+    if (a.places.tickets) {
+        if (SHAPE::CLUSTER > 1)
+            cluster_wait(); // the peers' barriers are there
+        if (rank == 0 && lane == 0)
+            tell_place<SHAPE::CLUSTER>(told, ticket.place(a.places));
+        __syncwarp();
+    }
+    return hear_place<SHAPE::CLUSTER>(a.places, told);
+}
+// One warp of the launch, behind the wait for the kernel before.
+__device__ __forceinline__ void wide_wipe(const wide_args &a, int lane) {
+    if (blockIdx.x == 0 && a.places.wiped && lane < (int)(sizeof(place_tickets) / sizeof(uint4)))
+        a.places.wiped[lane] = make_uint4(0, 0, 0, 0);
+}
+
 // One warp: everything that comes into shared memory.
 template <class SHAPE, class END, int STAGES>
 __device__ __forceinline__ void
 wide_produce(const CUtensorMap *x_map, const CUtensorMap *w_map, const wide_args &a,
              const typename END::args &e, wide_ring<STAGES, SHAPE::STAGE_BYTES, SHAPE::SHARE> ring,
-             int rank) {
+             int rank, uint32_t told, place_ticket ticket) {
     constexpr int PART = SHAPE::TOKENS / SHAPE::SHARE; // of x, each block's for all
     const int share = rank % SHAPE::SHARE, split = rank / SHAPE::SHARE;
     const int first = a.pieces * split / SHAPE::SPLITS;
-    const int n = a.pieces * (split + 1) / SHAPE::SPLITS - first, ahead = min(n, STAGES);
+    const int n = a.pieces * (split + 1) / SHAPE::SPLITS - first;
     const int tiles = a.row_tiles * a.col_tiles, step = gridDim.x / SHAPE::CLUSTER;
     const uint32_t blocks = ((1u << SHAPE::SHARE) - 1) << (split * SHAPE::SHARE);
     const auto weights = [&](const wide_tile &t, int p, int s) {
@@ -47,7 +73,8 @@ wide_produce(const CUtensorMap *x_map, const CUtensorMap *w_map, const wide_args
             copy_box_to(blocks, at, x_map, (first + p) * WIDE_PIECE, t.token0 + share * PART,
                         ring.full + s * 8);
     };
-    int i = blockIdx.x / SHAPE::CLUSTER;
+    int i = wide_place<SHAPE>(a, told, ticket, rank, ring.lane);
+    const int ahead = i < tiles ? min(n, STAGES) : 0;
     wide_tile t = wide_tile_at<SHAPE>(a, i, rank);
     if (ring.lane == 0) { // weights depend on nothing
         map_prefetch(x_map);
@@ -55,7 +82,7 @@ wide_produce(const CUtensorMap *x_map, const CUtensorMap *w_map, const wide_args
             weights(t, p, p);
     }
     __syncwarp();
-    if (SHAPE::CLUSTER > 1)
+    if (SHAPE::CLUSTER > 1 && !a.places.tickets)
         cluster_wait(); // the peers' barriers are there
     dependency_wait();
     if (ring.lane == 0) {
@@ -63,9 +90,10 @@ wide_produce(const CUtensorMap *x_map, const CUtensorMap *w_map, const wide_args
             inputs(t, p, p);
     }
     __syncwarp();
-    END::ahead(e, t);
+    if (i < tiles)
+        END::ahead(e, t);
     ring.stage = ahead % STAGES, ring.phase = ahead / STAGES;
-    for (int p = ahead;;) {
+    for (int p = ahead; i < tiles;) {
 #pragma unroll 1
         for (; p < n; p++, ring.next()) {
             barrier_wait(ring.empty + ring.stage * 8, ring.phase ^ 1);
@@ -156,7 +184,8 @@ __device__ __forceinline__ void wide_multiply(RING &ring, int n, int x,
 template <class SHAPE, class END, int STAGES>
 __device__ __forceinline__ void
 wide_consume(const wide_args &a, const typename END::args &e,
-             wide_ring<STAGES, SHAPE::STAGE_BYTES, SHAPE::SHARE> ring, int rank, uint32_t arrived) {
+             wide_ring<STAGES, SHAPE::STAGE_BYTES, SHAPE::SHARE> ring, int rank, uint32_t arrived,
+             uint32_t told) {
     constexpr int MT = SHAPE::MT, N = SHAPE::COLS;
     const int split = rank / SHAPE::SHARE, group = ring.warp / 4;
     const int n = a.pieces * (split + 1) / SHAPE::SPLITS - a.pieces * split / SHAPE::SPLITS;
@@ -165,10 +194,15 @@ wide_consume(const wide_args &a, const typename END::args &e,
         cluster_wait();
     if (SHAPE::SHARE > 1) // lane i tells block i of those that share x
         ring.empty = peer_address(ring.empty, split * SHAPE::SHARE + ring.lane % SHAPE::SHARE);
+    const int place = hear_place<SHAPE::CLUSTER>(a.places, told);
     dependency_wait();
+    if (SHAPE::SPLITS > 1 && place >= tiles) { // as the others do
+        cluster_arrive();
+        cluster_wait();
+    }
     int late = 0;
 #pragma unroll 1
-    for (int i = blockIdx.x / SHAPE::CLUSTER; i < tiles; i += step) {
+    for (int i = place; i < tiles; i += step) {
         wide_tile t = wide_tile_at<SHAPE>(a, i, rank);
         float acc[MT][N / 2];
         wide_multiply<SHAPE>(ring, n, group * MT * 64 * 128, acc, [&](int) {
@@ -209,8 +243,9 @@ __global__ void __launch_bounds__(WIDE_THREADS, 1)
     wide_ring<STAGES, SHAPE::STAGE_BYTES, SHAPE::SHARE> ring;
     ring.slots = shared_address(shared);
     ring.full = ring.slots + BARRIERS, ring.empty = ring.full + WIDE_MOST_STAGES * 8;
-    const uint32_t arrived = ring.empty + WIDE_MOST_STAGES * 8;
+    const uint32_t arrived = ring.empty + WIDE_MOST_STAGES * 8, told = arrived + WIDE_WARPS * 8;
     ring.stage = ring.phase = ring.oldest = 0, ring.warp = warp, ring.lane = threadIdx.x % 32;
+    const place_ticket ticket = wide_ticket(a, rank);
     if (threadIdx.x == 0) {
         for (int i = 0; i < STAGES; i++) {
             barrier_init(ring.full + i * 8, 1);
@@ -218,18 +253,18 @@ __global__ void __launch_bounds__(WIDE_THREADS, 1)
         }
         for (int i = 0; i < WIDE_WARPS; i++)
             barrier_init(arrived + i * 8, 1);
-        barriers_ready();
+        place_begin(told);
     }
     __syncthreads();
     if (SHAPE::CLUSTER > 1)
         cluster_arrive();
     if (warp < WIDE_WARPS) {
         more_registers<232>();
-        wide_consume<SHAPE, END, STAGES>(a, e, ring, rank, arrived);
+        wide_consume<SHAPE, END, STAGES>(a, e, ring, rank, arrived, told);
     } else {
         fewer_registers<40>();
         if (warp == WIDE_WARPS) {
-            wide_produce<SHAPE, END, STAGES>(&x_map, &w_map, a, e, ring, rank);
+            wide_produce<SHAPE, END, STAGES>(&x_map, &w_map, a, e, ring, rank, told, ticket);
         } else {
             if (SHAPE::CLUSTER > 1)
                 cluster_wait();
@@ -237,9 +272,13 @@ __global__ void __launch_bounds__(WIDE_THREADS, 1)
                 cluster_arrive();
                 cluster_wait();
             }
+            if (warp == WIDE_WARPS + 1) {
+                dependency_wait();
+                wide_wipe(a, ring.lane);
+            }
             if constexpr (SHAPE::SCRATCH > 0) {
                 if (warp >= WIDE_WARPS + 4 - SHAPE::BESIDE)
-                    END::beside(e, a, rank);
+                    END::beside(e, a, rank, hear_place<SHAPE::CLUSTER>(a.places, told));
             }
         }
     }
@@ -250,10 +289,11 @@ __global__ void __launch_bounds__(WIDE_THREADS, 1)
 #endif
 }
 
-// kernel: of SHAPE and an END with arguments e; w [cols][k], x [n][k].
+// kernel: of SHAPE and an END with arguments e; w [cols][k], x [n][k]; set: of its tickets, or
+// NULL.
 template <class SHAPE, class K, class ARGS>
 cudaError_t wide_launch(const device *d, K kernel, const void *w, const void *x, int n, int cols,
-                        int k, const ARGS &e, int half = 0) {
+                        int k, const ARGS &e, const place_set *set = NULL, int half = 0) {
     wide_args a = {};
     a.tokens = n, a.cols = cols, a.pieces = ceil_div(k, WIDE_PIECE);
     a.row_tiles = ceil_div(n, SHAPE::TOKENS);
@@ -266,7 +306,9 @@ cudaError_t wide_launch(const device *d, K kernel, const void *w, const void *x,
         !tensor_map(&x_map, x, k, n, WIDE_PIECE, SHAPE::TOKENS / SHAPE::SHARE, true))
         return cudaErrorNotSupported;
     const int tiles = a.row_tiles * a.col_tiles, most = d->n_sms / SHAPE::CLUSTER;
-    const int clusters = SHAPE::SPLITS > 1 || tiles < most ? tiles : most;
+    int clusters = SHAPE::SPLITS > 1 || tiles < most ? tiles : most;
+    if (wide_places_for(d, tiles, SHAPE::CLUSTER, SHAPE::SPLITS > 1, set, &a.places))
+        clusters = most;
     cluster_launch launch(d, dim3((unsigned)(clusters * SHAPE::CLUSTER)), WIDE_THREADS,
                           SHAPE::BYTES, SHAPE::CLUSTER, BESIDE_PREDECESSOR);
     return launch.run(kernel, x_map, w_map, a, e);

@@ -29,7 +29,8 @@
 namespace ssm {
 
 template <class SHAPE>
-static cudaError_t run(const device *d, const void *w, int32_t n, wide_out_args e) {
+static cudaError_t run(const device *d, const void *w, int32_t n, wide_out_args e,
+                       const place_set *set) {
     typedef wide_out_end<SHAPE> END;
     const int cols = d->g.d_model;
     e.tokens = n, e.cols = cols, e.n_squares = ceil_div(cols, SHAPE::N);
@@ -37,12 +38,12 @@ static cudaError_t run(const device *d, const void *w, int32_t n, wide_out_args 
                        END::SWIZZLE ? 128 : 0) ||
         !tensor_map_of(&e.u, d->u, false, cols, n, END::CHUNK, 16, END::SWIZZLE ? 64 : 0))
         return cudaErrorNotSupported;
-    return wide_launch<SHAPE>(d, wide_kernel<SHAPE, END>, w, d->y, n, cols, d->g.d_inner, e);
+    return wide_launch<SHAPE>(d, wide_kernel<SHAPE, END>, w, d->y, n, cols, d->g.d_inner, e, set);
 }
 
 struct out_way {
     wide_way way;
-    cudaError_t (*run)(const device *, const void *, int32_t, wide_out_args);
+    cudaError_t (*run)(const device *, const void *, int32_t, wide_out_args, const place_set *);
     int squares_cols; // columns of a sum of squares
 };
 template <class SHAPE> constexpr out_way way_of(int end) {
@@ -70,11 +71,13 @@ int32_t wide_out_squares(const device *d, int32_t n) {
     return ceil_div(d->g.d_model, way_for(d, n)->squares_cols);
 }
 
-cudaError_t wide_out(device *d, int layer, int32_t n) {
+cudaError_t wide_out(device *d, int layer, int32_t n, bool rows) {
+    const place_set set = {layer, true};
     wide_out_args e = {};
     if (layer + 1 < d->g.n_layers)
         e.next_norm = d->layers[layer + 1].norm, e.squares = d->row_norms;
-    return way_for(d, n)->run(d, d->layers[layer].out_proj, n, e);
+    return way_for(d, n)->run(d, d->layers[layer].out_proj, n, e,
+                              rows && wide_placed(d, n) ? &set : NULL);
 }
 
 // ---- which steps, and which way

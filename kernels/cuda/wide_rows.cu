@@ -80,7 +80,9 @@ template <class SHAPE, class K> static cudaError_t run(device *d, int layer, con
     }
     if (!tensor_map(&e.ring_map, e.ring, e.channels, 3 * d->n_slots, SHAPE::COLS / 2, 3, false))
         return cudaErrorNotSupported;
-    return wide_launch<SHAPE>(d, k, w.in_proj, d->u, b.n, 2 * g.d_inner, g.d_model, e, g.d_inner);
+    const place_set set = {layer, false};
+    return wide_launch<SHAPE>(d, k, w.in_proj, d->u, b.n, 2 * g.d_inner, g.d_model, e,
+                              wide_placed(d, b.n) ? &set : NULL, g.d_inner);
 }
 // A block's groups take turns.
 template <int HALF> static cudaError_t in_turns(device *d, int layer, const batch &b) {

@@ -116,11 +116,12 @@ template <class SHAPE> struct wide_rows_end {
     }
     // A tile's copy is written when fetch() has met these warps for the tile before: then the end
     // of the one before that is over.
-    static __device__ __forceinline__ void beside(const args &e, const wide_args &a, int rank) {
+    static __device__ __forceinline__ void beside(const args &e, const wide_args &a, int rank,
+                                                  int place) {
         const int thread = threadIdx.x - (WIDE_THREADS - THREADS);
         const int tiles = a.row_tiles * a.col_tiles, step = gridDim.x / SHAPE::CLUSTER;
 #pragma unroll 1
-        for (int i = blockIdx.x / SHAPE::CLUSTER; i < tiles; i += step) {
+        for (int i = place; i < tiles; i += step) {
             const wide_tile t = wide_tile_at<SHAPE>(a, i, rank);
             taps_of(e, t, thread);
             describe(e, t, thread);

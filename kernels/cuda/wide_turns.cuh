@@ -42,9 +42,9 @@ struct wide_turns {
 // One warp: x and w of all tiles.
 template <class SHAPE, class RING>
 __device__ __forceinline__ void turns_produce(const CUtensorMap *x_map, const CUtensorMap *w_map,
-                                              const wide_args &a, RING ring, int stages, int rank) {
+                                              const wide_args &a, RING ring, int stages, int rank,
+                                              uint32_t told, place_ticket ticket) {
     constexpr int PART = SHAPE::TOKENS / SHAPE::SHARE; // of x, each block's for all
-    const int n = a.pieces, ahead = min(n, stages);
     const int tiles = a.row_tiles * a.col_tiles, step = gridDim.x / SHAPE::CLUSTER;
     const auto weights = [&](const wide_tile &t, int p, int s) {
         const uint32_t at = ring.slots + s * SHAPE::STAGE_BYTES + SHAPE::X_BYTES;
@@ -59,7 +59,9 @@ __device__ __forceinline__ void turns_produce(const CUtensorMap *x_map, const CU
             copy_box_to((1u << SHAPE::SHARE) - 1, at, x_map, p * WIDE_PIECE, t.token0 + rank * PART,
                         ring.full + s * 8);
     };
-    int i = blockIdx.x / SHAPE::CLUSTER, p = ahead;
+    int i = wide_place<SHAPE>(a, told, ticket, rank, ring.lane);
+    const int n = i < tiles ? a.pieces : 0, ahead = min(n, stages);
+    int p = ahead;
     wide_tile t = wide_tile_at<SHAPE>(a, i, rank);
     if (ring.lane == 0) { // weights depend on nothing
         map_prefetch(x_map);
@@ -67,7 +69,7 @@ __device__ __forceinline__ void turns_produce(const CUtensorMap *x_map, const CU
             weights(t, k, k);
     }
     __syncwarp();
-    if (SHAPE::CLUSTER > 1)
+    if (SHAPE::CLUSTER > 1 && !a.places.tickets)
         cluster_wait(); // the peers' barriers are there
     dependency_wait();
     if (ring.lane == 0) {
@@ -102,9 +104,8 @@ __device__ __forceinline__ void turns_produce(const CUtensorMap *x_map, const CU
 // One warp: what END asks for, of each tile when the end of the one before is over (`ended`).
 template <class SHAPE, class END, class RING>
 __device__ __forceinline__ void turns_fetch(const wide_args &a, const typename END::args &e,
-                                            RING ring, uint32_t ended, int rank) {
+                                            RING ring, uint32_t ended, int rank, int first) {
     const int tiles = a.row_tiles * a.col_tiles, step = gridDim.x / SHAPE::CLUSTER;
-    const int first = blockIdx.x / SHAPE::CLUSTER;
 #pragma unroll 1
     for (int i = first, phase = 1; i < tiles; i += step, phase ^= 1) {
         const wide_tile t = wide_tile_at<SHAPE>(a, i, rank);
@@ -128,7 +129,7 @@ __device__ __forceinline__ void turns_fetch(const wide_args &a, const typename E
 template <class SHAPE, class END, class RING, class END_RING>
 __device__ __forceinline__ void turns_consume(const wide_args &a, const typename END::args &e,
                                               RING ring, END_RING own, uint32_t turn, int group,
-                                              int rank) {
+                                              int rank, int place) {
     const int tiles = a.row_tiles * a.col_tiles, step = gridDim.x / SHAPE::CLUSTER;
     const uint32_t mine = turn + group * 8, others = turn + (group ^ 1) * 8;
     bool first = group == 0; // nothing comes before
@@ -137,7 +138,7 @@ __device__ __forceinline__ void turns_consume(const wide_args &a, const typename
         own.skip(END::STAGES);
     }
 #pragma unroll 1
-    for (int i = blockIdx.x / SHAPE::CLUSTER + group * step, phase = 0; i < tiles; i += 2 * step) {
+    for (int i = place + group * step, phase = 0; i < tiles; i += 2 * step) {
         const wide_tile t = wide_tile_at<SHAPE>(a, i, rank);
         float acc[SHAPE::MT][SHAPE::COLS / 2];
         if (!first)
@@ -178,9 +179,10 @@ __global__ void __launch_bounds__(WIDE_THREADS, 1)
     ring.slots = shared_address(shared), own.slots = ring.slots + ENDS;
     ring.full = ring.slots + BARRIERS, ring.empty = ring.full + WIDE_MOST_STAGES * 8;
     own.full = ring.empty + WIDE_MOST_STAGES * 8, own.empty = own.full + WIDE_MOST_SLOTS * 8;
-    const uint32_t turn = own.empty + WIDE_MOST_SLOTS * 8;
+    const uint32_t turn = own.empty + WIDE_MOST_SLOTS * 8, told = turn + 5 * 8;
     ring.stage = ring.phase = ring.oldest = own.stage = own.phase = own.oldest = 0;
     ring.warp = own.warp = warp % 4, ring.lane = own.lane = threadIdx.x % 32;
+    const place_ticket ticket = wide_ticket(a, rank);
     if (threadIdx.x == 0) {
         for (int i = 0; i < STAGES; i++) {
             barrier_init(ring.full + i * 8, 1);
@@ -192,7 +194,7 @@ __global__ void __launch_bounds__(WIDE_THREADS, 1)
         }
         for (int i = 0; i < 5; i++)
             barrier_init(turn + i * 8, SHAPE::WARPS);
-        barriers_ready();
+        place_begin(told);
     }
     __syncthreads();
     if (SHAPE::CLUSTER > 1)
@@ -204,19 +206,22 @@ __global__ void __launch_bounds__(WIDE_THREADS, 1)
         if (SHAPE::SHARE > 1) // lane i tells block i of those that share x
             ring.empty = peer_address(ring.empty, ring.lane % SHAPE::SHARE);
         dependency_wait();
-        turns_consume<SHAPE, END>(a, e, ring, own, turn, warp / 4, rank);
+        const int place = hear_place<SHAPE::CLUSTER>(a.places, told);
+        turns_consume<SHAPE, END>(a, e, ring, own, turn, warp / 4, rank, place);
     } else {
         fewer_registers<40>();
         if (warp == WIDE_WARPS) {
-            turns_produce<SHAPE>(&x_map, &w_map, a, ring, STAGES, rank);
+            turns_produce<SHAPE>(&x_map, &w_map, a, ring, STAGES, rank, told, ticket);
         } else {
             if (SHAPE::CLUSTER > 1)
                 cluster_wait();
+            const int place = hear_place<SHAPE::CLUSTER>(a.places, told);
             if (warp == WIDE_WARPS + 1) {
                 dependency_wait();
-                turns_fetch<SHAPE, END>(a, e, own, turn + 32, rank);
+                wide_wipe(a, ring.lane);
+                turns_fetch<SHAPE, END>(a, e, own, turn + 32, rank, place);
             } else if constexpr (SHAPE::SCRATCH > 0) {
-                END::beside(e, a, rank);
+                END::beside(e, a, rank, place);
             }
         }
     }
