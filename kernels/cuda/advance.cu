@@ -232,7 +232,7 @@ static bool stream_fits(const device *d, const batch &b, int32_t n_splits, int c
 template <class S> static cudaError_t stream(device *d, int layer, const batch &b) {
     constexpr int CHANNELS = stream_shape<S, THREADS>::CHANNELS;
     constexpr int DEPTH = sizeof(S) == 4 ? 8 : 4; // f32: 13.0 ms with 4
-    const mamba_args a = mamba_arguments(d, layer, 1);
+    const mamba_args a = row_arguments(d, layer, b, 1);
     const int64_t items = (int64_t)ceil_div(b.n_rows, TILE) * (a.channels / CHANNELS);
     const unsigned blocks = (unsigned)(items < 2 * d->n_sms ? items : 2 * d->n_sms);
     const size_t shared = stream_bytes(a.rank, a.n_x, CHANNELS);
@@ -241,6 +241,13 @@ template <class S> static cudaError_t stream(device *d, int layer, const batch &
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared);
     return rc ? rc
               : launch(d, kernel, dim3(blocks), THREADS, shared, b.decode, a, b.rows, b.n_rows);
+}
+
+// A row's x is read by the thread, or the block, that writes its y there, and by nobody behind it:
+// so much less has to stay in L2 until out_proj (tests/bench/results/large-steps.md, "What L2 keeps
+// of a layer"). Smaller steps have kernels of their own, and beside spans y is the scan's, too.
+void *mamba_y(const device *d, const batch &b) {
+    return b.decode && b.n > SPLIT_ROWS ? d->xc : d->y;
 }
 
 cudaError_t mamba_advance(device *d, int layer, const batch &b, int32_t n_splits) {

@@ -215,7 +215,7 @@ template <class S> static auto advance_fast(int rank) {
 
 cudaError_t mamba_advance_few(device *d, int layer, const batch &b, int32_t n_splits) {
     const ssm_geometry &g = d->g;
-    const mamba_args a = mamba_arguments(d, layer, n_splits);
+    const mamba_args a = row_arguments(d, layer, b, n_splits);
     const int v = 16 / (int)type_bytes(d->state_type), lanes = g.d_state / v;
     const bool fits = g.d_state % v == 0 && lanes >= 1 && lanes <= 32 && (lanes & (lanes - 1)) == 0;
     // Registers for weights cost occupancy: worth it where a step is short.

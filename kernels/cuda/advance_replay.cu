@@ -224,7 +224,7 @@ bool advance_replay_fits(const device *d, int32_t n_rows) {
 }
 
 cudaError_t advance_replay(device *d, int layer, const batch &b) {
-    const mamba_args a = mamba_arguments(d, layer, 1);
+    const mamba_args a = row_arguments(d, layer, b, 1);
     const advance_replay_layout l = advance_replay_layout_of(a.rank);
     advance_replay_entries e = advance_replay_entries_of(d, layer);
     e.held = b.held;

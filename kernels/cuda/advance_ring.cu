@@ -2,7 +2,8 @@
 // Mamba-1, one token of many sequences, on Hopper: the states go through shared memory, so that how
 // many bytes are under way does not depend on what warps wait for, nor on registers.
 //
-// Bytes a row and layer: the state twice (327,680 in fp16 at 5,120 channels), x, z and y.
+// Bytes a row and layer: the state twice (327,680 in fp16 at 5,120 channels), x, z and y (in x's
+// place: mamba_y() in advance.cu).
 //
 // - A column of 128 channels (64 in fp32) is walked row by row, in tiles of 16, by as many blocks
 //   as fit: 384 threads, half an SM. Blocks of neighbouring columns are at the same rows at the
@@ -58,6 +59,7 @@
 //
 // Tried and dropped: asking L2 for three more rows a warp before the wait (130m b1024 1.775 ms,
 // 1.73 without; 2.8b the same).
+// Dropped as well: states written as others are, not first to leave L2: steps 1.4% longer.
 //
 // Tried for fp16: warps that own their rows, make delta for eight of them at a time and meet
 // nowhere, eight a block of 64 channels, y by the matrix units (370 instructions a row, 60 for its
@@ -275,7 +277,7 @@ bool advance_ring_fits(const device *d, const batch &b, int32_t n_splits) {
 }
 
 template <class S> static cudaError_t run(device *d, int layer, const batch &b) {
-    const mamba_args a = mamba_arguments(d, layer, 1);
+    const mamba_args a = row_arguments(d, layer, b, 1);
     const advance_ring_layout l = advance_ring_layout_of<S>(a.rank);
     // As many blocks a column as fit: neighbouring columns are at the same rows at the same time.
     const int columns = a.channels / advance_ring_shape<S>::CHANNELS, room = 2 * d->n_sms;

@@ -159,7 +159,7 @@ bool short_fits(const device *d, const batch &b, int32_t n_splits) {
 
 template <class S, int GROUPS> static cudaError_t run(device *d, int layer, const batch &b) {
     constexpr int CHANNELS = stream_shape<S, 32 * COLUMNS>::CHANNELS;
-    const mamba_args a = mamba_arguments(d, layer, 1);
+    const mamba_args a = row_arguments(d, layer, b, 1);
     const dim3 grid((unsigned)(a.channels / CHANNELS), (unsigned)ceil_div(b.n_rows, TILE));
     const size_t shared = short_bytes(a.rank, a.n_x, CHANNELS);
     auto kernel = advance_short_kernel<S, GROUPS>;

@@ -304,6 +304,8 @@ cudaError_t small_norms(device *d, int32_t n,
                         int32_t n_splits); // falcon_mamba's of dt, B and C, in xdb
 cudaError_t conv(device *d, int layer, const batch &b);
 cudaError_t mamba_advance(device *d, int layer, const batch &b, int32_t n_split);
+// Where that leaves y, [token][d_inner]: in large steps of rows alone where x was (advance.cu).
+void *mamba_y(const device *d, const batch &b);
 cudaError_t mamba_advance_few(device *d, int layer, const batch &b, int32_t n_split);
 cudaError_t mamba_scan(device *d, int layer, const batch &b);
 bool replay_fits(const device *d);

@@ -73,11 +73,12 @@ static int wide_layer(device *d, int layer, const batch &b, ssm_error *err) {
     SSM_TRY(advance(d, layer, b, 1, false, err));
     if (d->g.kind == SSM_BLOCK_MAMBA2)
         SSM_CUDA(d, gated_norm(d, w, d->y, b.n, true), err);
+    const void *y = d->g.kind == SSM_BLOCK_MAMBA ? mamba_y(d, b) : d->y;
     if (own) {
-        SSM_CUDA(d, wide_out(d, layer, b.n, rows), err);
+        SSM_CUDA(d, wide_out(d, layer, y, b.n, rows), err);
         return 0;
     }
-    SSM_TRY(product(d, PRODUCT_OUT, w.out_proj, d->y, d->residual, b.n, err));
+    SSM_TRY(product(d, PRODUCT_OUT, w.out_proj, y, d->residual, b.n, err));
     return biases(d, w.out_bias, d->residual, SSM_DTYPE_F32, b.n, d->g.d_model, err);
 }
 

@@ -254,6 +254,12 @@ inline mamba_args mamba_arguments(const device *d, int layer, int32_t n_splits) 
     return a;
 }
 
+inline mamba_args row_arguments(const device *d, int layer, const batch &b, int32_t n_splits) {
+    mamba_args a = mamba_arguments(d, layer, n_splits);
+    a.y = mamba_y(d, b);
+    return a;
+}
+
 // scan_any.cu: any type and number of states; a pass other than SCAN_WHOLE only with 16 states.
 cudaError_t mamba_scan_any(device *d, int layer, const batch &b, scan_pass pass);
 

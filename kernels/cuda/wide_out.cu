@@ -29,7 +29,7 @@
 namespace ssm {
 
 template <class SHAPE>
-static cudaError_t run(const device *d, const void *w, int32_t n, wide_out_args e,
+static cudaError_t run(const device *d, const void *w, const void *y, int32_t n, wide_out_args e,
                        const place_set *set) {
     typedef wide_out_end<SHAPE> END;
     const int cols = d->g.d_model;
@@ -38,12 +38,13 @@ static cudaError_t run(const device *d, const void *w, int32_t n, wide_out_args 
                        END::SWIZZLE ? 128 : 0) ||
         !tensor_map_of(&e.u, d->u, false, cols, n, END::CHUNK, 16, END::SWIZZLE ? 64 : 0))
         return cudaErrorNotSupported;
-    return wide_launch<SHAPE>(d, wide_kernel<SHAPE, END>, w, d->y, n, cols, d->g.d_inner, e, set);
+    return wide_launch<SHAPE>(d, wide_kernel<SHAPE, END>, w, y, n, cols, d->g.d_inner, e, set);
 }
 
 struct out_way {
     wide_way way;
-    cudaError_t (*run)(const device *, const void *, int32_t, wide_out_args, const place_set *);
+    cudaError_t (*run)(const device *, const void *, const void *, int32_t, wide_out_args,
+                       const place_set *);
     int squares_cols; // columns of a sum of squares
 };
 template <class SHAPE> constexpr out_way way_of(int end) {
@@ -71,12 +72,12 @@ int32_t wide_out_squares(const device *d, int32_t n) {
     return ceil_div(d->g.d_model, way_for(d, n)->squares_cols);
 }
 
-cudaError_t wide_out(device *d, int layer, int32_t n, bool rows) {
+cudaError_t wide_out(device *d, int layer, const void *y, int32_t n, bool rows) {
     const place_set set = {layer, true};
     wide_out_args e = {};
     if (layer + 1 < d->g.n_layers)
         e.next_norm = d->layers[layer + 1].norm, e.squares = d->row_norms;
-    return way_for(d, n)->run(d, d->layers[layer].out_proj, n, e,
+    return way_for(d, n)->run(d, d->layers[layer].out_proj, y, n, e,
                               rows && wide_placed(d, n) ? &set : NULL);
 }
 

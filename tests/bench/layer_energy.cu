@@ -96,9 +96,11 @@ static void measure(const batch &b) {
     };
     const of_layer out_proj = [&](int l) {
         if (own)
-            MUST_CUDA(wide_out(d, l, b.n));
+            MUST_CUDA(wide_out(d, l, mamba_y(d, b), b.n));
         else
-            must(product(d, PRODUCT_OUT, d->layers[l].out_proj, d->y, d->residual, b.n, &err), err);
+            must(product(d, PRODUCT_OUT, d->layers[l].out_proj, mamba_y(d, b), d->residual, b.n,
+                         &err),
+                 err);
     };
     const of_layer whole = [&](int l) {
         if (!own)
