@@ -324,6 +324,11 @@ void products_free(device *d);
 int product(device *d, product_kind kind, const void *weight, const void *x, void *y, int32_t n,
             ssm_error *err);
 
+// head.cu: logits of d->u on Hopper. squares: partial sums of its tokens' squares, by whose norm
+// they are scaled; NULL: u is normed.
+bool head_fits(const device *d, int32_t n);
+cudaError_t head(device *d, int32_t n, const float *squares, int32_t n_squares);
+
 // skinny.cu: the same for few rows, with what comes before and after fused in
 bool skinny_fits(const device *d, int32_t n);
 cudaError_t skinny_in(device *d, int layer, const batch &b);

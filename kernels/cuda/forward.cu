@@ -15,6 +15,8 @@
 //                     and out_proj with the norm between them
 //   conv_xproj.cu     convolution and x_proj of such steps in one, of some sizes
 //
+// and the head: few.cu's, skinny.cu's, head.cu on Hopper, or product.cu behind norm_f.
+//
 // Where a large step's time goes, and what was tried to make it less (halves beside each other,
 // products of our own with the convolution in them, convolution and x_proj in one kernel, all
 // layers in one launch): tests/bench/results/large-steps.md.
@@ -40,6 +42,11 @@ static int advance(device *d, int layer, const batch &b, int32_t n_splits, bool 
     if (b.n_spans > 0)
         SSM_CUDA(d, mamba2_scan(d, layer, b), err);
     return 0;
+}
+
+// Whether the last of wide_layer()'s out_proj leaves what the head scales by norm_f.
+static bool head_norms(const device *d, const batch &b) {
+    return b.decode && head_fits(d, b.n) && (wide_rows_fits(d, b) || wide_fits(d, b));
 }
 
 static int wide_layer(device *d, int layer, const batch &b, ssm_error *err) {
@@ -75,7 +82,10 @@ static int wide_layer(device *d, int layer, const batch &b, ssm_error *err) {
         SSM_CUDA(d, gated_norm(d, w, d->y, b.n, true), err);
     const void *y = d->g.kind == SSM_BLOCK_MAMBA ? mamba_y(d, b) : d->y;
     if (own) {
-        SSM_CUDA(d, wide_out(d, layer, y, b.n, rows), err);
+        const float *next = layer + 1 < d->g.n_layers ? d->layers[layer + 1].norm
+                            : head_norms(d, b)        ? d->norm_f
+                                                      : NULL;
+        SSM_CUDA(d, wide_out(d, layer, y, b.n, next, rows), err);
         return 0;
     }
     SSM_TRY(product(d, PRODUCT_OUT, w.out_proj, y, d->residual, b.n, err));
@@ -168,7 +178,15 @@ int forward(device *d, const batch &b, ssm_error *err) {
         SSM_CUDA(d, skinny_head(d, b), err);
         return 0;
     }
+    if (!resident && !medium && head_norms(d, b)) {
+        SSM_CUDA(d, head(d, b.n, d->row_norms, wide_out_squares(d, b.n)), err);
+        return 0;
+    }
     SSM_CUDA(d, norm(d, d->norm_f, d->residual, b.logit_tokens, d->u, b.n_logits, true), err);
+    if (head_fits(d, b.n_logits)) {
+        SSM_CUDA(d, head(d, b.n_logits, NULL, 0), err);
+        return 0;
+    }
     return product(d, PRODUCT_HEAD, d->lm_head, d->u, d->logits, b.n_logits, err);
 }
 

@@ -248,8 +248,11 @@ static int choose_all(device *d, cublasLtMatmulPreference_t preference, cudaEven
             continue;
         SSM_TRY(layouts(d, kind, err));
         const int32_t most = step_bucket(kind == PRODUCT_HEAD ? d->max_rows : d->max_tokens);
-        for (int i = 0; i < p->n_buckets && p->buckets[i] <= most; i++)
+        for (int i = 0; i < p->n_buckets && p->buckets[i] <= most; i++) {
+            if (kind == PRODUCT_HEAD && head_fits(d, p->buckets[i]))
+                continue; // never asked for
             SSM_TRY(choose(d, kind, i, preference, from, to, err));
+        }
     }
     return 0;
 }

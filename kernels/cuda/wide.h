@@ -18,10 +18,11 @@ cudaError_t wide_in(device *d, int layer, int32_t n);
 bool wide_rows_fits(const device *d, const batch &b);
 cudaError_t wide_rows(device *d, int layer, const batch &b);
 
-// wide_out.cu: out_proj of y. Layers but the last leave the next one's input, residual times norm
-// weight, in d->u, and its tokens' sums of squares in d->row_norms, wide_out_squares() a token.
-cudaError_t wide_out(device *d, int layer, const void *y, int32_t n,
-                     bool rows = false); // rows: behind wide_rows()
+// wide_out.cu: out_proj of y. With next_norm it leaves the input of what follows, residual times
+// that norm's weight, in d->u, and its tokens' sums of squares in d->row_norms, wide_out_squares()
+// a token. rows: behind wide_rows().
+cudaError_t wide_out(device *d, int layer, const void *y, int32_t n, const float *next_norm,
+                     bool rows);
 int32_t wide_out_squares(const device *d, int32_t n);
 
 // wide_places.cu: blocks of one GPC make neighbouring tiles.

@@ -72,11 +72,11 @@ int32_t wide_out_squares(const device *d, int32_t n) {
     return ceil_div(d->g.d_model, way_for(d, n)->squares_cols);
 }
 
-cudaError_t wide_out(device *d, int layer, const void *y, int32_t n, bool rows) {
+cudaError_t wide_out(device *d, int layer, const void *y, int32_t n, const float *next_norm,
+                     bool rows) {
     const place_set set = {layer, true};
     wide_out_args e = {};
-    if (layer + 1 < d->g.n_layers)
-        e.next_norm = d->layers[layer + 1].norm, e.squares = d->row_norms;
+    e.next_norm = next_norm, e.squares = d->row_norms;
     return way_for(d, n)->run(d, d->layers[layer].out_proj, y, n, e,
                               rows && wide_placed(d, n) ? &set : NULL);
 }

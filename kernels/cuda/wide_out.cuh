@@ -17,7 +17,7 @@ namespace ssm {
 
 struct wide_out_args {
     CUtensorMap residual, u; // boxes of 16 tokens and CHUNK columns, swizzled by their bytes
-    const float *next_norm;  // [cols] of the layer that follows, or NULL: no u, no squares
+    const float *next_norm;  // [cols] of what follows, or NULL: no u, no squares
     float *squares;          // [token][n_squares]
     int tokens, cols, n_squares;
 };

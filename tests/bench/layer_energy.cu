@@ -95,8 +95,9 @@ static void measure(const batch &b) {
         MUST_CUDA(b.decode ? mamba_advance(d, l, b, 1) : mamba_scan(d, l, b));
     };
     const of_layer out_proj = [&](int l) {
+        const float *next = l + 1 < d->g.n_layers ? d->layers[l + 1].norm : NULL;
         if (own)
-            MUST_CUDA(wide_out(d, l, mamba_y(d, b), b.n));
+            MUST_CUDA(wide_out(d, l, mamba_y(d, b), b.n, next, false));
         else
             must(product(d, PRODUCT_OUT, d->layers[l].out_proj, mamba_y(d, b), d->residual, b.n,
                          &err),

@@ -39,9 +39,9 @@ START_TEST(too_many_sessions_say_how_many_would_fit) {
 END_TEST
 
 static cuda_part part_of(const char *word) {
-    static const char *const words[] = {"all",   "quick", "race", "few",  "medium",
-                                        "xproj", "wide",  "held", "ahead"};
-    for (int i = PART_ALL; word && i <= PART_AHEAD; i++) {
+    static const char *const words[] = {"all",   "quick", "race", "few",   "medium",
+                                        "xproj", "wide",  "held", "ahead", "head"};
+    for (int i = PART_ALL; word && i <= PART_HEAD; i++) {
         if (strcmp(word, words[i]) == 0)
             return (cuda_part)i;
     }
@@ -83,6 +83,7 @@ int main(int argc, char **argv) {
     traffic_tests(states, part);
     prompts_tests(prompts, part);
     large_tests(large, part);
+    head_tests(large, part);
     xproj_tests(large, part, -1);
     wide_tests(wide_case, part, -1);
     return suite_run(suite);

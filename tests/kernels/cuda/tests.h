@@ -48,6 +48,7 @@ typedef enum cuda_part {
     PART_WIDE,   // the same of wide.cuh
     PART_HELD,   // Mamba-1's states that are not written every token, no more
     PART_AHEAD,  // steps and draws asked for ahead of the device, no more
+    PART_HEAD,   // what head.cu can break, no more
 } cuda_part;
 
 void plans_tests(TCase *tc, cuda_part part, int one); // of the race part's four; -1: all
@@ -58,6 +59,7 @@ void few_tests(TCase *tc, TCase *states, cuda_part part, int one); // of the wid
 void medium_tests(TCase *tc, cuda_part part, int one);             // the same
 void xproj_tests(TCase *tc, cuda_part part, int one);              // the same
 void wide_tests(TCase *tc, cuda_part part, int one);               // the same
+void head_tests(TCase *tc, cuda_part part);
 void states_tests(TCase *tc, cuda_part part);
 void replay_tests(TCase *tc, cuda_part part);
 void held_tests(TCase *tc, cuda_part part);
