@@ -28,6 +28,8 @@
 // x_proj:
 //                                    two kernels, in a step   this     two, in a chain   this
 //   2.8b, 1 x 2,048 (72/4)           32.9                     26.9 *   25.6              23.3
+//         2 x 2,048 (64/2)                                             41.2              36.4
+//         8 x 2,048 (128/1)                                            135               110
 //   130m, 8 x 2,048 (128/1)          50.1                     37.1     43.0              36.9
 // * with stages 4, 5, 6 and peers' sums in the rings' place, behind a barrier of the cluster; in
 // the chain 1 us slower than as it is now
@@ -114,6 +116,8 @@ constexpr cx_form form_of(int channels, int fewest, int most) {
 // As measured; of fewer tokens a form takes as long.
 static const cx_form forms[] = {
     form_of<3, 72, 4, 3, 3, 4, 6, 5, 5>(5120, 1537, 2048),
+    form_of<3, 64, 2, 3, 4, 5, 6, 5, 5>(5120, 3585, 4096),
+    form_of<3, 128, 1, 2, 4, 3, 4, 5, 6>(5120, 14337, 16384),
     form_of<2, 128, 1, 2, 4, 4, 4, 5, 6>(1536, 13313, 16384),
 };
 

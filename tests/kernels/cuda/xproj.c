@@ -80,7 +80,7 @@ END_TEST
 
 enum { MOST_PROMPTS = 12, MOST_TOKENS = 16384, BOTH_SLOTS = 40 };
 
-// Prompts apart from each other in tiles of 72, prompts that must share tiles, and tiles of 128.
+// Prompts apart from each other in tiles of 72, prompts that must share tiles, tiles of 128 and 64.
 static const struct joint_plan {
     int shape, n;
     int32_t lengths[MOST_PROMPTS];
@@ -88,6 +88,8 @@ static const struct joint_plan {
     {4, 5, {700, 2, 901, 65, 190}},
     {4, 12, {150, 149, 151, 3, 160, 147, 146, 73, 145, 300, 310, 152}},
     {0, 5, {5000, 4097, 3, 4100, 700}},
+    {4, 5, {2000, 3, 1500, 65, 400}},
+    {4, 5, {5000, 4097, 3, 4100, 1600}},
 };
 enum { N_JOINT = sizeof joint_plans / sizeof joint_plans[0] };
 
