@@ -67,6 +67,8 @@
 //   + no embedding, norm and wiping in front, and no copy (step.cu):
 //     whole steps, before 2.30 (b8 1.81, now 1.80; 130m b64 0.435,
 //     now 0.421, of which the copy 0.008)                                                2.27
+//   + the convolution's ring written behind x_proj's share: alone, in
+//     turns in one process, before 1.81 and 2.22 (b8 1.76, now 1.72)           1.77  2.20
 // (In turns on one machine: rows 1 and 2 of H100, 1 and 3 of H200, and 1 and 4 at b16.) The fifth
 // line with fp32 states 3.05 to 2.86, the sixth 2.92 to 2.84; 130m b64 (whole steps) 0.451 to
 // 0.440. The seventh alone: 130m 0.393 to 0.385, and without the exchanges fp32 states 2.76 to
@@ -238,8 +240,10 @@ __device__ __forceinline__ void work(const resident_args &a, const resident_bloc
 #pragma unroll 1
     for (int i = 0; i < a.n_layers; i++, w.first += w.in_layer) {
         w.layer = i;
-        const float by = in_proj_x(a, b, w);
+        uint32_t raw[shape::IN_BLOCKS];
+        const float by = in_proj_x(a, b, w, raw);
         x_proj_parts(a, b, w);
+        keep_inputs(a, b, w, raw);
         float z[shape::GROUP_ROWS / 2] = {};
         in_columns(b, w, true, z);
         send_z(b, w, z);

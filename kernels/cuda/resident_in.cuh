@@ -203,6 +203,22 @@ __device__ __forceinline__ void keep_input(const resident_args &a, const residen
     *(uint32_t *)(entries + (size_t)w.own.ring * INNER) = raw;
 }
 
+// All of the thread's: called once the share of x_proj is on its way, for nothing waits for them.
+template <int NW>
+__device__ __forceinline__ void keep_inputs(const resident_args &a, const resident_block<NW> &b,
+                                            const resident_worker<NW> &w,
+                                            const uint32_t (&raw)[resident_shape<NW>::IN_BLOCKS]) {
+    typedef resident_shape<NW> shape;
+#pragma unroll
+    for (int i = 0; i < shape::IN_BLOCKS; i++) {
+        if (w.group && i < (2 * shape::GROUP_ROWS - NW) / 8)
+            continue; // the other group's
+        const int channel = w.group * (NW - shape::GROUP_ROWS) + i * 8 + 2 * w.q;
+        if (w.own.slot >= 0)
+            keep_input(a, w, b.cluster * NW + channel, raw[i]);
+    }
+}
+
 // 1 / root mean square of the thread's token, from its sums of squares by tile.
 template <int NW>
 __device__ __forceinline__ float scale_of(const resident_args &a, float4 squares) {
@@ -213,10 +229,12 @@ __device__ __forceinline__ float scale_of(const resident_args &a, float4 squares
 }
 
 // in_proj's rows of x: the peer ends half of the tokens, this block the others, after their
-// convolution to shared memory. Returns what z's sums are to be multiplied by.
+// convolution to shared memory; what went into it to raw. Returns what z's sums are to be
+// multiplied by.
 template <int NW>
 __device__ __forceinline__ float in_proj_x(const resident_args &a, const resident_block<NW> &b,
-                                           resident_worker<NW> &w) {
+                                           resident_worker<NW> &w,
+                                           uint32_t (&raw)[resident_shape<NW>::IN_BLOCKS]) {
     typedef resident_shape<NW> shape;
     resident_taps<NW> conv;
     conv.ask(a, b, w);
@@ -232,13 +250,11 @@ __device__ __forceinline__ float in_proj_x(const resident_args &a, const residen
     uint32_t *x = (uint32_t *)(b.x() + w.own_place() * shape::PITCH);
 #pragma unroll
     for (int i = 0; i < shape::IN_BLOCKS; i++) {
-        const uint32_t raw = both(b, w, acc, x_place, i, by);
+        raw[i] = both(b, w, acc, x_place, i, by);
         if (w.group && i < (2 * shape::GROUP_ROWS - NW) / 8)
             continue; // the other group's
         const int channel = w.group * (NW - shape::GROUP_ROWS) + i * 8 + 2 * w.q;
-        x[channel / 2] = conv.convolve(i, raw);
-        if (w.own.slot >= 0)
-            keep_input(a, w, b.cluster * NW + channel, raw);
+        x[channel / 2] = conv.convolve(i, raw[i]);
     }
     workers_sync();
     if (threadIdx.x == 0)
