@@ -201,17 +201,17 @@
 // was asked for before come at 4.3 TB/s (3.7 us, 5.4 from memory), where the same ones again come
 // at 8.7.
 //
-// The layer again (H200, 2.8b, 64 rows, eighth line, 35.2 with stamps, 34.7 without; blocks differ by
-// 0.7 either way): input open 1.2, x's columns 7.7, peer's sums 8.2, convolution 9.3 (8.8 without
-// the ring's stores), share of x_proj 10.2, stored 11.1, counted 11.5, parts open 12.7, all shares
-// asked for 13.3, added up 14.6, their exchanges back 15.8, z 16.9, sums open 17.2, dt there 18.2,
-// delta 19.2, tokens 23.0, y counted 24.6, there 25.8, out_proj's columns 31.0, shares counted 32.5,
-// there 33.3, residual 34.1, input counted 34.6. From a mean block's numbers to when others have them
-// each exchange takes 2.3 to 2.8; counters are open 0.3 to 0.5 after the last count, the input's
-// 1.2, while the ring begins again. Of 13,300 cycles of x's columns (clocks read between) 4,200 wait
-// for token rows, 3,600 of these in the first half, and 1,500 for weights; of z's 11,800 1,300 and
-// 3,100, of out_proj's 10,400 3,200 and 3,600. What is left is 370 a piece. Without token rows 33.6
-// (34.6), without matrix instructions 33.7, without both 32.8.
+// The layer again (H200, 2.8b, 64 rows, eighth line, 35.2 with stamps, 34.7 without; blocks differ
+// by 0.7 either way): input open 1.2, x's columns 7.7, peer's sums 8.2, convolution 9.3 (8.8
+// without the ring's stores), share of x_proj 10.2, stored 11.1, counted 11.5, parts open 12.7, all
+// shares asked for 13.3, added up 14.6, their exchanges back 15.8, z 16.9, sums open 17.2, dt
+// there 18.2, delta 19.2, tokens 23.0, y counted 24.6, there 25.8, out_proj's columns 31.0, shares
+// counted 32.5, there 33.3, residual 34.1, input counted 34.6. From a mean block's numbers to when
+// others have them each exchange takes 2.3 to 2.8; counters are open 0.3 to 0.5 after the last
+// count, the input's 1.2, while the ring begins again. Of 13,300 cycles of x's columns (clocks read
+// between) 4,200 wait for token rows, 3,600 of these in the first half, and 1,500 for weights; of
+// z's 11,800 1,300 and 3,100, of out_proj's 10,400 3,200 and 3,600. What is left is 370 a piece.
+// Without token rows 33.6 (34.6), without matrix instructions 33.7, without both 32.8.
 //
 // Tried on that, us a layer (against, same run):
 // - Each cluster a word in place of the count of parts, eighths asked for as they are there: 37.8
@@ -219,15 +219,16 @@
 //   ring held up until all are asked for 37.4 to 37.8, or there 38.2. With the count, held up until
 //   they are asked for: 35.8 (35.2).
 // - All shares by one box: 35.8 (35.2; b16 28.5, 28.2), added up 15.2: it waits behind the ring's.
-// - The ring held up until the input is open 34.7 (34.7), until six pieces of it are asked for 36.1,
-//   three 35.5: x's columns then wait for weights.
+// - The ring held up until the input is open 34.7 (34.7), until six pieces of it are asked
+//   for 36.1, three 35.5: x's columns then wait for weights.
 // - Two slots under way at most during z 36.0 (34.7), three 34.9; two looks at a counter under way
 //   35.8 (35.2); L2 asked for four slots in front while held up 35.3 (34.7; b16 27.9, 28.3).
 // - The ring's inputs stored behind z 34.5 (34.7), behind x_proj's share 34.3 (kept).
 // - dt, B and C to shared memory by the carrying warp: copies of 16 bytes 35.2 (35.2), two bulk
-//   copies 34.7 (34.7; b16 28.0, 28.3). The latter, the inputs stored late and fewer addresses (taps,
-//   inputs, y) together: 35.2 (35.2, inputs late alone 34.7; b16 28.2, 28.9, 28.2). Not explained.
-//   Narrow models b64: 130m 15.5 (15.8), 370m 16.9 (17.0), 790m 21.1 (21.4), 1.4b 27.5 (27.6).
+//   copies 34.7 (34.7; b16 28.0, 28.3). The latter, the inputs stored late and fewer addresses
+//   (taps, inputs, y) together: 35.2 (35.2, inputs late alone 34.7; b16 28.2, 28.9, 28.2). Not
+//   explained. Narrow models b64: 130m 15.5 (15.8), 370m 16.9 (17.0), 790m 21.1 (21.4), 1.4b 27.5
+//   (27.6).
 // - On top of that two, three pieces of u kept in registers from x to z (wgmma with token rows from
 //   there, the same bits): 35.1, 35.5 (35.2; b16 28.1, 28.1, 28.2); four spill.
 //
