@@ -114,10 +114,6 @@ __global__ void __launch_bounds__(CONV_THREADS)
     }
 }
 
-template <int LEFT> __device__ __forceinline__ void copies_wait() { // for all but the last LEFT
-    asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory");
-}
-
 // A thread slides over `part` tokens of a tile of one span, the last first: many tiles.
 enum { CONV_GROUP = 4 }; // tokens that are waited for at a time
 template <class T>

@@ -171,23 +171,6 @@ __host__ __device__ inline int xdb_pitch(int n_x) {
     return (n_x + 31) / 32 * 32 + 4;
 }
 
-// 16 bytes, or zeros where `live` is not set.
-__device__ __forceinline__ void copy_async(void *to, const void *from, bool live) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)),
-                 "l"(from), "r"(live ? 16 : 0)
-                 : "memory");
-}
-__device__ __forceinline__ void copies_commit() {
-    asm volatile("cp.async.commit_group;" ::: "memory");
-}
-// At a barrier in shared memory, as one of its arrivals, when all of this thread's are there.
-__device__ __forceinline__ void copies_arrive(uint32_t barrier) {
-    asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
-}
-__device__ __forceinline__ void copies_wait() {
-    asm volatile("cp.async.wait_group 0;" ::: "memory");
-}
-
 // dt_proj of the n channels from `first` on, rows of weight_pitch bytes; asynchronous. thread: of
 // `threads` that do it.
 __device__ __forceinline__ void stage_dt_proj(const mamba_args &a, char *to, int first, int n,

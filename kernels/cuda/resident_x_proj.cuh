@@ -17,10 +17,6 @@ __device__ __forceinline__ void mma_8(float (&c)[4], uint32_t a0, uint32_t a1, u
         : "r"(a0), "r"(a1), "r"(b0));
 }
 
-template <int LEFT> __device__ __forceinline__ void copies_left() {
-    asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory");
-}
-
 // The cluster's channels' share of x_proj's sums, of the rank's tokens.
 template <int NW>
 __device__ __forceinline__ void x_proj_parts(const resident_args &a, const resident_block<NW> &b,
@@ -144,14 +140,14 @@ __device__ __forceinline__ void carry_sums(const resident_args &a, const residen
             else
                 add4(sum, v[0]);
         };
-        copies_left<7>(), add(0);
-        copies_left<6>(), add(8);
-        copies_left<5>(), add(16);
-        copies_left<4>(), add(24);
-        copies_left<3>(), add(32);
-        copies_left<2>(), add(40);
-        copies_left<1>(), add(48);
-        copies_left<0>(), add(56);
+        copies_wait<7>(), add(0);
+        copies_wait<6>(), add(8);
+        copies_wait<5>(), add(16);
+        copies_wait<4>(), add(24);
+        copies_wait<3>(), add(32);
+        copies_wait<2>(), add(40);
+        copies_wait<1>(), add(48);
+        copies_wait<0>(), add(56);
         uint64_t before = 0;
         if (lane < mine && n < shape::RANK) {
             before = exchange(dt_of<NW>(a, b.rank) + r * shape::RANK + n, pack_bf16(sum.x, sum.y),

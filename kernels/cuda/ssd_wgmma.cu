@@ -58,13 +58,6 @@ struct walk_shared { // tiles as wgmma_tiles.cuh says; y is made in z's place
     decays d[4]; // a warp
 };
 
-__device__ __forceinline__ void copies_commit() {
-    asm volatile("cp.async.commit_group;" ::: "memory");
-}
-template <int LEFT> __device__ __forceinline__ void copies_wait() {
-    asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory");
-}
-
 // 64 rows of SLABS * 64 numbers, rows from n on become zero; a warp fetches 16 of them.
 template <int SLABS>
 __device__ __forceinline__ void fetch_rows(char *tile, const bf16 *from, int pitch, int n) {

@@ -267,8 +267,28 @@ __device__ __forceinline__ void mma(float (&c)[4], uint32_t a0, uint32_t a1, uin
         : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
+// ---- shared memory: addresses, copies of 16 bytes a thread, matrices
+
 __device__ __forceinline__ uint32_t shared_address(const void *p) {
     return (uint32_t)__cvta_generic_to_shared(p);
+}
+
+// 16 bytes, or zeros where `live` is not set.
+__device__ __forceinline__ void copy_async(void *to, const void *from, bool live) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)),
+                 "l"(from), "r"(live ? 16 : 0)
+                 : "memory");
+}
+__device__ __forceinline__ void copies_commit() {
+    asm volatile("cp.async.commit_group;" ::: "memory");
+}
+// At a barrier in shared memory, as one of its arrivals, when all of this thread's are there.
+__device__ __forceinline__ void copies_arrive(uint32_t barrier) {
+    asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
+}
+// Until all groups of this thread but the last LEFT are there.
+template <int LEFT = 0> __device__ __forceinline__ void copies_wait() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory");
 }
 
 // Four 8 x 8 matrices of 16-bit numbers from shared memory; lane l gives row l % 8 of matrix l / 8.
