@@ -63,16 +63,13 @@ __global__ void norm_kernel(const float *in, const int32_t *gather, const float 
         o[i] = from_float<T>(x[i] * scale * weight[i]);
 }
 
-// The same for d a multiple of 4 and at most 4 * 256 * NORM_CHUNKS: the row stays in registers.
+// A block's row x, normed, to out; x itself to copy, where COPY. d is a multiple of 4 and
+// at most 4 * 256 * NORM_CHUNKS: the row stays in registers.
 enum { NORM_CHUNKS = 8, NORM_ROWS = 1024 }; // NORM_ROWS: from here on a warp a row
-template <class T>
-__global__ void __launch_bounds__(256) norm_kernel4(const float *in, const int32_t *gather,
-                                                    const float *weight, T *out, int d, float eps) {
+template <bool COPY, class X, class T>
+__device__ __forceinline__ void norm_row4(const X *x, const float *weight, float *copy, T *out,
+                                          int d, float eps) {
     __shared__ float scratch[32];
-    dependents_start();
-    dependency_wait();
-    const size_t row = gather ? (size_t)gather[blockIdx.x] : blockIdx.x;
-    const float *x = in + row * d;
     float v[NORM_CHUNKS][4], sum = 0;
 #pragma unroll
     for (int c = 0; c < NORM_CHUNKS; c++) {
@@ -83,19 +80,29 @@ __global__ void __launch_bounds__(256) norm_kernel4(const float *in, const int32
         }
     }
     const float scale = rsqrtf(block_sum(sum, scratch) / d + eps);
-    T *o = out + (size_t)blockIdx.x * d;
 #pragma unroll
     for (int c = 0; c < NORM_CHUNKS; c++) {
         const int i = (c * 256 + threadIdx.x) * 4;
         if (i < d) {
             float w[4];
             load<4>(weight + i, w);
+            if (COPY)
+                store<4>(copy + i, v[c]);
 #pragma unroll
             for (int k = 0; k < 4; k++)
                 v[c][k] *= scale * w[k];
-            store<4>(o + i, v[c]);
+            store<4>(out + i, v[c]);
         }
     }
+}
+
+template <class T>
+__global__ void __launch_bounds__(256) norm_kernel4(const float *in, const int32_t *gather,
+                                                    const float *weight, T *out, int d, float eps) {
+    dependents_start();
+    dependency_wait();
+    const size_t row = gather ? (size_t)gather[blockIdx.x] : blockIdx.x;
+    norm_row4<false>(in + row * d, weight, (float *)NULL, out + (size_t)blockIdx.x * d, d, eps);
 }
 
 // A warp a row, the last rows first, for d a multiple of 4 and at most 128 CHUNKS: prompts.
@@ -148,38 +155,13 @@ template <class T>
 __global__ void __launch_bounds__(256)
     embed_norm_kernel4(const int32_t *tokens, const int32_t *drawn, const T *table,
                        const float *weight, float *residual, T *out, int d, float eps) {
-    __shared__ float scratch[32];
     dependents_start();
     dependency_wait();
     int32_t token = tokens[blockIdx.x];
     if (token < 0)
         token = max(drawn[-1 - token], 0);
-    const T *from = table + (size_t)token * d;
-    float *to = residual + (size_t)blockIdx.x * d;
-    float v[NORM_CHUNKS][4], sum = 0;
-#pragma unroll
-    for (int c = 0; c < NORM_CHUNKS; c++) {
-        const int i = (c * 256 + threadIdx.x) * 4;
-        if (i < d) {
-            load<4>(from + i, v[c]);
-            sum += v[c][0] * v[c][0] + v[c][1] * v[c][1] + v[c][2] * v[c][2] + v[c][3] * v[c][3];
-        }
-    }
-    const float scale = rsqrtf(block_sum(sum, scratch) / d + eps);
-    T *o = out + (size_t)blockIdx.x * d;
-#pragma unroll
-    for (int c = 0; c < NORM_CHUNKS; c++) {
-        const int i = (c * 256 + threadIdx.x) * 4;
-        if (i < d) {
-            float w[4];
-            load<4>(weight + i, w);
-            store<4>(to + i, v[c]);
-#pragma unroll
-            for (int k = 0; k < 4; k++)
-                v[c][k] *= scale * w[k];
-            store<4>(o + i, v[c]);
-        }
-    }
+    norm_row4<true>(table + (size_t)token * d, weight, residual + (size_t)blockIdx.x * d,
+                    out + (size_t)blockIdx.x * d, d, eps);
 }
 
 cudaError_t embed_norm(device *d, const batch &b) {
