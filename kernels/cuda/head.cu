@@ -133,15 +133,7 @@ __device__ __forceinline__ void head_produce(const head_args &a, RING ring, int 
     ring.skip(ahead);
 #pragma unroll 1
     for (;; p = 0) {
-#pragma unroll 1
-        for (; p < n; p++, ring.next()) {
-            barrier_wait(ring.empty + ring.stage * 8, ring.phase ^ 1);
-            if (ring.lane == 0) {
-                weights(t, p, ring.stage);
-                inputs(t, p, ring.stage);
-            }
-            __syncwarp();
-        }
+        wide_ask(ring, p, n, t, weights, inputs);
         i += step;
         if (i >= a.tiles)
             break;

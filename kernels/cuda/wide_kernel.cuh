@@ -48,6 +48,21 @@ __device__ __forceinline__ void wide_wipe(const wide_args &a, int lane) {
         a.places.wiped[lane] = make_uint4(0, 0, 0, 0);
 }
 
+// One warp: a tile's pieces from p on, each as its slot of the ring becomes free.
+template <class RING, class TILE, class WEIGHTS, class INPUTS>
+__device__ __forceinline__ void wide_ask(RING &ring, int &p, int n, const TILE &t,
+                                         const WEIGHTS &weights, const INPUTS &inputs) {
+#pragma unroll 1
+    for (; p < n; p++, ring.next()) {
+        barrier_wait(ring.empty + ring.stage * 8, ring.phase ^ 1);
+        if (ring.lane == 0) {
+            weights(t, p, ring.stage);
+            inputs(t, p, ring.stage);
+        }
+        __syncwarp();
+    }
+}
+
 // One warp: everything that comes into shared memory.
 template <class SHAPE, class END, int STAGES>
 __device__ __forceinline__ void
@@ -94,15 +109,7 @@ wide_produce(const CUtensorMap *x_map, const CUtensorMap *w_map, const wide_args
         END::ahead(e, t);
     ring.stage = ahead % STAGES, ring.phase = ahead / STAGES;
     for (int p = ahead; i < tiles;) {
-#pragma unroll 1
-        for (; p < n; p++, ring.next()) {
-            barrier_wait(ring.empty + ring.stage * 8, ring.phase ^ 1);
-            if (ring.lane == 0) {
-                weights(t, p, ring.stage);
-                inputs(t, p, ring.stage);
-            }
-            __syncwarp();
-        }
+        wide_ask(ring, p, n, t, weights, inputs);
 #pragma unroll 1
         for (int k = 0; k < END::STAGES; k++, ring.next()) {
             barrier_wait(ring.empty + ring.stage * 8, ring.phase ^ 1);

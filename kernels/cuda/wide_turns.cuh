@@ -80,15 +80,7 @@ __device__ __forceinline__ void turns_produce(const CUtensorMap *x_map, const CU
     ring.skip(ahead);
 #pragma unroll 1
     for (;; p = 0) {
-#pragma unroll 1
-        for (; p < n; p++, ring.next()) {
-            barrier_wait(ring.empty + ring.stage * 8, ring.phase ^ 1);
-            if (ring.lane == 0) {
-                weights(t, p, ring.stage);
-                inputs(t, p, ring.stage);
-            }
-            __syncwarp();
-        }
+        wide_ask(ring, p, n, t, weights, inputs);
         i += step;
         if (i >= tiles)
             break;
