@@ -146,26 +146,12 @@ __device__ __forceinline__ void head_produce(const head_args &a, RING ring, int 
     }
 }
 
-// Four lanes add up what is of one token.
-__device__ __forceinline__ float head_scale(const head_args &a, int token, int q) {
-    if (!a.squares)
-        return 1;
-    const float *part = a.squares + (size_t)min(token, a.tokens - 1) * a.n_squares;
-    float sum = 0;
-#pragma unroll 4
-    for (int k = q; k < a.n_squares; k += 4)
-        sum += part[k];
-    sum += __shfl_xor_sync(~0u, sum, 1);
-    sum += __shfl_xor_sync(~0u, sum, 2);
-    return rsqrtf(sum * a.per_width + a.eps);
-}
-
 template <int MT>
 __device__ __forceinline__ void head_scales(const head_args &a, int first, int q,
                                             float (&by)[MT][2]) {
 #pragma unroll
     for (int k = 0; k < 2 * MT; k++)
-        by[k / 2][k % 2] = head_scale(a, first + k / 2 * 64 + k % 2 * 8, q);
+        by[k / 2][k % 2] = wide_scale(a, first + k / 2 * 64 + k % 2 * 8, q);
 }
 
 // to: of the lane's first token.

@@ -34,20 +34,6 @@ template <class SHAPE> struct wide_in_end {
         if ((threadIdx.x & 31) == 0)
             barrier_arrive(full);
     }
-    // Four lanes add up what is of one token.
-    static __device__ __forceinline__ float scale_of(const args &e, int token, int q) {
-        if (!e.squares)
-            return 1;
-        const float *part = e.squares + (size_t)min(token, e.tokens - 1) * e.n_squares;
-        float sum = 0;
-#pragma unroll 4
-        for (int k = q; k < e.n_squares; k += 4)
-            sum += part[k];
-        sum += __shfl_xor_sync(~0u, sum, 1);
-        sum += __shfl_xor_sync(~0u, sum, 2);
-        return rsqrtf(sum * e.per_width + e.eps);
-    }
-
     template <class RING>
     static __device__ __forceinline__ void apply(const args &e, const wide_tile &t, RING &ring,
                                                  const float (&acc)[M][N / 2]) {
@@ -55,7 +41,7 @@ template <class SHAPE> struct wide_in_end {
         float by[M][2];
 #pragma unroll
         for (int i = 0; i < M * 2; i++)
-            by[i / 2][i % 2] = scale_of(e, first + i / 2 * 64 + i % 2 * 8 + lane / 4, lane % 4);
+            by[i / 2][i % 2] = wide_scale(e, first + i / 2 * 64 + i % 2 * 8 + lane / 4, lane % 4);
         const int at = lane % 8 * 64 + ((lane / 8 ^ lane % 8 / 2) * 16);
         uint32_t own = 0;
 #pragma unroll

@@ -48,6 +48,20 @@ __device__ __forceinline__ void wide_wipe(const wide_args &a, int lane) {
         a.places.wiped[lane] = make_uint4(0, 0, 0, 0);
 }
 
+// What a token's sums are multiplied by; four lanes add up what wide_out.cu left of its squares.
+template <class ARGS> __device__ __forceinline__ float wide_scale(const ARGS &a, int token, int q) {
+    if (!a.squares)
+        return 1;
+    const float *part = a.squares + (size_t)min(token, a.tokens - 1) * a.n_squares;
+    float sum = 0;
+#pragma unroll 4
+    for (int k = q; k < a.n_squares; k += 4)
+        sum += part[k];
+    sum += __shfl_xor_sync(~0u, sum, 1);
+    sum += __shfl_xor_sync(~0u, sum, 2);
+    return rsqrtf(sum * a.per_width + a.eps);
+}
+
 // One warp: a tile's pieces from p on, each as its slot of the ring becomes free.
 template <class RING, class TILE, class WEIGHTS, class INPUTS>
 __device__ __forceinline__ void wide_ask(RING &ring, int &p, int n, const TILE &t,
