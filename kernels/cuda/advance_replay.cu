@@ -6,7 +6,7 @@
 // and delta of every channel, and B. A step's row takes the base into registers, replays the token
 // that is held in the order and with the operations that would have been that step's own, so with
 // the same bits, goes one token on, and either writes the base or keeps this token. Whether it
-// writes is the sequence's own history alone (step.cu, take_entry): rows of a step are at both
+// writes is the sequence's own history alone (lists.cu, take_entry): rows of a step are at both
 // phases. Fresh rows write at once.
 //
 // Bytes a channel and token, read and written: 64 + 64 / 2 + 3 + 3 = 102, where advance_ring.cu has

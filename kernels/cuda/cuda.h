@@ -61,7 +61,7 @@ struct batch {
     const piece *tiles; // convolution: at most CONV_TILE tokens each
     int32_t n_pieces;
     const piece *pieces;         // scan
-    bool at_once;                // states are written in this step, not held (step.cu)
+    bool at_once;                // states are written in this step, not held (lists.cu)
     bool split;                  // some span has several pieces: two launches
     int32_t n_logits;            // rounded up
     const int32_t *logit_tokens; // [n_logits] token row of each logits row; NULL: the same
@@ -245,9 +245,11 @@ int ticket_wait(ssm_device *dev, uint64_t ticket, ssm_error *err);
 void *host_alloc(ssm_device *dev, size_t bytes);
 void host_free(ssm_device *dev, void *memory);
 
-// ---- step.cu
+// ---- step.cu, lists.cu
 
-enum { STEP_TURNS = 2 }; // blocks on the device
+// What crosses to the device ahead of the step that reads it goes to places that take turns, and in
+// copies of no fewer bytes (step.cu).
+enum { STEP_TURNS = 2, LEAST_COPY = 4096 };
 
 int steps_create(device *d, ssm_error *err);
 void steps_free(device *d);

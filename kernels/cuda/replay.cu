@@ -11,7 +11,7 @@
 // and that is the only time it is written. So a step's states cost 1 read + 1/16 write + 7.5
 // entries, 1.15 passes instead of 2, and an fp16 state is rounded once in 16 tokens.
 //
-// When: a base is written where its sequence comes to a multiple of 16 tokens (step.cu,
+// When: a base is written where its sequence comes to a multiple of 16 tokens (lists.cu,
 // take_entry), counted from the sequence's start, or from where its state was written by
 // slot_write. This depends on a sequence's own history alone, so alone and in company it comes to
 // the same bits (in a bucket), and sequences of different lengths write in different steps. A state

@@ -39,8 +39,7 @@
 
 namespace ssm {
 
-enum { CALLS = 8, TURNS = 2 };              // uncollected calls; places on the device
-enum { FEW_DRAWS = 32, LEAST_COPY = 4096 }; // bytes: step.cu
+enum { CALLS = 8, TURNS = STEP_TURNS, FEW_DRAWS = 32 }; // CALLS: uncollected
 
 struct sampler_state {
     int32_t most;      // draws a call
