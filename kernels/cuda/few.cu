@@ -189,9 +189,7 @@ __global__ void __launch_bounds__(256)
     __shared__ float scratch[32];
     dependents_start();
     dependency_wait();
-    int32_t token = tokens[blockIdx.x];
-    if (token < 0)
-        token = max(drawn[-1 - token], 0);
+    const int32_t token = known_token(tokens[blockIdx.x], drawn);
     const bf16 *from = table + (size_t)token * d;
     float sum = 0;
     for (int i = threadIdx.x; i < d; i += blockDim.x) {

@@ -28,9 +28,7 @@ __global__ void embed_kernel(const int32_t *tokens, const int32_t *drawn, const 
                              float *residual, int d) {
     dependents_start();
     dependency_wait();
-    int32_t token = tokens[blockIdx.x];
-    if (token < 0)
-        token = max(drawn[-1 - token], 0);
+    const int32_t token = known_token(tokens[blockIdx.x], drawn);
     const T *from = table + (size_t)token * d;
     float *to = residual + (size_t)blockIdx.x * d;
     for (int i = threadIdx.x; i < d; i += blockDim.x)
@@ -157,9 +155,7 @@ __global__ void __launch_bounds__(256)
                        const float *weight, float *residual, T *out, int d, float eps) {
     dependents_start();
     dependency_wait();
-    int32_t token = tokens[blockIdx.x];
-    if (token < 0)
-        token = max(drawn[-1 - token], 0);
+    const int32_t token = known_token(tokens[blockIdx.x], drawn);
     norm_row4<true>(table + (size_t)token * d, weight, residual + (size_t)blockIdx.x * d,
                     out + (size_t)blockIdx.x * d, d, eps);
 }

@@ -23,9 +23,7 @@ template <int M, class S> struct large_rows {
         const int mine = min(lane, shape::OUT_ROWS - 1);
         at = blockIdx.x * shape::OUT_ROWS + mine;
         parts = b.floats(shape::OUT_PARTS) + mine;
-        int32_t token = a.tokens[0];
-        if (token < 0)
-            token = max(a.drawn[-1 - token], 0);
+        const int32_t token = known_token(a.tokens[0], a.drawn);
         r = to_float(a.embedding[(size_t)token * M + at]);
         norm = load_once1(a.layers[0].next_norm + at);
     }

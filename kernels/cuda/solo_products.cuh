@@ -172,9 +172,7 @@ template <int M, int CH, class S> struct out_role {
         }
     }
     __device__ __forceinline__ void start() {
-        int32_t token = a.tokens[0];
-        if (token < 0)
-            token = max(a.drawn[-1 - token], 0);
+        const int32_t token = known_token(a.tokens[0], a.drawn);
         const uint32_t embedded = *(const uint32_t *)(a.embedding + (size_t)token * M + mine);
         r0 = low_half(embedded), r1 = high_half(embedded);
         give(*(const float2 *)(a.first_norm + mine));

@@ -33,6 +33,16 @@ __device__ __forceinline__ void dependency_wait() {
 #endif
 }
 
+// ---- tokens
+
+// A token of a step's list. One that the host did not know is -1 - slot there: what was drawn last
+// for the slot.
+__device__ __forceinline__ int32_t known_token(int32_t token, const int32_t *drawn) {
+    if (token < 0)
+        token = max(drawn[-1 - token], 0);
+    return token;
+}
+
 // ---- numbers
 
 __device__ __forceinline__ float to_float(float v) {
