@@ -117,19 +117,8 @@ __device__ __forceinline__ void head_produce(const head_args &a, RING ring, int 
     int i = blockIdx.x / SHAPE::SHARE, p = ahead;
     head_tile t = head_tile_at<SHAPE>(a, i, rank);
     if (SHAPE::SHARE > 1)
-        cluster_wait();   // the peers' barriers are there
-    if (ring.lane == 0) { // weights depend on nothing
-        map_prefetch(&a.x);
-        for (int k = 0; k < ahead; k++)
-            weights(t, k, k);
-    }
-    __syncwarp();
-    dependency_wait();
-    if (ring.lane == 0) {
-        for (int k = 0; k < ahead; k++)
-            inputs(t, k, k);
-    }
-    __syncwarp();
+        cluster_wait(); // the peers' barriers are there, for it is weights that go to them
+    wide_ask_first(ring, ahead, &a.x, t, weights, inputs, [] {});
     ring.skip(ahead);
 #pragma unroll 1
     for (;; p = 0) {

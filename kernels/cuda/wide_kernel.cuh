@@ -77,6 +77,27 @@ __device__ __forceinline__ void wide_ask(RING &ring, int &p, int n, const TILE &
     }
 }
 
+// One warp: the launch's first pieces of its first tile. Weights depend on nothing; inputs wait for
+// the kernel before and, by peers(), for what they need of the cluster's other blocks.
+template <class RING, class TILE, class WEIGHTS, class INPUTS, class PEERS>
+__device__ __forceinline__ void wide_ask_first(const RING &ring, int n, const CUtensorMap *x_map,
+                                               const TILE &t, const WEIGHTS &weights,
+                                               const INPUTS &inputs, const PEERS &peers) {
+    if (ring.lane == 0) {
+        map_prefetch(x_map);
+        for (int p = 0; p < n; p++)
+            weights(t, p, p);
+    }
+    __syncwarp();
+    peers();
+    dependency_wait();
+    if (ring.lane == 0) {
+        for (int p = 0; p < n; p++)
+            inputs(t, p, p);
+    }
+    __syncwarp();
+}
+
 // One warp: everything that comes into shared memory.
 template <class SHAPE, class END, int STAGES>
 __device__ __forceinline__ void
@@ -105,20 +126,10 @@ wide_produce(const CUtensorMap *x_map, const CUtensorMap *w_map, const wide_args
     int i = wide_place<SHAPE>(a, told, ticket, rank, ring.lane);
     const int ahead = i < tiles ? min(n, STAGES) : 0;
     wide_tile t = wide_tile_at<SHAPE>(a, i, rank);
-    if (ring.lane == 0) { // weights depend on nothing
-        map_prefetch(x_map);
-        for (int p = 0; p < ahead; p++)
-            weights(t, p, p);
-    }
-    __syncwarp();
-    if (SHAPE::CLUSTER > 1 && !a.places.tickets)
-        cluster_wait(); // the peers' barriers are there
-    dependency_wait();
-    if (ring.lane == 0) {
-        for (int p = 0; p < ahead; p++)
-            inputs(t, p, p);
-    }
-    __syncwarp();
+    wide_ask_first(ring, ahead, x_map, t, weights, inputs, [&] {
+        if (SHAPE::CLUSTER > 1 && !a.places.tickets)
+            cluster_wait(); // the peers' barriers are there
+    });
     if (i < tiles)
         END::ahead(e, t);
     ring.stage = ahead % STAGES, ring.phase = ahead / STAGES;

@@ -63,20 +63,10 @@ __device__ __forceinline__ void turns_produce(const CUtensorMap *x_map, const CU
     const int n = i < tiles ? a.pieces : 0, ahead = min(n, stages);
     int p = ahead;
     wide_tile t = wide_tile_at<SHAPE>(a, i, rank);
-    if (ring.lane == 0) { // weights depend on nothing
-        map_prefetch(x_map);
-        for (int k = 0; k < ahead; k++)
-            weights(t, k, k);
-    }
-    __syncwarp();
-    if (SHAPE::CLUSTER > 1 && !a.places.tickets)
-        cluster_wait(); // the peers' barriers are there
-    dependency_wait();
-    if (ring.lane == 0) {
-        for (int k = 0; k < ahead; k++)
-            inputs(t, k, k);
-    }
-    __syncwarp();
+    wide_ask_first(ring, ahead, x_map, t, weights, inputs, [&] {
+        if (SHAPE::CLUSTER > 1 && !a.places.tickets)
+            cluster_wait(); // the peers' barriers are there
+    });
     ring.skip(ahead);
 #pragma unroll 1
     for (;; p = 0) {
