@@ -46,11 +46,9 @@ __device__ __forceinline__ void delta_from(const mamba_args &a, const uint4 (&w)
         if (at < a.rank) {
             float v[8];
             load<8>(dt + g * dt_pitch + at, v);
-            lo = make_uint4(pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]), pack_bf16(v[4], v[5]),
-                            pack_bf16(v[6], v[7]));
+            lo = pack_bf16(v);
             load<8>(dt + (g + 8) * dt_pitch + at, v);
-            hi = make_uint4(pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]), pack_bf16(v[4], v[5]),
-                            pack_bf16(v[6], v[7]));
+            hi = pack_bf16(v);
         }
 #pragma unroll
         for (int t = 0; t < TPW; t++) {

@@ -91,11 +91,9 @@ __device__ __forceinline__ void delta_products(const mamba_args &a, const float 
                 if (channel < a.channels)
                     b = *(const uint4 *)(w + k);
                 load<8>(dt + g * dt_pitch + k, v);
-                lo = make_uint4(pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]), pack_bf16(v[4], v[5]),
-                                pack_bf16(v[6], v[7]));
+                lo = pack_bf16(v);
                 load<8>(dt + (g + 8) * dt_pitch + k, v);
-                hi = make_uint4(pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]), pack_bf16(v[4], v[5]),
-                                pack_bf16(v[6], v[7]));
+                hi = pack_bf16(v);
             }
             mma(c, lo.x, hi.x, lo.y, hi.y, b.x, b.y);
             mma(c, lo.z, hi.z, lo.w, hi.w, b.z, b.w);
@@ -201,11 +199,9 @@ __device__ __forceinline__ void delta_of_warp(const mamba_args &a, const char *d
         if (live) {
             float v[8];
             load<8>(dt + g * dt_pitch + k, v);
-            lo = make_uint4(pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]), pack_bf16(v[4], v[5]),
-                            pack_bf16(v[6], v[7]));
+            lo = pack_bf16(v);
             load<8>(dt + (g + 8) * dt_pitch + k, v);
-            hi = make_uint4(pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]), pack_bf16(v[4], v[5]),
-                            pack_bf16(v[6], v[7]));
+            hi = pack_bf16(v);
         }
 #pragma unroll
         for (int t = 0; t < TILES; t++) {

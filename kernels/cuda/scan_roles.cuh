@@ -284,8 +284,7 @@ template <int C, int FULL, int WARPS, int TEAMS, int SIZE, int DT> struct scan_b
                 float v[8];
                 load<8>(xdb_of(stage) + (g + 8 * r) * shape::XDB_PITCH + k,
                         v); // zeros past the rank
-                dt[r][i] = make_uint4(pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]),
-                                      pack_bf16(v[4], v[5]), pack_bf16(v[6], v[7]));
+                dt[r][i] = pack_bf16(v);
             }
         }
     }

@@ -50,8 +50,7 @@ template <bool NORM> __device__ __forceinline__ float pack_piece(piece8 &p) {
             sum += p.x[i] * p.x[i];
             p.x[i] *= p.w[i];
         }
-        p.packed = make_uint4(pack_bf16(p.x[0], p.x[1]), pack_bf16(p.x[2], p.x[3]),
-                              pack_bf16(p.x[4], p.x[5]), pack_bf16(p.x[6], p.x[7]));
+        p.packed = pack_bf16(p.x);
     }
     return sum;
 }

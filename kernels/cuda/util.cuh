@@ -77,6 +77,10 @@ __device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
     const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
     return *(const uint32_t *)&pair;
 }
+__device__ __forceinline__ uint4 pack_bf16(const float (&v)[8]) {
+    return make_uint4(pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]), pack_bf16(v[4], v[5]),
+                      pack_bf16(v[6], v[7]));
+}
 
 // N consecutive numbers, aligned to min(16, their bytes).
 template <int N> struct alignas(N % 4 == 0 ? 16 : 4) floats { float v[N]; };
