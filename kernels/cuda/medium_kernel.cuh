@@ -115,11 +115,7 @@ __global__ void __launch_bounds__(MEDIUM_THREADS, 2)
         barrier_wait(s.full + stage * 8, phase);
         const uint32_t at = s.ring + stage * a.stage_bytes;
         const uint64_t x = tile_at(at), w = tile_at(at + x_bytes + j * a.box_rows * PIECE_BYTES);
-        wgmma_fence();
-#pragma unroll
-        for (int k = 0; k < 4; k++) // 16 columns are 32 bytes
-            wgmma(acc, x + k * 2, w + k * 2);
-        wgmma_commit();
+        wgmma_piece(acc, x, w);
         wgmma_wait<1>();
         const int before = stage == 0 ? a.stages - 1 : stage - 1, later = p - 1 + a.stages;
         if (p > 0 && later < n && threadIdx.x % 128 == 0) { // the piece before is done with

@@ -94,6 +94,16 @@ __device__ __forceinline__ void wgmma(float (&d)[48], uint64_t a, uint64_t b) {
 #undef D16
 #undef D32
 
+// d += a b of a piece of 64 columns of k, under way as a group of its own.
+template <int N>
+__device__ __forceinline__ void wgmma_piece(float (&d)[N], uint64_t a, uint64_t b) {
+    wgmma_fence();
+#pragma unroll
+    for (int k = 0; k < 4; k++) // 16 columns are 32 bytes
+        wgmma(d, a + k * 2, b + k * 2);
+    wgmma_commit();
+}
+
 #endif
 
 } // namespace ssm

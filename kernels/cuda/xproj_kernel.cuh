@@ -114,11 +114,7 @@ __device__ __forceinline__ void xproj_multiply(const xproj_args &a, int first_pa
             barrier_wait(full + stage * 8, phase);
             const uint32_t at = ring + stage * SHAPE::STAGE;
             const uint64_t x = tile_at(at), w = tile_at(at + SHAPE::X_BYTES);
-            wgmma_fence();
-#pragma unroll
-            for (int k = 0; k < 4; k++) // 16 columns are 32 bytes
-                wgmma(acc, x + k * 2, w + k * 2);
-            wgmma_commit();
+            wgmma_piece(acc, x, w);
             wgmma_wait<1>();
             if (threadIdx.x == 0 && p > 0 && p - 1 + a.stages < n) // the piece before is done with
                 barrier_arrive(empty + (stage == 0 ? a.stages - 1 : stage - 1) * 8);
