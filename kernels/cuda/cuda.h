@@ -205,6 +205,16 @@ int device_alloc(device *d, void **out, size_t bytes, ssm_error *err);
     } while (0)
 #define SSM_CUDA(d, call, err) SSM_TRY(device_check((d), (call), #call, (err)))
 
+// For order between streams, never for time.
+inline int event_make(device *d, cudaEvent_t *out, ssm_error *err) {
+    SSM_CUDA(d, cudaEventCreateWithFlags(out, cudaEventDisableTiming), err);
+    return 0;
+}
+inline void event_free(cudaEvent_t event) { // or NULL
+    if (event)
+        cudaEventDestroy(event);
+}
+
 // ---- weights.cu
 
 struct uploader {

@@ -196,8 +196,8 @@ int sampler_create(device *d, ssm_error *err) {
         SSM_CUDA(d, cudaMallocHost((void **)&s->pinned[i], bytes), err);
         SSM_CUDA(d, cudaMallocHost((void **)&s->results[i], (size_t)s->most * sizeof(ssm_sampled)),
                  err);
-        SSM_CUDA(d, cudaEventCreateWithFlags(&s->copied[i], cudaEventDisableTiming), err);
-        SSM_CUDA(d, cudaEventCreateWithFlags(&s->done[i], cudaEventDisableTiming), err);
+        SSM_TRY(event_make(d, &s->copied[i], err));
+        SSM_TRY(event_make(d, &s->done[i], err));
     }
     for (int i = 0; i < TURNS; i++)
         SSM_TRY(device_alloc(d, (void **)&s->on_device[i], bytes, err));
@@ -212,10 +212,8 @@ void sampler_free(device *d) {
     for (int i = 0; i < CALLS; i++) {
         cudaFreeHost(s->pinned[i]);
         cudaFreeHost(s->results[i]);
-        if (s->copied[i])
-            cudaEventDestroy(s->copied[i]);
-        if (s->done[i])
-            cudaEventDestroy(s->done[i]);
+        event_free(s->copied[i]);
+        event_free(s->done[i]);
     }
     free(s);
     d->draw = NULL;

@@ -177,11 +177,11 @@ int steps_create(device *d, ssm_error *err) {
     s->capacity = step_staging_bytes(d->max_tokens, d->n_slots, d->max_rows);
     for (int i = 0; i < TURNS; i++) {
         SSM_TRY(device_alloc(d, (void **)&s->on_device[i], s->capacity, err));
-        SSM_CUDA(d, cudaEventCreateWithFlags(&s->ended[i], cudaEventDisableTiming), err);
+        SSM_TRY(event_make(d, &s->ended[i], err));
     }
     for (int i = 0; i < STAGES; i++) {
         SSM_CUDA(d, cudaMallocHost((void **)&s->pinned[i], s->capacity), err);
-        SSM_CUDA(d, cudaEventCreateWithFlags(&s->copied[i], cudaEventDisableTiming), err);
+        SSM_TRY(event_make(d, &s->copied[i], err));
     }
     int32_t most = d->n_slots < d->max_rows ? d->n_slots : d->max_rows;
     most = most < d->max_tokens ? most : d->max_tokens;
@@ -194,11 +194,6 @@ int steps_create(device *d, ssm_error *err) {
     return 0;
 }
 
-static void free_event(cudaEvent_t event) {
-    if (event)
-        cudaEventDestroy(event);
-}
-
 void steps_free(device *d) {
     step_state *s = d->steps;
     if (!s)
@@ -209,10 +204,10 @@ void steps_free(device *d) {
     }
     for (int i = 0; i < STAGES; i++) {
         cudaFreeHost(s->pinned[i]);
-        free_event(s->copied[i]);
+        event_free(s->copied[i]);
     }
     for (int i = 0; i < TURNS; i++)
-        free_event(s->ended[i]);
+        event_free(s->ended[i]);
     free(s);
     d->steps = NULL;
 }

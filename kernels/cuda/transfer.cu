@@ -66,11 +66,6 @@ size_t transfers_bytes(const device *d) {
     return (size_t)n_stagings(d) * (canonical_bytes(d, 0) + 256);
 }
 
-static int make_event(device *d, cudaEvent_t *out, ssm_error *err) {
-    SSM_CUDA(d, cudaEventCreateWithFlags(out, cudaEventDisableTiming), err);
-    return 0;
-}
-
 int transfers_create(device *d, ssm_error *err) {
     transfer_state *t = d->transfers = (transfer_state *)calloc(1, sizeof *t);
     if (!t)
@@ -78,20 +73,15 @@ int transfers_create(device *d, ssm_error *err) {
     for (int l = 0; l < LANES; l++) {
         SSM_CUDA(d, cudaStreamCreateWithFlags(&t->lanes[l].stream, cudaStreamNonBlocking), err);
         for (int i = 0; i < LANE_EVENTS; i++)
-            SSM_TRY(make_event(d, &t->lanes[l].done[i], err));
+            SSM_TRY(event_make(d, &t->lanes[l].done[i], err));
     }
-    SSM_TRY(make_event(d, &t->converted, err));
-    SSM_TRY(make_event(d, &t->arrived, err));
+    SSM_TRY(event_make(d, &t->converted, err));
+    SSM_TRY(event_make(d, &t->arrived, err));
     for (t->n = 0; t->n < n_stagings(d); t->n++) {
-        SSM_TRY(make_event(d, &t->ring[t->n].free, err));
+        SSM_TRY(event_make(d, &t->ring[t->n].free, err));
         SSM_TRY(device_alloc(d, (void **)&t->ring[t->n].canonical, canonical_bytes(d, 0), err));
     }
     return 0;
-}
-
-static void free_event(cudaEvent_t event) {
-    if (event)
-        cudaEventDestroy(event);
 }
 
 void transfers_free(device *d) {
@@ -104,12 +94,12 @@ void transfers_free(device *d) {
             cudaStreamDestroy(t->lanes[l].stream);
         }
         for (int i = 0; i < LANE_EVENTS; i++)
-            free_event(t->lanes[l].done[i]);
+            event_free(t->lanes[l].done[i]);
     }
     for (int i = 0; i < STAGING_MOST; i++)
-        free_event(t->ring[i].free);
-    free_event(t->converted);
-    free_event(t->arrived);
+        event_free(t->ring[i].free);
+    event_free(t->converted);
+    event_free(t->arrived);
     free(t);
     d->transfers = NULL;
 }
