@@ -159,6 +159,7 @@ static void reply(task *t) {
 
 static void on_worked(uv_work_t *work, int status) {
     task *t = work->data;
+    t->loop->n_works--;
     if (t->ex) {
         http_forget_work(t->ex);
         reply(t);
@@ -194,6 +195,7 @@ static task *open_task(exchange *ex, enum task_kind kind) {
 
 static void start_task(task *t) {
     http_wait(t->ex, &listener, t);
+    t->loop->n_works++;
     if (uv_queue_work(&t->loop->uv, &t->work, on_work, on_worked) != 0) {
         t->rc = ssm_error_set(&t->err, SSM_ENOMEM, NULL, "out of memory");
         on_worked(&t->work, 0);

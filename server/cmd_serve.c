@@ -11,9 +11,9 @@
 // disk needs an orderly end). While the models load there is nothing to drain, and the load
 // cannot be broken off: the first signal leaves at once, too.
 //
-// Order of an end: loops stop (sockets closed, completers orphaned), engines are freed (every open
-// request gets its DONE), the last events are taken so that every completer is freed, ports and
-// loops close.
+// Order of an end: loops stop (sockets closed, completers orphaned), tasks on libuv's pool end,
+// which may ask an engine; engines are freed (every open request gets its DONE), the last events are
+// taken so that every completer is freed, ports and loops close.
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -291,6 +291,9 @@ static void run(serving *s) {
 static void stop(serving *s) {
     if (s->loader_started) {
         uv_thread_join(&s->loader);
+    }
+    for (int i = 0; i < s->server.n_loops; i++) {
+        loop_end_works(&s->loops[i]);
     }
     registry_stop(&s->server.models);
     for (int i = 0; i < s->server.n_loops; i++) {

@@ -22,6 +22,7 @@ static void on_work(uv_work_t *work) {
 
 static void on_worked(uv_work_t *work, int status) {
     encode *e = work->data;
+    e->loop->n_works--;
     e->done(e);
 }
 
@@ -31,7 +32,9 @@ int encode_start(encode *e, loop *l) {
         bytes += e->items[i].text ? e->items[i].len : 0;
     }
     e->work.data = e;
+    e->loop = l;
     if (bytes > ENCODE_INLINE && uv_queue_work(&l->uv, &e->work, on_work, on_worked) == 0) {
+        l->n_works++;
         return 1;
     }
     encode_all(e);

@@ -32,6 +32,7 @@ typedef struct encode {
     ssm_error err;
     void (*done)(struct encode *e); // on the loop thread
     void *owner;
+    struct loop *loop;
     uv_work_t work;
 } encode;
 

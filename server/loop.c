@@ -280,13 +280,20 @@ void loop_run(loop *l) {
     linger_stop_all(l);
 }
 
+void loop_end_works(loop *l) {
+    uv_prepare_stop(&l->prepare); // it would stop the loop again
+    while (l->n_works > 0) {
+        uv_run(&l->uv, UV_RUN_ONCE);
+    }
+}
+
 void loop_dispose(loop *l) {
     for (size_t i = 0; i < REGISTRY_MAX; i++) {
         if (l->ports[i]) {
             ssm_port_close(l->ports[i]);
         }
     }
-    // Work on the pool ends by itself; its callbacks still run here. Handles close last.
+    // Handles close last.
     uv_prepare_stop(&l->prepare);
     uv_check_stop(&l->check);
     uv_timer_stop(&l->tick);

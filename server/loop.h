@@ -49,6 +49,7 @@ typedef struct loop {
     bool ready;                    // all ports are open
     struct completer *touched;     // with events since the last flush
     size_t n_jobs;                 // completers not yet freed
+    size_t n_works;                // tasks on libuv's pool, where engines may be asked
     // life
     uv_async_t control;
     atomic_bool leave; // any thread: the drain's time is over
@@ -60,7 +61,8 @@ typedef struct loop {
 int loop_init(loop *l, struct server *s, int index, int listen_fd, ssm_error *err);
 int loop_listen(loop *l, ssm_error *err); // starts the daemon on listen_fd
 void loop_run(loop *l);                   // until it has drained or was told to leave
-void loop_take_last_events(loop *l);      // after the engines were freed: ends what is left
+void loop_end_works(loop *l);             // before the engines are freed: the pool's threads end
+void loop_take_last_events(loop *l);      // after it: ends what is left
 void loop_dispose(loop *l);
 
 void loop_control(loop *l); // any thread: look at the server's state again

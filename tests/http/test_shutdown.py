@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Leaving: running work ends first, new work is refused, the second signal does not wait."""
 
+import json
 import signal
 import threading
 import time
@@ -99,6 +100,24 @@ def test_drain_has_a_limit(start):
         server.signal(signal.SIGTERM)
         server.wait(15)
         assert time.monotonic() - started > 0.9
+
+
+def test_calls_at_sessions_outlive_the_drain(start):
+    """Threads of the pool may ask an engine for a session when the drain's time is over."""
+    server = start("--drain-timeout", 0, environment={"UV_THREADPOOL_SIZE": "1"})
+    client = server.client
+    client.complete(max_tokens=1, session="s")
+    long = json.dumps({"prompt": "O, she doth teach the torches. " * (1 << 17), "max_tokens": 1}).encode()
+    raws = [client.raw() for _ in range(5)]
+    for raw in raws[:4]:  # in front of it for a while
+        raw.send_request("POST", "/v1/completions", long)
+    assert client.get("/livez").status == 200
+    raws[4].send_request("GET", "/v1/sessions/s")
+    assert client.get("/livez").status == 200
+    server.signal(signal.SIGTERM)
+    assert server.wait(60) == 0, server.tail()
+    for raw in raws:
+        raw.close()
 
 
 def test_the_last_client_leaving_ends_the_drain(start):
