@@ -9,7 +9,8 @@
 //
 // Signals: the first SIGTERM or SIGINT drains, the second leaves at once (_exit: nothing of ours on
 // disk needs an orderly end). While the models load there is nothing to drain, and the load
-// cannot be broken off: the first signal leaves at once, too.
+// cannot be broken off: the first signal leaves at once, too. While engines write the last sessions
+// no loop runs, and the second signal ends the process as the system has it.
 //
 // Order of an end: loops stop (sockets closed, completers orphaned), tasks on libuv's pool end,
 // which may ask an engine; engines are freed (every open request gets its DONE), the last events are
@@ -181,10 +182,19 @@ static void on_signal(uv_signal_t *handle, int number) {
 static void start_signals(serving *s) {
     static const int numbers[] = {SIGTERM, SIGINT};
     for (int i = 0; i < 2; i++) {
-        if (uv_signal_init(&s->loops[0].uv, &s->signals[i]) == 0) {
-            s->signals[i].data = s;
-            uv_signal_start(&s->signals[i], on_signal, numbers[i]);
+        if (uv_signal_init(&s->loops[0].uv, &s->signals[i]) != 0) {
+            return;
         }
+        s->n_signals = i + 1;
+        s->signals[i].data = s;
+        uv_signal_start(&s->signals[i], on_signal, numbers[i]);
+    }
+}
+
+// No loop runs from here on to be told of a signal: by default it ends the process.
+static void stop_signals(serving *s) {
+    for (int i = 0; i < s->n_signals; i++) {
+        uv_signal_stop(&s->signals[i]);
     }
 }
 
@@ -295,6 +305,7 @@ static void stop(serving *s) {
     for (int i = 0; i < s->server.n_loops; i++) {
         loop_end_works(&s->loops[i]);
     }
+    stop_signals(s);
     registry_stop(&s->server.models);
     for (int i = 0; i < s->server.n_loops; i++) {
         loop_take_last_events(&s->loops[i]);

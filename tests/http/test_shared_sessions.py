@@ -2,6 +2,7 @@
 """Two servers and one Redis: any of them goes on with any session, as one server would have, and
 nothing that was answered is lost, whichever of the three is killed."""
 
+import signal
 import subprocess
 import threading
 import time
@@ -373,3 +374,16 @@ def test_one_place_is_enough(redis, tmp_path):
         command = [BINARY, "serve", "--port", "0", "--model", folder, "--state-url", redis.url, *options]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60 * SCALE)
         assert done.returncode == 1 and says in done.stderr, done
+
+
+def test_a_second_signal_does_not_wait_for_the_last_writes(start_shared, redis):
+    server = start_shared()
+    with server.client.open_stream(PROMPT, session="s", **{**GREEDY, "max_tokens": 40}) as stream:
+        next(iter(stream))
+        redis.pause(True)  # the turn has its claim and is answered; it cannot be written
+        list(stream)
+    server.signal(signal.SIGTERM)
+    time.sleep(0.5 * SCALE)
+    assert server.is_running()
+    server.signal(signal.SIGTERM)
+    assert server.wait(1) in (128 + signal.SIGTERM, -signal.SIGTERM), server.tail()
