@@ -32,18 +32,27 @@ static int write_all(int fd, const struct iovec *pieces, int n) {
     return 0;
 }
 
-// A rename is on the disk once its folder is.
+// A name is on the disk once its folder is.
 static int sync_folder(const char *path) {
     char folder[4096];
-    const char *slash = strrchr(path, '/');
-    snprintf(folder, sizeof folder, "%.*s", slash ? (int)(slash - path) + 1 : 1,
-             slash ? path : ".");
+    size_t n = strlen(path);
+    while (n > 1 && path[n - 1] == '/') // of a folder's own name
+        n--;
+    while (n > 0 && path[n - 1] != '/')
+        n--;
+    snprintf(folder, sizeof folder, "%.*s", n > 0 ? (int)n : 1, n > 0 ? path : ".");
     const int fd = open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (fd < 0)
         return -1;
     const int rc = fsync(fd);
     close(fd);
     return rc;
+}
+
+int file_sync_folder(const char *path, const char *param, ssm_error *err) {
+    if (sync_folder(path) == 0 || errno == EACCES)
+        return 0;
+    return ssm_error_set(err, SSM_EIO, param, "cannot sync the folder of %s: %m", path);
 }
 
 int file_replace(const char *path, const struct iovec *pieces, int n, bool sync, ssm_error *err) {
@@ -65,9 +74,7 @@ int file_replace(const char *path, const struct iovec *pieces, int n, bool sync,
         unlink(temporary);
         return SSM_EIO;
     }
-    if (sync && sync_folder(path) != 0)
-        return ssm_error_set(err, SSM_EIO, NULL, "cannot sync the folder of %s: %m", path);
-    return 0;
+    return sync ? file_sync_folder(path, NULL, err) : 0;
 }
 
 int file_write(int fd, const struct iovec *pieces, int n, ssm_error *err) {

@@ -15,6 +15,10 @@ int file_replace(const char *path, const struct iovec *pieces, int n, bool sync,
 // Into an open file, from its place on.
 int file_write(int fd, const struct iovec *pieces, int n, ssm_error *err);
 
+// What was made in the folder of `path` is on the disk; param: of an error. A folder that may not
+// be read cannot be synced and is passed over.
+int file_sync_folder(const char *path, const char *param, ssm_error *err);
+
 int file_remove(const char *path, ssm_error *err); // and syncs the folder; none there is no error
 
 #endif

@@ -9,6 +9,8 @@
 #include <sys/random.h>
 #include <unistd.h>
 
+#include "files.h"
+
 // ---- SipHash
 
 static uint64_t load64(const uint8_t *p) {
@@ -117,7 +119,7 @@ static int write_secret(const char *path, ssm_error *err) {
     if (fd >= 0)
         close(fd);
     unlink(temporary);
-    return rc;
+    return rc == 0 ? file_sync_folder(path, "state_dir", err) : rc;
 }
 
 int secret_open(const char *folder, uint8_t out[16], ssm_error *err) {

@@ -3,11 +3,13 @@
 //
 // A file is the whole session (snapshot_file.h) with its name, owner and times, under the hash of
 // owner and name. It is written under a temporary name, synced, renamed, and the folder synced: at
-// any moment, kill -9 included, a name stands for one whole version. The start looks at headers and
-// sizes alone, so that it takes the time of a directory's listing and the memory of its names;
-// checksums are looked at when a file is used. One that is torn, foreign or of another model is set
-// aside as NAME.bad and not looked at again; a temporary one is what a killed process left: it
-// goes.
+// any moment, kill -9 included, a name stands for one whole version. Folders that are made here are
+// synced into theirs, and so is the secret, without which a session has no owner.
+//
+// The start looks at headers and sizes alone, so that it takes the time of a directory's listing
+// and the memory of its names; checksums are looked at when a file is used. One that is torn,
+// foreign or of another model is set aside as NAME.bad and not looked at again; a temporary one is
+// what a killed process left: it goes.
 //
 //     ROOT/.secret             what owners are hashed with (secret.h)
 //     ROOT/MODEL/.lock         locked by the process that has the folder; holds its number
@@ -193,7 +195,9 @@ static void close_folder(store *base) {
 static const store_ops ops = {.list = list, .submit = submit, .close = close_folder};
 
 static int make_folder(const char *path, ssm_error *err) {
-    if (mkdir(path, 0700) == 0 || errno == EEXIST)
+    if (mkdir(path, 0700) == 0)
+        return file_sync_folder(path, "state_dir", err);
+    if (errno == EEXIST)
         return 0;
     return ssm_error_set(err, SSM_EIO, "state_dir", "cannot make the folder %.300s: %m", path);
 }

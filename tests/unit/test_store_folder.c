@@ -3,13 +3,16 @@
 // and what lies in it does not tell whose it is.
 #include <glob.h>
 #include <inttypes.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "engine/state/secret.h"
+#include "engine/state/snapshot_file.h"
 #include "fixtures/store.h"
 
 // The header of the one session that there is.
@@ -136,6 +139,74 @@ START_TEST(owners_on_the_disk_are_keyed) {
 }
 END_TEST
 
+// In place of the C library's: what was synced.
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static char synced[64][200];
+static int n_synced;
+
+int fsync(int fd) {
+    char link[40];
+    pthread_mutex_lock(&lock);
+    snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+    if (n_synced < 64) {
+        const ssize_t n = readlink(link, synced[n_synced], sizeof *synced - 1);
+        synced[n_synced++][n > 0 ? n : 0] = '\0';
+    }
+    pthread_mutex_unlock(&lock);
+    return (int)syscall(SYS_fsync, fd);
+}
+
+static bool was_synced(const char *path) {
+    bool found = false;
+    pthread_mutex_lock(&lock);
+    for (int i = 0; i < n_synced; i++)
+        found |= strcmp(synced[i], path) == 0;
+    pthread_mutex_unlock(&lock);
+    return found;
+}
+
+static const char *path_in(char out[300], const char *in, const char *name) {
+    ck_assert_int_lt(snprintf(out, 300, "%s/%s", in, name), 300);
+    return out;
+}
+
+// The model's folder in another.
+static const char *inner_of(char out[300], const char *in) {
+    char name[40];
+    uint64_t hash[2];
+    model_hash(model, hash);
+    snprintf(name, sizeof name, "%016" PRIx64 "%016" PRIx64, hash[0], hash[1]);
+    return path_in(out, in, name);
+}
+
+// A session is on the disk once the folders are that lead to it, and the secret of its owner.
+START_TEST(new_folders_and_the_secret_are_synced) {
+    char root[300], slash[300], inner[300], file[300];
+    ssm_engine_options o;
+    ssm_engine *engine;
+    begin();
+    inner_of(inner, path_in(root, folder, "new"));
+    ssm_engine_options_init(&o);
+    o.device = "cpu";
+    o.max_sessions = 1;
+    o.state_dir = _i == 0 ? root : path_in(slash, root, "");
+    n_synced = 0;
+    ck_assert_int_eq(ssm_engine_create(model, &o, &engine, NULL), 0);
+    ck_assert_msg(was_synced(folder), "%s was made, its folder not synced", root);
+    ck_assert_msg(was_synced(root), "%s was made, its folder not synced", inner);
+    ssm_engine_free(engine);
+    ck_assert_int_eq(unlink(path_in(file, root, ".secret")), 0);
+    n_synced = 0;
+    ck_assert_int_eq(ssm_engine_create(model, &o, &engine, NULL), 0);
+    ck_assert_msg(was_synced(root), "the secret's folder was not synced");
+    ssm_engine_free(engine);
+    ck_assert_int_eq(unlink(path_in(file, root, ".secret")), 0);
+    ck_assert_int_eq(unlink(path_in(file, inner, ".lock")), 0);
+    ck_assert(rmdir(inner) == 0 && rmdir(root) == 0);
+    finish();
+}
+END_TEST
+
 int main(void) {
     Suite *suite = suite_create("store_folder");
     TCase *tc = tcase_create("all");
@@ -144,6 +215,7 @@ int main(void) {
     tcase_add_test(tc, a_file_damaged_later_is_found_when_used);
     tcase_add_test(tc, a_folder_has_one_holder);
     tcase_add_test(tc, owners_on_the_disk_are_keyed);
+    tcase_add_loop_test(tc, new_folders_and_the_secret_are_synced, 0, 2);
     suite_add_tcase(suite, tc);
     return suite_run(suite);
 }
