@@ -3,13 +3,14 @@
 //
 // A changed session joins the list of dirty ones; a few of them at a time are written (a write
 // holds a copy of a state, a place in the list holds nothing), and a session that changes again
-// meanwhile is written once. A disk that is slower than the turns makes turns wait: none begins
-// while more than BACKLOG of states is in host memory for want of being written. With
-// SSM_DURABILITY_SYNC whoever changed a session - a job, a caller of ssm/session.h - leaves a
+// meanwhile is written once. A disk that is slower than the turns, or takes nothing, makes turns
+// wait: none begins while more than BACKLOG of states is in host memory for want of being written.
+// With SSM_DURABILITY_SYNC whoever changed a session - a job, a caller of ssm/session.h - leaves a
 // ticket and is answered when that version or a later one is on the disk. With ASYNC nobody waits.
 // With NONE nothing is written before the engine is freed, but what BACKLOG cannot hold.
 //
-// How they get back, and when they let go of what they have in memory: durable_load.c.
+// How they get back, and when they let go of what they have in memory: durable_load.c. What becomes
+// of writes that fail: durable_retry.c, for a shared store shared.c.
 #include "engine.h"
 
 #include <stdio.h>
@@ -96,7 +97,7 @@ bool durable_is_full(const ssm_engine *engine) {
 }
 
 bool durable_is_behind(const ssm_engine *engine) {
-    return engine->n_writes > 0 && durable_is_full(engine);
+    return (engine->n_writes > 0 || engine->has_unwritten) && durable_is_full(engine);
 }
 
 store_request *durable_request(ssm_engine *engine, const session *s, int kind) {
@@ -163,8 +164,10 @@ void durable_write_some(ssm_engine *engine) {
         session *s = engine->dirty;
         remove_dirty(engine, s);
         const int rc = start_write(engine, s);
-        if (rc != 0)
+        if (rc != 0) {
             durable_answer(engine, s, s->version, rc, unwritten);
+            durable_failed_write(engine);
+        }
     }
 }
 
@@ -174,9 +177,12 @@ static void on_put(ssm_engine *engine, session *s, const store_request *r) {
     if (r->rc == 0) {
         s->stored = r->version;
         engine->session_counts.writes++;
+        durable_wrote(engine);
     } else {
         engine->session_counts.write_failures++;
+        memcpy(engine->session_counts.reason, r->reason, sizeof r->reason);
         s->is_unwritable = engine->is_flushing;
+        durable_failed_write(engine);
     }
     durable_answer(engine, s, r->version, r->rc, unwritten);
     if (s->is_listed && s->version > r->version &&

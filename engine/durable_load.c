@@ -105,6 +105,8 @@ static bool can_go(ssm_engine *engine, session *s) {
         return false;
     if (s->stored == s->version)
         return true;
+    if (engine->has_unwritten) // it is tried when it is time
+        return false;
     if (engine->options.durability != SSM_DURABILITY_NONE || durable_is_full(engine))
         durable_push(engine, s); // it may go when it is written
     durable_write_some(engine);

@@ -178,9 +178,9 @@ void ssm_engine_drain(ssm_engine *engine) {
     pthread_mutex_unlock(&engine->lock);
 }
 
-void ssm_engine_free(ssm_engine *engine) {
+size_t ssm_engine_free(ssm_engine *engine) {
     if (!engine)
-        return;
+        return 0;
     pthread_mutex_lock(&engine->lock);
     engine->is_stopping = engine->is_draining = true;
     pthread_cond_signal(&engine->wake);
@@ -193,7 +193,9 @@ void ssm_engine_free(ssm_engine *engine) {
         port_detach(engine->ports.items[i]);
         port_unref(engine->ports.items[i]);
     }
+    const size_t n_lost = engine->n_lost;
     dispose(engine);
+    return n_lost;
 }
 
 // ---- ports

@@ -74,6 +74,7 @@ typedef struct session_counts {
     uint64_t expired, refusals;                        // quota.c
     uint64_t conflicts, store_answers, store_failures; // shared.c
     ssm_histogram load_seconds, store_seconds;
+    char reason[160]; // of the last write that failed, to a folder
 } session_counts;
 
 struct ssm_engine {
@@ -117,6 +118,9 @@ struct ssm_engine {
     session *dirty, **dirty_last; // sessions to be written, oldest first
     int32_t n_stores, n_writes;   // requests at the store; of these that write
     int64_t next_sweep;           // quota.c, Unix time
+    bool has_unwritten;           // durable_retry.c: a write has failed
+    int64_t next_retry;           // of such a one, Unix time
+    uint64_t n_lost;              // sessions whose last turn no store has, as the engine ends
     bool is_flushing;             // the engine is going away
     bool is_pausing;              // shared.c: no write begins for now
     uint64_t stamp_seed;          // shared.c
@@ -228,6 +232,13 @@ void durable_send(ssm_engine *engine, session *s, struct store_request *request)
 void durable_push(ssm_engine *engine, session *s); // to be written
 void durable_write_some(ssm_engine *engine);
 void durable_answer(ssm_engine *engine, session *s, uint64_t version, int rc, const char *message);
+
+// ---- durable_retry.c
+void durable_failed_write(ssm_engine *engine);
+void durable_wrote(ssm_engine *engine);
+void durable_retry(ssm_engine *engine);          // each turn: if it is time
+int32_t durable_pause(const ssm_engine *engine); // seconds until then, about; 0: never
+void durable_count_lost(ssm_engine *engine);     // when nothing more will be written
 
 // ---- durable_load.c
 // True: the job's session is being read, and wakes it.

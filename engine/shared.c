@@ -227,6 +227,7 @@ static void on_put(ssm_engine *engine, session *s, store_request *r) {
         pause_writes(engine);
         durable_push(engine, s);
     } else {
+        engine->n_lost += engine->is_flushing && rc != 0;
         forget_copy(engine, s);
     }
     s->refs++;

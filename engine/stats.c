@@ -43,6 +43,7 @@ void stats_cache(ssm_engine *engine) {
     s->store_answers = engine->session_counts.store_answers;
     s->store_failures = engine->session_counts.store_failures;
     s->store_seconds = engine->session_counts.store_seconds;
+    memcpy(s->store_reason, engine->session_counts.reason, sizeof s->store_reason);
     memcpy(s->cache, c->counts.tier, sizeof s->cache);
     s->cache[SSM_TIER_DEVICE].bytes =
         (uint64_t)s->cache_slots_used * (engine->device_info.slot_bytes + logits_bytes(engine));

@@ -201,11 +201,14 @@ static void publish(ssm_engine *engine) {
     pthread_mutex_unlock(&engine->lock);
 }
 
-// Sleeps until there is a command or it is time to look for sessions that are too old; false: the
-// latter.
+// Sleeps until there is a command or it is time to look for sessions that are too old, or could not
+// be written; false: the latter.
 static bool wait_wake(ssm_engine *engine) {
-    const int32_t pause = quota_pause(engine);
+    const int32_t retry = durable_pause(engine);
+    int32_t pause = quota_pause(engine);
     struct timespec until;
+    if (retry > 0 && (pause == 0 || retry < pause))
+        pause = retry;
     if (pause == 0)
         return pthread_cond_wait(&engine->wake, &engine->lock) == 0;
     clock_gettime(CLOCK_REALTIME, &until);
@@ -247,6 +250,7 @@ static void close_store(ssm_engine *engine) {
         take_inbox(engine, true, &commands, &closed_ports);
         apply(engine, commands);
     }
+    durable_count_lost(engine);
     durable_close(engine);
     spill_close(engine->cache.disk);
     engine->cache.disk = NULL;
@@ -266,6 +270,7 @@ void *engine_thread(void *arg) {
         goes_on = take_inbox(engine, is_idle, &commands, &closed_ports);
         apply(engine, commands);
         quota_sweep(engine);
+        durable_retry(engine);
         end_orphans(engine, &engine->running, closed_ports);
         end_orphans(engine, &engine->waiting, closed_ports);
         if (!goes_on) {

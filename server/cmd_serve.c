@@ -13,8 +13,8 @@
 // no loop runs, and the second signal ends the process as the system has it.
 //
 // Order of an end: loops stop (sockets closed, completers orphaned), tasks on libuv's pool end,
-// which may ask an engine; engines are freed (every open request gets its DONE), the last events are
-// taken so that every completer is freed, ports and loops close.
+// which may ask an engine; engines are freed (every open request gets its DONE), the last events
+// are taken so that every completer is freed, ports and loops close.
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>

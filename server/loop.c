@@ -101,7 +101,7 @@ static void on_mhd_event(uv_poll_t *handle, int status, int events) {
 static void on_tick(uv_timer_t *handle) {
     loop *l = handle->data;
     conn_sweep(l, uv_hrtime());
-    if (l->index == 0 && l->ready && l->server->o->state_url) {
+    if (l->index == 0 && l->ready) {
         registry_watch_stores(&l->server->models);
     }
 }

@@ -222,8 +222,14 @@ const served_model *registry_find(const registry *r, const char *name) {
 void registry_stop(registry *r) {
     for (size_t i = 0; i < r->n; i++) {
         if (r->items[i].engine) {
-            ssm_engine_free(r->items[i].engine);
+            const size_t n_lost = ssm_engine_free(r->items[i].engine);
             r->items[i].engine = NULL;
+            if (n_lost > 0) {
+                log_write(
+                    LOG_ERROR,
+                    "model %s: the last turns of %zu sessions could not be written and are lost",
+                    r->items[i].name, n_lost);
+            }
         }
     }
 }
@@ -252,12 +258,23 @@ bool registry_store_is_up(const registry *r) {
     return is_up;
 }
 
+static void watch_folder(served_model *m, const ssm_stats *stats) {
+    if (stats->session_write_failures > m->store_failures) {
+        log_write(LOG_WARN,
+                  "model %s: --state-dir: %llu writes of sessions have failed (the last: %s)",
+                  m->name, (unsigned long long)(stats->session_write_failures - m->store_failures),
+                  stats->store_reason);
+    }
+    m->store_failures = stats->session_write_failures;
+}
+
 void registry_watch_stores(registry *r) {
     for (size_t i = 0; i < r->n; i++) {
         served_model *m = &r->items[i];
         ssm_stats stats;
         ssm_engine_get_stats(m->engine, &stats);
         if (!stats.store_shared) {
+            watch_folder(m, &stats);
             continue;
         }
         if (!stats.store_up && !m->store_is_down) {

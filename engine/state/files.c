@@ -52,7 +52,7 @@ static int sync_folder(const char *path) {
 int file_sync_folder(const char *path, const char *param, ssm_error *err) {
     if (sync_folder(path) == 0 || errno == EACCES)
         return 0;
-    return ssm_error_set(err, SSM_EIO, param, "cannot sync the folder of %s: %m", path);
+    return ssm_error_set(err, SSM_EIO, param, "%m: cannot sync the folder of %s", path);
 }
 
 int file_replace(const char *path, const struct iovec *pieces, int n, bool sync, ssm_error *err) {
@@ -61,7 +61,7 @@ int file_replace(const char *path, const struct iovec *pieces, int n, bool sync,
         return ssm_error_set(err, SSM_EINVAL, NULL, "the path of a session's file is too long");
     const int fd = mkostemps(temporary, 4, O_CLOEXEC);
     if (fd < 0)
-        return ssm_error_set(err, SSM_EIO, NULL, "cannot write %s: %m", temporary);
+        return ssm_error_set(err, SSM_EIO, NULL, "%m: cannot write %s", temporary);
     int rc = write_all(fd, pieces, n);
     if (rc == 0 && sync)
         rc = fsync(fd);
@@ -70,7 +70,7 @@ int file_replace(const char *path, const struct iovec *pieces, int n, bool sync,
     if (rc == 0)
         rc = rename(temporary, path);
     if (rc != 0) {
-        ssm_error_set(err, SSM_EIO, NULL, "cannot write %s: %m", path);
+        ssm_error_set(err, SSM_EIO, NULL, "%m: cannot write %s", path);
         unlink(temporary);
         return SSM_EIO;
     }

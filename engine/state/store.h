@@ -56,7 +56,7 @@ typedef struct store_request {
     const char *target; // FORK: SSM_EINVAL if it is there; the caller's
     ssm_session_info *infos; // LIST, LOOK, FORK: malloc'd, the caller's; without bytes
     size_t n_infos, count;
-    char reason[160]; // SSM_EUNAVAILABLE
+    char reason[160]; // SSM_EUNAVAILABLE; of a folder: why a PUT failed
     // the caller's, not looked at
     struct session *session;
     struct session_call *call;

@@ -82,13 +82,21 @@ static int get(const folder_store *s, store_request *r, const char *file, const 
     return rc;
 }
 
+static int put(const folder_store *s, store_request *r, const char *path) {
+    ssm_error err = {0};
+    const int rc = snapshot_file_write(s->base.model, &r->image, &r->label, path, true, &err);
+    if (rc != 0)
+        snprintf(r->reason, sizeof r->reason, "%.159s", err.message);
+    return rc;
+}
+
 static int run(const folder_store *s, store_request *r) {
     char file[48], path[4096];
     name_file(&r->label, file);
     path_of(s, file, "", path);
     switch (r->kind) {
     case STORE_PUT:
-        return snapshot_file_write(s->base.model, &r->image, &r->label, path, true, NULL);
+        return put(s, r, path);
     case STORE_GET:
         return get(s, r, file, path);
     case STORE_DELETE:

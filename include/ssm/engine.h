@@ -80,8 +80,9 @@ int ssm_engine_create(const ssm_model *model, const ssm_engine_options *options,
 void ssm_engine_drain(ssm_engine *engine);
 
 // Ends what is left (each open request gets its DONE, SSM_ECANCELED), stops the thread, frees all.
-// Ports must be closed after this, and their last batches may still be taken.
-void ssm_engine_free(ssm_engine *engine);
+// Ports must be closed after this, and their last batches may still be taken. Returns how many
+// sessions' last turns could not be brought to the store and are lost.
+size_t ssm_engine_free(ssm_engine *engine);
 
 // ---- ports
 
@@ -265,7 +266,8 @@ typedef struct ssm_stats {
     uint64_t store_answers, store_failures; // requests that came back; of these without having
                                             // reached it, or refused by it
     ssm_histogram store_seconds;
-    char store_reason[160]; // why it is not up, or what it refused last
+    char store_reason[160]; // why it is not up, or what it refused last; of a folder: the last
+                            // write that failed
     double idle_seconds; // since the last step, 0 when there is no work: a stuck engine shows here
     bool draining, failed;
 } ssm_stats;

@@ -205,3 +205,18 @@ def test_a_folder_has_one_server(start, tmp_path):
     turn(holder.client, PROMPT, max_tokens=1)
     with pytest.raises(AssertionError, match=f"in use by process {holder.process.pid}"):
         start("--state-dir", folder)
+
+
+def test_a_disk_that_takes_nothing_is_in_the_log(start, tmp_path):
+    server = start("--state-dir", tmp_path)
+    (folder,) = [path for path in tmp_path.iterdir() if path.is_dir()]
+    folder.rename(tmp_path / "away")
+    server.client.complete(PROMPT, session="s", **GREEDY)
+    wait_until(lambda: "writes of sessions have failed" in server.log(), 30, "it says so")
+    assert "No such file" in server.log()
+    (tmp_path / "away").rename(folder)
+    wait_until(lambda: list(folder.glob("*.session")), 30, "it is written")
+    folder.rename(tmp_path / "away")
+    server.client.complete(" and", session="s", **GREEDY)
+    assert server.stop() == 0
+    assert "the last turns of 1 sessions could not be written and are lost" in server.log()

@@ -207,6 +207,53 @@ START_TEST(new_folders_and_the_secret_are_synced) {
 }
 END_TEST
 
+static uint64_t written(uint64_t *failures) {
+    ssm_stats stats;
+    ssm_engine_get_stats(con.engine, &stats);
+    *failures = stats.session_write_failures;
+    return stats.session_writes;
+}
+
+// A disk that was full for a while: nobody has to come back for what it did not take. What it still
+// has not taken at the end is lost, and said to be.
+START_TEST(what_could_not_be_written_is_tried_again) {
+    static const char *const names[] = {"one", "two", "three"};
+    char inner[300], away[300];
+    uint64_t failures;
+    waiter w;
+    begin();
+    inner_of(inner, folder);
+    path_in(away, folder, "away");
+    open_engine(SSM_DURABILITY_ASYNC, true);
+    ck_assert_int_eq(rename(inner, away), 0);
+    for (int k = 0; k < 3; k++) {
+        run_turn(names[k], 0, &w);
+        waiter_dispose(&w);
+    }
+    usleep(500000);
+    ck_assert_uint_eq(written(&failures), 0);
+    ck_assert_msg(failures >= 3 && failures < 10, "%d failures", (int)failures);
+    ck_assert_int_eq(rename(away, inner), 0);
+    while (written(&failures) < 3)
+        usleep(1000);
+    run_turn("one", 1, &w);
+    waiter_dispose(&w);
+    while (written(&failures) < 4)
+        usleep(1000);
+    ck_assert_int_eq(rename(inner, away), 0);
+    run_turn("one", 2, &w);
+    waiter_dispose(&w);
+    consumer_dispose(&con);
+    ck_assert_uint_eq(ssm_engine_free(con.engine), 1);
+    ck_assert_int_eq(rename(away, inner), 0);
+    open_engine(SSM_DURABILITY_ASYNC, true);
+    ck_assert_uint_eq(tokens_of("one"), 2 * PER_TURN);
+    ck_assert_uint_eq(tokens_of("three"), PER_TURN);
+    close_engine();
+    finish();
+}
+END_TEST
+
 int main(void) {
     Suite *suite = suite_create("store_folder");
     TCase *tc = tcase_create("all");
@@ -216,6 +263,7 @@ int main(void) {
     tcase_add_test(tc, a_folder_has_one_holder);
     tcase_add_test(tc, owners_on_the_disk_are_keyed);
     tcase_add_loop_test(tc, new_folders_and_the_secret_are_synced, 0, 2);
+    tcase_add_test(tc, what_could_not_be_written_is_tried_again);
     suite_add_tcase(suite, tc);
     return suite_run(suite);
 }
