@@ -3,7 +3,7 @@
 //
 // Order of a start, and why. The port is bound first: a port that is taken should be known before a
 // model is read for minutes. Then the models load on a thread of their own. Listening waits for
-// them up to LOAD_GRACE: a small model is there in a fraction of it and no client ever sees a
+// them up to LOAD_GRACE_MS: a small model is there in a fraction of it and no client ever sees a
 // 503; with a large one the server listens after that second and says 503 with Retry-After, so
 // that health checks and balancers see a process that lives and is not ready.
 //

@@ -18,10 +18,10 @@ namespace ssm {
 
 struct few_shared {
     float *sums;   // [2][warp][token][CHUNK]
-    float *before; // IN [token][most_rows] the convolution without its newest input
-    float *tap;    // IN [most_rows] the newest input's weight
-    char *x;       // IN_X [token][x_pitch]: the convolution's output, bf16
-    char *x_proj;  // IN_X [n_x][w_pitch]
+    float *before; // FEW_IN [token][most_rows] the convolution without its newest input
+    float *tap;    // FEW_IN [most_rows] the newest input's weight
+    char *x;       // FEW_IN_X [token][x_pitch]: the convolution's output, bf16
+    char *x_proj;  // FEW_IN_X [n_x][w_pitch]
 };
 
 __device__ __forceinline__ few_shared carve(const few_args &a, char *at) {
