@@ -161,6 +161,7 @@ void conn_sweep(struct loop *l, uint64_t now) {
         next = c->next;
         exchange *ex = c->ex;
         if (is_late(c, now, limit)) {
+            c->is_late = true;
             conn_shutdown(c);
         } else if (ex && ex->listener && now - ex->progress > ping) {
             ex->progress = now;

@@ -174,6 +174,12 @@ enum MHD_Result http_on_request(void *cls, struct MHD_Connection *mhd, const cha
 
 // ---- the end
 
+// Who ended it before its end.
+static const char *cut_by(const conn *c, enum MHD_RequestTerminationCode why) {
+    const bool is_late = c->is_late || why == MHD_REQUEST_TERMINATED_TIMEOUT_REACHED;
+    return is_late ? "timeout" : c->loop->stopping ? "shutdown" : "client";
+}
+
 static void log_request(exchange *ex, enum MHD_RequestTerminationCode why, uint64_t took) {
     buf line = {0};
     if (!log_is_on(LOG_INFO)) {
@@ -187,8 +193,7 @@ static void log_request(exchange *ex, enum MHD_RequestTerminationCode why, uint6
     log_int(&line, "status", ex->status);
     log_ms(&line, "ms", took);
     if (why != MHD_REQUEST_TERMINATED_COMPLETED_OK) {
-        log_text(&line, "cut",
-                 why == MHD_REQUEST_TERMINATED_TIMEOUT_REACHED ? "timeout" : "client");
+        log_text(&line, "cut", cut_by(ex->conn, why));
     }
     if (!ex->log.failed) {
         buf_add(&line, ex->log.data, ex->log.len);

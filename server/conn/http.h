@@ -45,6 +45,7 @@ typedef struct conn {
     bool watched, watching; // hangup was initialised; is active
     bool gone;              // the peer closed, or its half of it
     bool unread;            // an answer was sent before all of the body was read
+    bool is_late;           // it was closed for that
     uint64_t since;         // uv_hrtime of accept or of the last answer's end
     exchange *ex;           // the request in hand, or NULL
     char peer[64];          // address without the port

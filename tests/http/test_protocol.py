@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """HTTP itself: routes, methods, headers, kept connections, halves of requests, floods."""
 
+import contextlib
 import json
 import time
 
@@ -312,6 +313,19 @@ def test_a_trickle_does_not_hold_a_connection_for_ever(start):
                 break
             closed = raw.is_closed(0.2)
         assert closed
+
+
+def test_a_trickling_body_is_late(start):
+    """So is a body byte every 0.2 s, and the log says who ended it."""
+    server = start("--header-timeout", 1)
+    with server.client.raw() as raw:
+        raw.send(f"POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 5000\r\n\r\n")
+        deadline = time.monotonic() + 10 * SCALE
+        while time.monotonic() < deadline and "status=499" not in server.log():
+            with contextlib.suppress(ConnectionError):
+                raw.send(" ")
+            time.sleep(0.2)
+    assert "cut=timeout" in server.log() and "cut=client" not in server.log(), server.tail()
 
 
 def test_a_running_answer_is_no_stall(start):

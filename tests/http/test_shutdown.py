@@ -100,6 +100,7 @@ def test_drain_has_a_limit(start):
         server.signal(signal.SIGTERM)
         server.wait(15)
         assert time.monotonic() - started > 0.9
+    assert "cut=shutdown" in server.log() and "cut=client" not in server.log(), server.tail()
 
 
 def test_calls_at_sessions_outlive_the_drain(start):
