@@ -37,7 +37,7 @@ typedef struct serving {
     options options;
     loop *loops;
     int *fds;
-    int n_fds, n_started; // loops with a thread or running here
+    int n_fds, n_started; // loops with a thread, after the first, which runs here
     int port;
     // loading
     uv_thread_t loader;
@@ -286,15 +286,26 @@ static int start(serving *s, ssm_error *err) {
 }
 
 static void run(serving *s) {
+    const int n = s->server.n_loops;
     start_signals(s);
-    for (int i = 1; i < s->server.n_loops; i++) {
-        if (uv_thread_create(&s->loops[i].thread, run_loop, &s->loops[i]) == 0) {
-            s->n_started = i;
+    while (s->n_started + 1 < n) {
+        loop *next = &s->loops[s->n_started + 1];
+        if (uv_thread_create(&next->thread, run_loop, next) != 0) {
+            break;
         }
+        s->n_started++;
+    }
+    if (s->n_started + 1 < n) { // the kernel gives connections to loops that nobody runs
+        log_write(LOG_ERROR, "--loops: thread %d of %d cannot be started", s->n_started + 1, n);
+        s->status = 1;
+        leave_all(s);
     }
     loop_run(&s->loops[0]);
     for (int i = 1; i <= s->n_started; i++) {
         uv_thread_join(&s->loops[i].thread);
+    }
+    for (int i = s->n_started + 1; i < n; i++) {
+        loop_run(&s->loops[i]); // to its end, which has come
     }
 }
 
