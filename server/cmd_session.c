@@ -140,10 +140,12 @@ static int save_to(const client *c, const char *name, FILE *to) {
     remote r = request_of(c, "GET", name, "/state");
     r.to = to;
     int status = run(&r, 200);
-    if (status == 0 && fflush(to) != 0) {
+    const bool is_file = to != stdout; // the server's copy may be removed next
+    if (status == 0 &&
+        (fflush(to) != 0 || (is_file && fsync(fileno(to)) != 0 && errno != EINVAL))) {
         status = fail(strerror(errno));
     }
-    if (status == 0 && to != stdout) {
+    if (status == 0 && is_file) {
         printf("%s: %llu bytes\n", name, (unsigned long long)r.received);
     }
     buf_dispose(&r.body);
