@@ -69,6 +69,10 @@
 //     now 0.421, of which the copy 0.008)                                                2.27
 //   + the convolution's ring written behind x_proj's share: alone, in
 //     turns in one process, before 1.81 and 2.22 (b8 1.76, now 1.72)           1.77  2.20
+//   + columns two pieces a turn, one wait for a slot's two, descriptors
+//     in uniform registers: whole steps, in turns, before 2.31 (b8
+//     1.83, now 1.775; b64 of 130m 0.404, now 0.397, 370m 0.831, 0.816,
+//     790m 1.075, 1.037, 1.4b 1.373, 1.325)                                             2.25
 // (In turns on one machine: rows 1 and 2 of H100, 1 and 3 of H200, and 1 and 4 at b16.) The fifth
 // line with fp32 states 3.05 to 2.86, the sixth 2.92 to 2.84; 130m b64 (whole steps) 0.451 to
 // 0.440. The seventh alone: 130m 0.393 to 0.385, and without the exchanges fp32 states 2.76 to
@@ -182,6 +186,10 @@
 // - While the ring is held up, L2 asked for up to 8 slots in front: b64 37.5 (36.8), b16 29.4
 //   (30.4); only for parts, y, input (parts: with 4 slots the same): b64 36.3, 36.3, 36.6 (36.3),
 //   b16 29.7, 29.4, 29.7 (29.8), in another process no difference.
+// - One arrive by two lanes, for a stage and a slot, the same; token rows to registers by ldmatrix
+//   (absent ones not read), wgmma with them from there: whole steps b8 1.85 ms (1.82), b64 2.33
+//   (2.27); groups that take every other piece with all rows, out_proj's too: 1.93 (1.80), 2.43
+//   (2.27).
 // Single changes: token rows kept 0.1, one poller 0.2, peer's sums from registers 0.5, exchanges
 // for x_proj's sums 0.6.
 //

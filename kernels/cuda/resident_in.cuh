@@ -46,48 +46,55 @@ __device__ __forceinline__ void give_back(const resident_block<NW> &b, const res
         barrier_arrive(b.empty + slot * 8 + (bits & w.zero));
 }
 
-// [64 tokens][ROWS] of a group over so many pieces of 64 columns, added to acc. A slot has A_SLOT
-// pieces of rows; the group's begin at `row`. From the last two pieces on the ring asks for nothing
-// from slot `limit` on. The last `kept` pieces' token rows stay where they are.
+// [64 tokens][ROWS] of a group over so many pieces of 64 columns, added to acc, two a turn. A slot
+// has A_SLOT pieces of rows; the group's begin at `row`. From the last two pieces on the ring asks
+// for nothing from slot `limit` on. The last `kept` pieces' token rows stay where they are.
 template <int NW, int ROWS, int A_SLOT>
 __device__ __forceinline__ void columns(const resident_block<NW> &b, resident_worker<NW> &w,
                                         int pieces, int row, int limit, float (&acc)[ROWS / 2],
                                         int kept = 0) {
     typedef resident_shape<NW> shape;
+    enum { PIECE_ROWS = shape::TILE_ROWS / A_SLOT };
     int slot_before = 0, x_before = 0;
-    auto done = [&](int p) {
+    row = __shfl_sync(~0u, row, 0);         // one to the compiler, too: descriptors without R2UR
+    auto done = [&](bool keep, bool slot) { // with the piece before, and with its slot
         if (w.lane == 0) {
-            if (p < pieces - kept)
+            if (!keep)
                 barrier_arrive(b.x_empty + x_before * 8);
-            if (p % A_SLOT == A_SLOT - 1)
+            if (slot)
                 barrier_arrive(b.empty + slot_before * 8);
         }
     };
 #pragma unroll 1
-    for (int p = 0; p < pieces; p++) {
-        if (p == pieces - 2 && limit < NO_LIMIT && threadIdx.x == 0)
+    for (int p = 0; p < pieces; p += 2) {
+        if (p == (pieces - 2) / 2 * 2 && limit < NO_LIMIT && threadIdx.x == 0)
             b.ask_up_to(limit);
-        barrier_wait(b.full + w.slot.at * 8, w.slot.phase);
-        barrier_wait(b.x_full + w.x.at * 8, w.x.phase);
-        fence_async(); // token rows came by cp.async
-        const uint64_t x = tile_at(b.x_ring + w.x.at * X_STAGE);
-        const uint64_t rows = tile_at(b.slots + w.slot.at * shape::SLOT +
-                                      (p % A_SLOT * (shape::TILE_ROWS / A_SLOT) + row) * 128);
-        wgmma_fence();
+        uint64_t rows = 0;
 #pragma unroll
-        for (int k = 0; k < 4; k++) // 16 columns are 32 bytes
-            wgmma(acc, x + k * 2, rows + k * 2);
-        wgmma_commit();
-        wgmma_wait<1>();
-        if (p > 0)
-            done(p - 1);
-        slot_before = w.slot.at, x_before = w.x.at;
-        if (p % A_SLOT == A_SLOT - 1)
-            w.slot.next();
-        w.x.next();
+        for (int i = 0; i < 2; i++) {
+            if (p + i >= pieces)
+                break;
+            if (i % A_SLOT == 0) {
+                barrier_wait(b.full + w.slot.at * 8, w.slot.phase);
+                rows = tile_at(b.slots + w.slot.at * shape::SLOT + row * 128);
+            }
+            barrier_wait(b.x_full + w.x.at * 8, w.x.phase);
+            fence_async(); // token rows came by cp.async
+            wgmma_piece(acc, tile_at(b.x_ring + w.x.at * X_STAGE),
+                        rows + i % A_SLOT * (PIECE_ROWS * 128 / 16));
+            wgmma_wait<1>();
+            if (p + i > 0)
+                done(p + i > pieces - kept, i % A_SLOT == 0);
+            x_before = w.x.at;
+            w.x.next();
+            if (i % A_SLOT == A_SLOT - 1) {
+                slot_before = w.slot.at;
+                w.slot.next();
+            }
+        }
     }
     wgmma_wait<0>();
-    done(pieces - 1);
+    done(kept > 0, true);
 #pragma unroll
     for (int i = 0; i < ROWS / 2; i++) // nothing reads a sum before this
         asm volatile("" : "+f"(acc[i])::"memory");
