@@ -257,6 +257,11 @@
 // - in_proj and out_proj by a power of two smaller, norm, C and D larger (the same bits), so that
 //   exponents differ in fewer bits: 1.04 and 1.07 J at 8 rows (1.11, 1.09), no time at 8 or 64.
 // - The ring's warp sleeping 32 ns between looks: the same.
+//
+// Weights in 12 bits (packed.cuh), unpacked in the ring by four more warps: the same bits, but
+// b8 1.91 ms (1.78), b64 2.29 (2.25); without unpacking, wrong sums, 1.63 and 2.08. A quarter fewer
+// bytes are worth 0.15 ms and unpacking costs 0.2 to 0.3: all that workers do takes longer beside
+// it, and slots come late (large-steps.md).
 #include "clusters.cuh"
 #include "resident_fill.cuh"
 #include "resident_out.cuh"
