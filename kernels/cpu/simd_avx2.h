@@ -117,6 +117,29 @@ static inline vf vf_round_bf16(vf v) {
     return (vf){round_bf16(v.a), round_bf16(v.b)};
 }
 
+// Without TSan's hearing of it (template_tile.h).
+#ifdef __SANITIZE_THREAD__
+#define SIMD_HAS_UNWATCHED
+static inline __m256i load_unwatched(const void *p) {
+    __m256i v;
+    __asm__("vmovdqu %1, %0" : "=x"(v) : "m"(*(const char(*)[32])p));
+    return v;
+}
+static inline vf vf_load_unwatched(const char *p) {
+    return (vf){_mm256_castsi256_ps(load_unwatched(p)),
+                _mm256_castsi256_ps(load_unwatched(p + 32))};
+}
+static inline vf vf_load_bf16_even_unwatched(const char *p) {
+    return (vf){_mm256_castsi256_ps(_mm256_slli_epi32(load_unwatched(p), 16)),
+                _mm256_castsi256_ps(_mm256_slli_epi32(load_unwatched(p + 32), 16))};
+}
+static inline vf vf_load_bf16_odd_unwatched(const char *p) {
+    const __m256i high = _mm256_set1_epi32((int)0xffff0000);
+    return (vf){_mm256_castsi256_ps(_mm256_and_si256(load_unwatched(p), high)),
+                _mm256_castsi256_ps(_mm256_and_si256(load_unwatched(p + 32), high))};
+}
+#endif
+
 // ---- integers
 
 static inline vi vi_set(int32_t x) {
