@@ -354,11 +354,11 @@ def test_many_idle_connections(client):
 
 
 def test_ping(start):
-    """A stream that is silent gets comments; here a long prompt is read before the first token."""
+    """A stream that is silent gets comments; here a long prompt is read before the first token, for seconds."""
     from harness.models import folder, induction_prompt
 
     server = start("--model", f"induction-heads={folder('induction-heads')}", "--ping-interval", 0.1)
-    prompt, letter = induction_prompt(1_000_000, 1)
+    prompt, letter = induction_prompt(250_000, 1)
     body = json.dumps({"prompt": prompt, "max_tokens": 1, "stream": True, "temperature": 0}).encode()
     with server.client.raw() as raw:
         raw.send_request("POST", PATH, body, ["Connection: close"])
