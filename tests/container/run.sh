@@ -229,7 +229,7 @@ memory_is_limited() {
 }
 
 start() {
-    pod run -d --name "$name" --pull=never -p 127.0.0.1::8080 --read-only --cap-drop=ALL \
+    pod run -d --name "$name" --pull=never ${SSM_CPU_SPINS:+-e SSM_CPU_SPINS} -p 127.0.0.1::8080 --read-only --cap-drop=ALL \
         --security-opt no-new-privileges --user 65532:65532 --memory "$memory" --pids-limit 128 "$name"
 }
 
