@@ -159,9 +159,10 @@ typedef struct dense_tables {
 
 static void advance_column(size_t n, const double *ab, double *x, double *next) { // x = Ab x
     for (size_t i = 0; i < n; i++) {
-        next[i] = 0;
+        double sum = 0;
         for (size_t j = 0; j < n; j++)
-            next[i] += ab[i * n + j] * x[j];
+            sum += ab[i * n + j] * x[j];
+        next[i] = sum;
     }
     memcpy(x, next, n * sizeof *x);
 }

@@ -27,9 +27,11 @@ static double step_diagonal(const ref_ssm *m, ref_real *s, double u) {
 static double step_dense(const ref_ssm *m, ref_real *s, double u) {
     double sum = 0;
     for (size_t i = 0; i < m->n; i++) {
-        m->work[i] = m->bb[i] * u;
+        const double *row = m->ab + i * m->n;
+        double next = m->bb[i] * u;
         for (size_t j = 0; j < m->n; j++)
-            m->work[i] += m->ab[i * m->n + j] * (double)s[j];
+            next += row[j] * (double)s[j];
+        m->work[i] = next;
     }
     for (size_t i = 0; i < m->n; i++) {
         s[i] = (ref_real)m->work[i];
@@ -76,9 +78,11 @@ static void advance(const ref_ssm *m, double *x) { // x = Ab x
         double *old = m->work + 3 * m->n;
         memcpy(old, x, m->n * sizeof *x);
         for (size_t i = 0; i < m->n; i++) {
-            x[i] = 0;
+            const double *row = m->ab + i * m->n;
+            double next = 0;
             for (size_t j = 0; j < m->n; j++)
-                x[i] += m->ab[i * m->n + j] * old[j];
+                next += row[j] * old[j];
+            x[i] = next;
         }
     } else {
         memmove(x + 1, x, (m->n - 1) * sizeof *x);
