@@ -55,7 +55,7 @@ def shared_client(program):
 def client(request, program, shared_client):
     """A client of the shared server, which must live and answer after the test too."""
     yield shared_client
-    assert program is None or program.is_running(), f"the server died:\n{program.tail()}"
+    assert program is None or program.is_running(), f"the server died ({program.process.returncode}):\n{program.tail()}"
     assert shared_client.get("/livez").status == 200
 
 
