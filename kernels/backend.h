@@ -98,6 +98,7 @@ typedef struct ssm_device_options {
     int32_t vocab_limit; // ids from here on are never drawn or listed; 0: vocab_size
     ssm_dtype weight_dtype, state_dtype, activation_dtype;
     ssm_prompt_form prompt_form;
+    bool unpacked; // no weights a second time in fewer bits, where a device has them (CUDA)
 } ssm_device_options;
 
 typedef struct ssm_device_info {

@@ -101,6 +101,8 @@ struct layer_weights { // T: the projections' type; the rest fp32
     const float *decay; // -exp(A_log) log2 e; MAMBA [d_inner][N], MAMBA2 [H]
     const float *skip;  // D
     const float *gate_norm;
+    const void *packed_in, *packed_out; // if device.weights_packed: packed.cuh
+    uint32_t packed_in_by, packed_out_by;
     lti_weights lti;
 };
 
@@ -134,6 +136,8 @@ struct device {
     const void *embedding, *lm_head;
     const float *norm_f;
     size_t weight_bytes, slot_bytes;
+    void *packed;        // in_proj and out_proj of all layers once more, in 12 bits a weight
+    bool weights_packed; // they are there
 
     // state: [layer][slot][...]
     void *ring;       // T [layer][slot][d_conv - 1][conv_dim]; H3: fp32, the shift SSM's state
@@ -231,6 +235,8 @@ int upload_vector(uploader *u, const ssm_tensor *t, const float **out);
 
 void weights_free(device *d);
 int weights_upload(device *d, const ssm_weights *w, ssm_error *err);
+// packed.cu, once it is known which kernels there will be: d->weights_packed says whether
+int weights_pack(device *d, ssm_error *err);
 
 // ---- slots.cu
 

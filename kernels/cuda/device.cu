@@ -249,11 +249,12 @@ static void choose_replay(device *d) {
 }
 
 static int allocate(device *d, ssm_error *err) {
-    size_t free_bytes = 0, total = 0;
-    SSM_CUDA(d, cudaMemGetInfo(&free_bytes, &total), err);
     choose_replay(d);
     d->resident_room = resident_room(d);
     d->solo_room = solo_room(d);
+    SSM_TRY(weights_pack(d, err));
+    size_t free_bytes = 0, total = 0;
+    SSM_CUDA(d, cudaMemGetInfo(&free_bytes, &total), err);
     d->slot_bytes = slot_bytes(d);
     d->max_tokens = d->options.max_tokens > 0 ? d->options.max_tokens : DEFAULT_TOKENS;
     const int32_t fit = slots_that_fit(d, free_bytes);

@@ -169,6 +169,7 @@ void weights_free(device *d) {
         cudaFree((void *)d->lm_head);
     cudaFree((void *)d->embedding);
     cudaFree((void *)d->norm_f);
+    cudaFree(d->packed);
     free(d->layers);
 }
 
