@@ -70,13 +70,14 @@ __global__ void pack_kernel(const bf16 *from, char *to, int base, packed_facts *
         }
         const uint4 four = *(const uint4 *)(from + i * 8);
         const uint32_t words[4] = {four.x, four.y, four.z, four.w};
-        uint32_t s[2] = {}, e = 0;
+        uint32_t packed[3] = {};
 #pragma unroll
         for (int k = 0; k < 8; k++) {
             const uint32_t bits = words[k / 2] >> k % 2 * 16 & 0xffff;
             const uint32_t v = packed_of(bits, base);
-            s[k / 4] |= (v >> 11 << 7 | (v & 127)) << k % 4 * 8;
-            e |= (v >> 7 & 15) << (k / 2 * 4 + k % 2 * 16);
+#pragma unroll
+            for (int at = 0; at < 3; at++)
+                packed[at] |= packed_word(at, k, v);
             const int exponent = bits >> 7 & 255;
             const double was =
                 ldexp((exponent ? 128. : 0.) + (bits & 127), max(exponent, 1) - base - 1);
@@ -84,8 +85,9 @@ __global__ void pack_kernel(const bf16 *from, char *to, int base, packed_facts *
             const double off = fabs(packed_value(v)) - was;
             wrong += off * off;
         }
-        *(uint2 *)(p + (half ? shape::S_SECOND : shape::S_FIRST) + at * 8) = make_uint2(s[0], s[1]);
-        *(uint32_t *)(p + (half ? shape::E_SECOND : shape::E_FIRST) + at * 4) = e;
+        *(uint2 *)(p + (half ? shape::S_SECOND : shape::S_FIRST) + at * 8) =
+            make_uint2(packed[0], packed[1]);
+        *(uint32_t *)(p + (half ? shape::E_SECOND : shape::E_FIRST) + at * 4) = packed[2];
     }
     for (int o = 16; o; o /= 2)
         all += __shfl_xor_sync(~0u, all, o), wrong += __shfl_xor_sync(~0u, wrong, o);
