@@ -98,13 +98,15 @@ typedef struct ssm_device_options {
     int32_t vocab_limit; // ids from here on are never drawn or listed; 0: vocab_size
     ssm_dtype weight_dtype, state_dtype, activation_dtype;
     ssm_prompt_form prompt_form;
-    bool unpacked; // no weights a second time in fewer bits, where a device has them (CUDA)
+    bool unpacked; // no weights a second time in fewer bits (CUDA, where kernels read such ones
+                   // and they take little of the memory)
 } ssm_device_options;
 
 typedef struct ssm_device_info {
     char text[192]; // for people: "cpu avx512bf16, 2 threads, bf16 weights, f32 activations"
     int32_t n_slots, max_tokens, max_rows, kept_rows;
     uint64_t slot_bytes, weight_bytes; // resident
+    uint64_t packed_bytes;             // of weight_bytes: those that are there a second time
     bool run_ahead; // step and sample return early: plan the next before collecting
 } ssm_device_info;
 

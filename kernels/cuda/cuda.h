@@ -138,6 +138,7 @@ struct device {
     size_t weight_bytes, slot_bytes;
     void *packed;        // in_proj and out_proj of all layers once more, in 12 bits a weight
     bool weights_packed; // they are there
+    size_t packed_bytes; // of weight_bytes
 
     // state: [layer][slot][...]
     void *ring;       // T [layer][slot][d_conv - 1][conv_dim]; H3: fp32, the shift SSM's state
@@ -237,6 +238,7 @@ void weights_free(device *d);
 int weights_upload(device *d, const ssm_weights *w, ssm_error *err);
 // packed.cu, once it is known which kernels there will be: d->weights_packed says whether
 int weights_pack(device *d, ssm_error *err);
+void weights_unpack(device *d); // no more: the memory is needed
 
 // ---- slots.cu
 

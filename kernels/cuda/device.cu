@@ -252,12 +252,17 @@ static int allocate(device *d, ssm_error *err) {
     choose_replay(d);
     d->resident_room = resident_room(d);
     d->solo_room = solo_room(d);
+    d->slot_bytes = slot_bytes(d);
+    d->max_tokens = d->options.max_tokens > 0 ? d->options.max_tokens : DEFAULT_TOKENS;
     SSM_TRY(weights_pack(d, err));
     size_t free_bytes = 0, total = 0;
     SSM_CUDA(d, cudaMemGetInfo(&free_bytes, &total), err);
-    d->slot_bytes = slot_bytes(d);
-    d->max_tokens = d->options.max_tokens > 0 ? d->options.max_tokens : DEFAULT_TOKENS;
-    const int32_t fit = slots_that_fit(d, free_bytes);
+    int32_t fit = slots_that_fit(d, free_bytes);
+    if (d->weights_packed && d->options.n_slots > fit) { // sessions before speed
+        weights_unpack(d);
+        SSM_CUDA(d, cudaMemGetInfo(&free_bytes, &total), err);
+        fit = slots_that_fit(d, free_bytes);
+    }
     const int32_t slots = d->options.n_slots > 0 ? d->options.n_slots : fit;
     if (slots == 0 || (slots > fit && bytes_for(d, slots) > free_bytes))
         return ssm_error_set(err, SSM_ENOMEM, "max_sessions",
@@ -355,11 +360,14 @@ static int open_device(const ssm_weights *w, const ssm_device_options *o, ssm_de
 static void get_info(const ssm_device *dev, ssm_device_info *out) {
     const device *d = (const device *)dev;
     *out = {};
-    snprintf(out->text, sizeof out->text, "cuda:%d %s, %s weights and activations, %s state",
-             d->index, d->name, ssm_dtype_name(d->weight_type), ssm_dtype_name(d->state_type));
+    snprintf(out->text, sizeof out->text, "cuda:%d %s, %s weights%s and activations, %s state",
+             d->index, d->name, ssm_dtype_name(d->weight_type),
+             d->weights_packed ? " (in_proj and out_proj in 12 bits, too)" : "",
+             ssm_dtype_name(d->state_type));
     out->n_slots = d->n_slots, out->max_tokens = d->max_tokens;
     out->max_rows = d->max_rows, out->kept_rows = d->kept_rows;
     out->slot_bytes = d->slot_bytes, out->weight_bytes = d->weight_bytes;
+    out->packed_bytes = d->packed_bytes;
     out->run_ahead = true;
 }
 

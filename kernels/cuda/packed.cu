@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Packs weights when a device is opened (packed.cuh): what their exponents are, whether they keep
-// their values, and the copy itself, all on the device.
+// Packs weights when a device is opened (packed.cuh), on the device: the largest weight of each row
+// and column, which say whether the numbers will do, then the copy itself, which counts what
+// changed. A model whose weights do not fit into the format or the memory is one without a copy.
 #include <stdlib.h>
 
 #include "cuda.h"
@@ -10,92 +11,58 @@ namespace ssm {
 
 enum { PACKED_SHARE = 8 }; // of the memory that is free, at most one in so many bytes
 
-// Of a matrix. The sums are of squares, in units of 4^(base - 133): of the last bit kept.
-struct packed_facts {
-    unsigned most;     // the largest exponent; 255: some are no numbers
-    double all, wrong; // what its weights come to, what rounding changes
-};
-
-__global__ void exponents_kernel(const uint32_t *pairs, size_t n, packed_facts *facts) {
-    unsigned most = 0;
-    const size_t step = (size_t)gridDim.x * blockDim.x;
-    for (size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += step)
-        most = max(most, max(pairs[i] >> 7 & 255, pairs[i] >> 23 & 255));
-    most = __reduce_max_sync(~0u, most);
-    if (threadIdx.x % 32 == 0)
-        atomicMax(&facts->most, most);
+// Largest magnitudes of [n rows][columns], by row and by column. A warp has 8 rows of 256 columns.
+__global__ void largest_kernel(const bf16 *weights, int columns, unsigned *of_rows,
+                               unsigned *of_columns) {
+    enum { WARPS = 8, ROWS = 8, COLUMNS = 32 * PACKED_UNIT };
+    __shared__ unsigned most[COLUMNS];
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    most[threadIdx.x] = 0;
+    __syncthreads();
+    const int column = blockIdx.x * COLUMNS + lane * PACKED_UNIT;
+    const int first = (blockIdx.y * WARPS + warp) * ROWS;
+    uint32_t pairs[4] = {};
+#pragma unroll
+    for (int k = 0; k < ROWS; k++) {
+        const uint4 four = *(const uint4 *)(weights + (size_t)(first + k) * columns + column);
+        const uint32_t words[4] = {four.x & 0x7fff7fff, four.y & 0x7fff7fff, four.z & 0x7fff7fff,
+                                   four.w & 0x7fff7fff};
+        uint32_t all = 0;
+        for (int i = 0; i < 4; i++)
+            pairs[i] = __vmaxu2(pairs[i], words[i]), all = __vmaxu2(all, words[i]);
+        const unsigned row = __reduce_max_sync(~0u, max(all & 0xffff, all >> 16));
+        if (lane == 0)
+            atomicMax(of_rows + first + k, row);
+    }
+    for (int i = 0; i < PACKED_UNIT; i++)
+        atomicMax(most + lane * PACKED_UNIT + i, pairs[i / 2] >> i % 2 * 16 & 0xffff);
+    __syncthreads();
+    atomicMax(of_columns + blockIdx.x * COLUMNS + threadIdx.x, most[threadIdx.x]);
 }
 
-// Sign, four bits of exponent, seven of fraction of bits * 2^-base; subnormals rounded to even.
-__device__ uint32_t packed_of(uint32_t bits, int base) {
-    const int exponent = bits >> 7 & 255, at = max(exponent, 1) - base;
-    const uint32_t sign = bits >> 15 << 11, fraction = bits & 127;
-    if (at >= 1 && exponent > 0)
-        return sign | (uint32_t)at << 7 | fraction;
-    const uint32_t significand = exponent > 0 ? 128 | fraction : fraction;
-    const int drop = max(1 - at, 0);
-    if (drop > 9)
-        return sign;
-    const uint32_t half = drop ? 1u << (drop - 1) : 0, kept = significand >> drop;
-    const uint32_t rest = significand & ((1u << drop) - 1);
-    return sign | (kept + (rest > half || (rest == half && drop && kept % 2)));
-}
-// In units of the last bit.
-__device__ double packed_value(uint32_t packed) {
-    const int exponent = packed >> 7 & 15;
-    const double v = exponent ? ldexp(128. + (packed & 127), exponent - 1) : packed & 127;
-    return packed >> 11 ? -v : v;
-}
-
-// A unit a thread. IN: of in_proj, else of out_proj.
+// A unit a thread. changed: weights that are not what they were.
 template <int NW, bool IN>
-__global__ void pack_kernel(const bf16 *from, char *to, int base, packed_facts *facts) {
-    typedef packed_shape<NW> shape;
-    enum { ROW = IN ? shape::IN_UNITS : shape::OUT_UNITS, HALF_ROWS = shape::UNITS / ROW };
-    const int columns = IN ? 32 * NW : 64 * NW, rows = IN ? 128 * NW : 32 * NW;
+__global__ void pack_kernel(const bf16 *from, char *to, int base, unsigned *changed) {
+    enum { UNITS = (IN ? 32 : 64) * NW / PACKED_UNIT }; // of a row
     const size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
-    const int row = (int)(i / (columns / 8)), unit = (int)(i % (columns / 8));
-    double all = 0, wrong = 0;
-    if (row < rows) {
-        // which slot, which half of it and which of its units
-        const int slot = unit / ROW, in_slot = IN ? row % NW : row % (2 * NW);
-        const int half = in_slot / HALF_ROWS, at = in_slot % HALF_ROWS * ROW + unit % ROW;
-        char *p = to;
-        if (IN) {
-            const int z = row / (64 * NW), cluster = row % (64 * NW) / NW;
-            p += shape::in_slot(z, slot % shape::IN_SLOTS, 2 * cluster + slot / shape::IN_SLOTS);
-        } else {
-            p += shape::out_slot(slot % shape::OUT_SLOTS,
-                                 slot / shape::OUT_SLOTS * PACKED_TILES + row / (2 * NW));
-        }
-        const uint4 four = *(const uint4 *)(from + i * 8);
-        const uint32_t words[4] = {four.x, four.y, four.z, four.w};
-        uint32_t packed[3] = {};
+    const packed_place place = packed_place_of(IN, NW, (int)(i / UNITS), (int)(i % UNITS));
+    const uint4 four = *(const uint4 *)(from + i * PACKED_UNIT);
+    const uint32_t words[4] = {four.x, four.y, four.z, four.w};
+    uint32_t packed[3] = {};
+    unsigned others = 0;
 #pragma unroll
-        for (int k = 0; k < 8; k++) {
-            const uint32_t bits = words[k / 2] >> k % 2 * 16 & 0xffff;
-            const uint32_t v = packed_of(bits, base);
+    for (int k = 0; k < PACKED_UNIT; k++) {
+        const uint32_t bits = words[k / 2] >> k % 2 * 16 & 0xffff, v = packed_of(bits, base);
 #pragma unroll
-            for (int at = 0; at < 3; at++)
-                packed[at] |= packed_word(at, k, v);
-            const int exponent = bits >> 7 & 255;
-            const double was =
-                ldexp((exponent ? 128. : 0.) + (bits & 127), max(exponent, 1) - base - 1);
-            all += was * was;
-            const double off = fabs(packed_value(v)) - was;
-            wrong += off * off;
-        }
-        *(uint2 *)(p + (half ? shape::S_SECOND : shape::S_FIRST) + at * 8) =
-            make_uint2(packed[0], packed[1]);
-        *(uint32_t *)(p + (half ? shape::E_SECOND : shape::E_FIRST) + at * 4) = packed[2];
+        for (int at = 0; at < 3; at++)
+            packed[at] |= packed_word(at, k, v);
+        others += packed_bf16(v, base) != bits;
     }
-    for (int o = 16; o; o /= 2)
-        all += __shfl_xor_sync(~0u, all, o), wrong += __shfl_xor_sync(~0u, wrong, o);
-    if (threadIdx.x % 32 == 0) {
-        atomicAdd(&facts->all, all);
-        if (wrong > 0)
-            atomicAdd(&facts->wrong, wrong);
-    }
+    *(uint2 *)(to + place.s) = make_uint2(packed[0], packed[1]);
+    *(uint32_t *)(to + place.e) = packed[2];
+    others = __reduce_add_sync(~0u, others);
+    if (threadIdx.x % 32 == 0 && others > 0)
+        atomicAdd(changed, others);
 }
 
 // ---- host side
@@ -117,7 +84,27 @@ template <class F> static bool with_shape(int d_model, F f) {
     }
 }
 template <int NW> static constexpr int width_of(packed_shape<NW>) {
+    static_assert(32 * NW % 256 == 0 && NW % 8 == 0 && packed_shape<NW>::BYTES == 192 * NW,
+                  "whole blocks of both kernels, slots of packed_place_of");
     return NW;
+}
+
+// Two matrices a layer: in_proj, out_proj.
+struct packed_matrix {
+    const bf16 *weights;
+    int rows, columns;
+    size_t at; // in the copy
+    uint32_t most;
+};
+
+static packed_matrix matrix(const device *d, int i) {
+    const layer_weights &w = d->layers[i / 2];
+    const int m = d->g.d_model, inner = d->g.d_inner;
+    size_t in = 0, out = 0;
+    with_shape(m, [&](auto shape) { in = shape.IN_BYTES, out = shape.OUT_BYTES; });
+    const size_t layer = i / 2 * (in + out);
+    return i % 2 ? packed_matrix{(const bf16 *)w.out_proj, m, inner, layer + in, 0}
+                 : packed_matrix{(const bf16 *)w.in_proj, d->n_in, m, layer, 0};
 }
 
 static size_t layer_bytes(const device *d) {
@@ -126,83 +113,145 @@ static size_t layer_bytes(const device *d) {
     return bytes;
 }
 
-static int base_of(const packed_facts &f) {
-    return f.most > 15 ? (int)f.most - 15 : 0;
-}
-// Two bf16 of 2^base; 0: there is none.
-static uint32_t by_of(const packed_facts &f) {
-    const uint32_t exponent = (uint32_t)base_of(f) + 127;
-    return f.most < 255 && exponent < 255 ? exponent << 23 | exponent << 7 : 0;
+// What is found out about weights: on the host, and on the device meanwhile.
+struct packed_facts {
+    size_t n, sums;        // matrices; rows and columns of two
+    unsigned *host, *card; // [n / 2][sums] largest magnitudes, then [n] how many weights changed
+    uint32_t *most;        // host [n]
+};
+
+static size_t facts_words(const packed_facts &f) {
+    return f.n / 2 * f.sums + f.n;
 }
 
-// Exponents of both matrices of all layers, then the copy. facts: host and device, two a layer.
-static int pack_all(device *d, packed_facts *facts, packed_facts *there, ssm_error *err) {
-    const int n = d->g.n_layers, m = d->g.d_model, inner = d->g.d_inner;
-    const size_t in = (size_t)d->n_in * m, out = (size_t)m * inner;
-    SSM_CUDA(d, cudaMemsetAsync(there, 0, 2 * n * sizeof *there, d->stream), err);
-    for (int i = 0; i < 2 * n; i++) {
-        const layer_weights &w = d->layers[i / 2];
-        SSM_CUDA(d,
-                 launch(d, exponents_kernel, dim3(1024), 256, 0, false,
-                        (const uint32_t *)(i % 2 ? w.out_proj : w.in_proj), (i % 2 ? out : in) / 2,
-                        there + i),
-                 err);
-    }
-    SSM_CUDA(d, cudaMemcpyAsync(facts, there, 2 * n * sizeof *there, cudaMemcpyDefault, d->stream),
+static int facts_read(device *d, packed_facts *f, ssm_error *err) {
+    SSM_CUDA(d,
+             cudaMemcpyAsync(f->host, f->card, facts_words(*f) * sizeof *f->host, cudaMemcpyDefault,
+                             d->stream),
              err);
     SSM_CUDA(d, cudaStreamSynchronize(d->stream), err);
-    for (int i = 0; i < 2 * n; i++) {
-        if (!by_of(facts[i]))
-            return 0;
-    }
-    for (int i = 0; i < n; i++) {
-        layer_weights &w = d->layers[i];
-        cudaError_t rc = cudaSuccess;
-        with_shape(m, [&](auto shape) {
-            constexpr int NW = width_of(decltype(shape)());
-            char *to = (char *)d->packed + i * (shape.IN_BYTES + shape.OUT_BYTES);
-            w.packed_in = to, w.packed_out = to + shape.IN_BYTES;
-            rc = launch(d, pack_kernel<NW, true>, dim3((unsigned)(in / 8 / 256)), 256, 0, false,
-                        (const bf16 *)w.in_proj, to, base_of(facts[2 * i]), there + 2 * i);
-            if (rc == cudaSuccess)
-                rc = launch(d, pack_kernel<NW, false>, dim3((unsigned)(out / 8 / 256)), 256, 0,
-                            false, (const bf16 *)w.out_proj, to + shape.IN_BYTES,
-                            base_of(facts[2 * i + 1]), there + 2 * i + 1);
-        });
-        SSM_CUDA(d, rc, err);
-        w.packed_in_by = by_of(facts[2 * i]), w.packed_out_by = by_of(facts[2 * i + 1]);
-    }
-    SSM_CUDA(d, cudaMemcpyAsync(facts, there, 2 * n * sizeof *there, cudaMemcpyDefault, d->stream),
-             err);
-    SSM_CUDA(d, cudaStreamSynchronize(d->stream), err);
-    d->weights_packed = true;
-    for (int i = 0; i < 2 * n; i++)
-        d->weights_packed = d->weights_packed && facts[i].wrong <= facts[i].all * 0x1p-40;
     return 0;
 }
 
+static unsigned *largest_of(unsigned *words, const packed_facts &f, const packed_matrix &m,
+                            size_t i) {
+    return words + i / 2 * f.sums + (i % 2 ? f.sums - (size_t)(m.rows + m.columns) : 0);
+}
+
+// Whether all matrices can be packed; f->most is set.
+static int find_most(device *d, packed_facts *f, bool *fit, ssm_error *err) {
+    SSM_CUDA(d, cudaMemsetAsync(f->card, 0, facts_words(*f) * sizeof *f->card, d->stream), err);
+    for (size_t i = 0; i < f->n; i++) {
+        const packed_matrix m = matrix(d, (int)i);
+        unsigned *rows = largest_of(f->card, *f, m, i);
+        SSM_CUDA(d,
+                 launch(d, largest_kernel, dim3((unsigned)m.columns / 256, (unsigned)m.rows / 64),
+                        256, 0, false, m.weights, m.columns, rows, rows + m.rows),
+                 err);
+    }
+    SSM_TRY(facts_read(d, f, err));
+    *fit = true;
+    for (size_t i = 0; i < f->n; i++) {
+        const packed_matrix m = matrix(d, (int)i);
+        const unsigned *largest = largest_of(f->host, *f, m, i);
+        for (int k = 0; k < m.rows; k++)
+            f->most[i] = largest[k] > f->most[i] ? largest[k] : f->most[i];
+        *fit = *fit && packed_by(f->most[i]) != 0;
+        for (int k = 0; k < m.rows + m.columns; k++)
+            *fit = *fit && packed_reaches(largest[k], f->most[i]);
+    }
+    return 0;
+}
+
+static int pack_all(device *d, packed_facts *f, ssm_error *err) {
+    unsigned *changed = f->card + f->n / 2 * f->sums;
+    for (size_t i = 0; i < f->n; i++) {
+        const packed_matrix m = matrix(d, (int)i);
+        const dim3 grid((unsigned)((size_t)m.rows * m.columns / PACKED_UNIT / 256));
+        cudaError_t rc = cudaSuccess;
+        with_shape(d->g.d_model, [&](auto shape) {
+            constexpr int NW = width_of(decltype(shape)());
+            rc = launch(d, i % 2 ? pack_kernel<NW, false> : pack_kernel<NW, true>, grid, 256, 0,
+                        false, m.weights, (char *)d->packed + m.at, packed_base(f->most[i]),
+                        changed + i);
+        });
+        SSM_CUDA(d, rc, err);
+    }
+    SSM_TRY(facts_read(d, f, err));
+    d->weights_packed = true;
+    for (size_t i = 0; i < f->n; i++) {
+        const packed_matrix m = matrix(d, (int)i);
+        d->weights_packed = d->weights_packed && f->host[f->n / 2 * f->sums + i] <=
+                                                     (size_t)m.rows * m.columns / PACKED_CHANGES;
+    }
+    return 0;
+}
+
+// Memory for the copy is not worth a failure.
+static int packed_alloc(device *d, void **out, size_t bytes, ssm_error *err) {
+    const cudaError_t rc = cudaMalloc(out, bytes);
+    if (rc != cudaErrorMemoryAllocation)
+        return device_check(d, rc, "cudaMalloc", err);
+    cudaGetLastError();
+    *out = NULL;
+    return 0;
+}
+
+static int pack(device *d, packed_facts *f, size_t bytes, ssm_error *err) {
+    bool fit = false;
+    void *card = NULL;
+    SSM_TRY(packed_alloc(d, &card, facts_words(*f) * sizeof *f->card, err));
+    f->card = (unsigned *)card;
+    if (f->card)
+        SSM_TRY(find_most(d, f, &fit, err));
+    if (fit)
+        SSM_TRY(packed_alloc(d, &d->packed, bytes, err));
+    return d->packed ? pack_all(d, f, err) : 0;
+}
+
+static void point_at(device *d, const uint32_t *most) {
+    for (int i = 0; i < d->g.n_layers; i++) {
+        layer_weights &w = d->layers[i];
+        w.packed_in = (const char *)d->packed + matrix(d, 2 * i).at;
+        w.packed_out = (const char *)d->packed + matrix(d, 2 * i + 1).at;
+        w.packed_in_by = packed_by(most[2 * i]), w.packed_out_by = packed_by(most[2 * i + 1]);
+    }
+}
+
+void weights_unpack(device *d) {
+    if (d->weights_packed)
+        d->weight_bytes -= d->packed_bytes;
+    d->weights_packed = false;
+    d->packed_bytes = 0;
+    cudaFree(d->packed);
+    d->packed = NULL;
+}
+
 int weights_pack(device *d, ssm_error *err) {
-    const size_t bytes = layer_bytes(d) * d->g.n_layers, n = 2 * (size_t)d->g.n_layers;
+    if (d->options.unpacked || !resident_fits(d, 16)) // models that solo_large.cu takes, too
+        return 0;
+    const size_t bytes = layer_bytes(d) * d->g.n_layers;
     size_t free_bytes = 0, total = 0;
     SSM_CUDA(d, cudaMemGetInfo(&free_bytes, &total), err);
-    if (!d->resident_room || d->options.unpacked || bytes > free_bytes / PACKED_SHARE)
+    if (bytes > free_bytes / PACKED_SHARE)
         return 0;
-    packed_facts *facts = (packed_facts *)calloc(n, sizeof *facts), *there = NULL;
-    if (!facts)
-        return ssm_error_set(err, SSM_ENOMEM, NULL, "no memory for the weights' exponents");
-    int rc = device_check(d, cudaMalloc((void **)&there, n * sizeof *there), "cudaMalloc", err);
-    if (rc == 0)
-        rc = device_check(d, cudaMalloc(&d->packed, bytes), "cudaMalloc", err);
-    if (rc == 0)
-        rc = pack_all(d, facts, there, err);
-    cudaFree(there);
-    free(facts);
-    if (d->weights_packed) {
-        d->weight_bytes += bytes;
+    packed_facts f = {(size_t)d->g.n_layers * 2, 0, NULL, NULL, NULL};
+    f.sums = (size_t)d->n_in + 2 * d->g.d_model + d->g.d_inner;
+    f.host = (unsigned *)calloc(facts_words(f), sizeof *f.host);
+    f.most = (uint32_t *)calloc(f.n, sizeof *f.most);
+    const int rc = f.host && f.most
+                       ? pack(d, &f, bytes, err)
+                       : ssm_error_set(err, SSM_ENOMEM, NULL, "no memory to pack weights");
+    if (rc == 0 && d->weights_packed) {
+        point_at(d, f.most);
+        d->weight_bytes += d->packed_bytes = bytes;
     } else {
-        cudaFree(d->packed);
-        d->packed = NULL;
+        d->weights_packed = false;
+        weights_unpack(d);
     }
+    cudaFree(f.card);
+    free(f.host);
+    free(f.most);
     return rc;
 }
 

@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: Apache-2.0
+// Packed weights: the number format and where each weight lies. Plain integers, in C, for the
+// kernel that packs and for a test without a device; packed.cuh says what it is for.
+//
+// A magnitude is a bf16's lower 15 bits: these are in the order of the values that they stand for.
+#ifndef SSM_KERNELS_CUDA_PACKED_FORMAT_H
+#define SSM_KERNELS_CUDA_PACKED_FORMAT_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __CUDACC__
+#define SSM_BOTH static __host__ __device__ inline
+#else
+#define SSM_BOTH static inline
+#endif
+
+enum {
+    PACKED_BLOCKS = 128, // of resident.cu
+    PACKED_TILES = 16,   // of out_proj's rows
+    PACKED_UNIT = 8,     // weights
+    // A row or column whose largest weight is below 2^-10 of the matrix's might lose more than what
+    // activations in bf16 lose anyway (2^-12 of that weight); one weight in 32 may change.
+    PACKED_REACH = 10,
+    PACKED_CHANGES = 32
+};
+
+// ---- numbers
+
+// What is subtracted from exponents, of a matrix whose largest magnitude is `most`.
+SSM_BOTH int packed_base(uint32_t most) {
+    return most >> 7 > 15 ? (int)(most >> 7) - 15 : 0;
+}
+
+// Two bf16 of 2^base, by which unpack() multiplies; 0: there is none, or some weights are no
+// numbers.
+SSM_BOTH uint32_t packed_by(uint32_t most) {
+    const uint32_t exponent = (uint32_t)packed_base(most) + 127;
+    return most >> 7 < 255 && exponent < 255 ? exponent << 23 | exponent << 7 : 0;
+}
+
+// Sign, four bits of exponent, seven of fraction of a bf16 times 2^-base, subnormals rounded to
+// even. The exponent is at most base + 15.
+SSM_BOTH uint32_t packed_of(uint32_t bits, int base) {
+    const int exponent = bits >> 7 & 255, at = (exponent > 0 ? exponent : 1) - base;
+    const uint32_t sign = bits >> 15 << 11, fraction = bits & 127;
+    if (at >= 1)
+        return sign | (exponent > 0 ? (uint32_t)at << 7 : 0) | fraction;
+    const int drop = 1 - at;
+    if (drop > 9)
+        return sign;
+    const uint32_t significand = exponent > 0 ? 128 | fraction : fraction;
+    const uint32_t half = 1u << (drop - 1), kept = significand >> drop;
+    const uint32_t rest = significand & ((1u << drop) - 1);
+    return sign | (kept + (rest > half || (rest == half && kept % 2)));
+}
+
+// The bf16 that it stands for.
+SSM_BOTH uint32_t packed_bf16(uint32_t packed, int base) {
+    const uint32_t sign = packed >> 11 << 15;
+    int exponent = packed >> 7 & 15;
+    uint32_t significand = packed & 127;
+    if (exponent > 0)
+        return sign | (uint32_t)(exponent + base) << 7 | significand;
+    if (significand == 0)
+        return sign;
+    // a subnormal, whose first bit goes where a bf16's is
+    for (exponent = base; exponent > 0 && significand < 128; exponent--)
+        significand *= 2;
+    return sign |
+           (significand < 128 ? significand : (uint32_t)(exponent + 1) << 7 | significand % 128);
+}
+
+// Eight of them, three words: word `at` has this of weight k. The first six are bf16 but for four
+// bits each, which hold the last two (packed.cuh: unpack()).
+SSM_BOTH uint32_t packed_word(int at, int k, uint32_t packed) {
+    const int half = k % 2 * 16;
+    if (k < 6)
+        return at == k / 2 ? ((packed & 0x800) << 4 | (packed & 0x7ff)) << half : 0;
+    return at == 0   ? (packed >> 3 & 15) << (11 + half)
+           : at == 1 ? (packed >> 11) << (11 + half) | (packed & 7) << (28 - half)
+                     : (packed >> 7 & 15) << (11 + half);
+}
+
+// Whether a row or column counts beside the matrix's largest magnitude; one of zeros does.
+SSM_BOTH bool packed_reaches(uint32_t magnitude, uint32_t most) {
+    return magnitude == 0 || packed_base(most) == 0 || (magnitude >> 7) + PACKED_REACH >= most >> 7;
+}
+
+// ---- places, of a unit in bytes from a matrix's begin. nw: d_model / 32.
+
+typedef struct packed_place {
+    size_t s, e;
+} packed_place;
+
+SSM_BOTH packed_place packed_place_of(bool in_proj, int nw, int row, int unit) {
+    const int row_units = in_proj ? 16 : 8, rows = in_proj ? nw : 2 * nw; // of a slot
+    const int slots = nw / 8, part = unit / row_units / slots, slot = unit / row_units % slots;
+    const int tile = row / rows; // x's 64 clusters and z's, or out_proj's tiles
+    const int block = in_proj ? tile % 64 * 2 + part : part * PACKED_TILES + tile;
+    const int before = in_proj ? tile / 64 * slots + slot : slot;             // slots of all blocks
+    const int at = row % rows * row_units + unit % row_units, units = 8 * nw; // of a half
+    const bool second = at >= units;
+    const size_t first = ((size_t)before * PACKED_BLOCKS + block) * 24 * (size_t)units;
+    packed_place place;
+    place.s = first + (size_t)((second ? 16 * units : 0) + at % units * 8);
+    place.e = first + (size_t)((second ? 8 : 12) * units + at % units * 4);
+    return place;
+}
+
+#endif

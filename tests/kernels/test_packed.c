@@ -1,0 +1,192 @@
+// SPDX-License-Identifier: Apache-2.0
+// Packed weights without a device: every bf16 to 12 bits and back beside arithmetic in double, a
+// unit through what the kernels' unpack() does, and each unit's place beside packed.cuh's words.
+#include <check.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels/cuda/packed_format.h"
+
+static const int bases[] = {0, 1, 2, 9, 64, 97, 105, 112, 118, 126, 127};
+enum { N_BASES = sizeof bases / sizeof bases[0] };
+
+static double value(uint32_t bits) { // of a bf16
+    const int exponent = bits >> 7 & 255, fraction = bits & 127;
+    const double v = exponent ? ldexp(128 + fraction, exponent - 134) : ldexp(fraction, -133);
+    return bits >> 15 ? -v : v;
+}
+
+static uint32_t largest(int base) { // magnitude in a matrix of this base
+    return ((uint32_t)base + 15) << 7 | 127;
+}
+
+// The nearest multiple of the last bit of subnormals, ties to even.
+static double rounded(uint32_t bits, int base) {
+    return ldexp(rint(ldexp(value(bits), 133 - base)), base - 133);
+}
+
+START_TEST(every_number_is_rounded_to_even_below_and_exact_above) {
+    const int base = bases[_i];
+    const uint32_t most = largest(base);
+    ck_assert_int_eq(packed_base(most), base);
+    for (uint32_t bits = 0; bits < 65536; bits++) {
+        if ((bits & 0x7fff) > most)
+            continue;
+        const uint32_t packed = packed_of(bits, base), back = packed_bf16(packed, base);
+        // a bf16 of four bits of exponent, times 2^base
+        const uint32_t small = packed >> 11 << 15 | (packed & 0x7ff);
+        const double want = rounded(bits, base);
+        const bool near = fabs(want - value(bits)) <= ldexp(1, (int)(most >> 7) - 127 - 22);
+        const bool exact = (bits >> 7 & 255) + 14 < most >> 7 || back == bits;
+        if (packed >= 1 << 12 || ldexp(value(small), base) != want || value(back) != want ||
+            back >> 15 != bits >> 15 || !near || !exact)
+            ck_abort_msg("%x, base %d: %x, %x", bits, base, packed, back);
+    }
+}
+END_TEST
+
+START_TEST(matrices_without_a_factor_are_told) {
+    for (uint32_t most = 0; most < 0x8000; most++) {
+        const int base = packed_base(most);
+        const uint32_t by = packed_by(most);
+        const bool none = most >= 0x7f80 || base > 127;
+        if (none != (by == 0))
+            ck_abort_msg("%x: base %d, %x", most, base, by);
+        if (none)
+            continue;
+        if (by >> 16 != (by & 0xffff) || value(by >> 16) != ldexp(1, base) ||
+            (int)(most >> 7) - base > 15)
+            ck_abort_msg("%x: base %d, %x", most, base, by);
+    }
+}
+END_TEST
+
+START_TEST(rows_far_below_the_largest_weight_are_told) {
+    const uint32_t one = 127 << 7; // 1
+    ck_assert(packed_reaches(0, one));
+    ck_assert(packed_reaches(one, one));
+    ck_assert(packed_reaches(one - (PACKED_REACH << 7), one));
+    ck_assert(!packed_reaches(one - (PACKED_REACH << 7) - 1, one));
+    ck_assert(!packed_reaches(one, one + (40 << 7)));
+    ck_assert(!packed_reaches(1, one));
+    ck_assert(packed_reaches(1, 15 << 7 | 127)); // base 0: all are exact
+    ck_assert(!packed_reaches(1, 16 << 7));
+}
+END_TEST
+
+// ---- unpack() of packed.cuh
+
+static uint32_t times(uint32_t a, uint32_t b) { // mul.rn.bf16x2 of exact products
+    uint32_t out = 0;
+    for (int i = 0; i < 2; i++) {
+        const float v = (float)(value(a >> i * 16 & 0xffff) * value(b >> i * 16 & 0xffff));
+        uint32_t bits;
+        memcpy(&bits, &v, sizeof bits);
+        if (bits & 0xffff)
+            ck_abort_msg("%x times %x is no bf16", a, b);
+        out |= bits >> 16 << i * 16;
+    }
+    return out;
+}
+
+START_TEST(units_unpack_to_their_weights) {
+    const int base = bases[_i];
+    const uint32_t most = largest(base), by = packed_by(most);
+    for (uint32_t first = 0; first < 65536; first += 5) { // neighbours of other signs and sizes
+        uint32_t bits[PACKED_UNIT], s[3] = {0};
+        for (uint32_t k = 0; k < PACKED_UNIT; k++) {
+            bits[k] = (first + k) * 40503 % 65536; // odd: all of them come
+            bits[k] = (bits[k] & 0x7fff) > most ? bits[k] % most : bits[k];
+            for (int at = 0; at < 3; at++)
+                s[at] |= packed_word(at, (int)k, packed_of(bits[k], base));
+        }
+        uint32_t last = s[0] >> 8 & 0x00780078;
+        last |= s[2] >> 4 & 0x07800780;
+        last |= (s[1] << 4 | s[1] >> 28) & 0x80078007;
+        const uint32_t pairs[4] = {times(s[0] & 0x87ff87ff, by), times(s[1] & 0x87ff87ff, by),
+                                   times(s[2] & 0x87ff87ff, by), times(last, by)};
+        for (int k = 0; k < PACKED_UNIT; k++) {
+            if ((pairs[k / 2] >> k % 2 * 16 & 0xffff) !=
+                packed_bf16(packed_of(bits[k], base), base))
+                ck_abort_msg("%x, base %d, weight %d: %x", bits[k], base, k, pairs[k / 2]);
+        }
+    }
+}
+END_TEST
+
+// ---- places
+
+static const int widths[] = {24, 32, 48, 64, 80};
+
+static void check_place(bool in_proj, int nw, int row, int unit, size_t slot, int at) {
+    const size_t units = 8 * (size_t)nw, first = slot * 24 * units;
+    const size_t s[] = {0, 16 * units}, e[] = {12 * units, 8 * units};
+    const packed_place place = packed_place_of(in_proj, nw, row, unit);
+    const size_t half = (size_t)at / units, in_half = (size_t)at % units;
+    if (place.s != first + s[half] + in_half * 8 || place.e != first + e[half] + in_half * 4)
+        ck_abort_msg("%s, d_model %d, row %d, unit %d", in_proj ? "in_proj" : "out_proj", 32 * nw,
+                     row, unit);
+}
+
+START_TEST(units_lie_where_blocks_take_them) {
+    const int nw = widths[_i], slots = nw / 8;
+    for (int z = 0; z < 2; z++) {
+        for (int slot = 0; slot < slots; slot++) {
+            for (int block = 0; block < 128; block++) {
+                const int first = z * 64 * nw + block / 2 * nw, column = block % 2 * slots + slot;
+                for (int at = 0; at < 16 * nw; at++)
+                    check_place(true, nw, first + at / 16, column * 16 + at % 16,
+                                ((size_t)z * (size_t)slots + (size_t)slot) * 128 + (size_t)block,
+                                at);
+            }
+        }
+    }
+    for (int slot = 0; slot < slots; slot++) {
+        for (int block = 0; block < 128; block++) {
+            const int first = block % 16 * 2 * nw, column = block / 16 * slots + slot;
+            for (int at = 0; at < 16 * nw; at++)
+                check_place(false, nw, first + at / 8, column * 8 + at % 8,
+                            (size_t)slot * 128 + (size_t)block, at);
+        }
+    }
+}
+END_TEST
+
+START_TEST(no_byte_belongs_to_two_units) {
+    const int nw = widths[_i];
+    for (int in_proj = 0; in_proj < 2; in_proj++) {
+        const int rows = in_proj ? 128 * nw : 32 * nw, units = in_proj ? 4 * nw : 8 * nw;
+        const size_t words = (size_t)rows * (size_t)units * 3; // of four bytes
+        unsigned char *taken = calloc(words, 1);
+        ck_assert_ptr_nonnull(taken);
+        for (int row = 0; row < rows; row++) {
+            for (int unit = 0; unit < units; unit++) {
+                const packed_place p = packed_place_of(in_proj, nw, row, unit);
+                if (p.s % 8 || p.e % 4 || p.s / 4 + 2 > words || p.e / 4 >= words ||
+                    taken[p.s / 4]++ || taken[p.s / 4 + 1]++ || taken[p.e / 4]++)
+                    ck_abort_msg("d_model %d, row %d, unit %d", 32 * nw, row, unit);
+            }
+        }
+        free(taken);
+    }
+}
+END_TEST
+
+int main(void) {
+    Suite *suite = suite_create("packed");
+    TCase *tc = tcase_create("packed");
+    tcase_set_timeout(tc, 0);
+    tcase_add_loop_test(tc, every_number_is_rounded_to_even_below_and_exact_above, 0, N_BASES);
+    tcase_add_test(tc, matrices_without_a_factor_are_told);
+    tcase_add_test(tc, rows_far_below_the_largest_weight_are_told);
+    tcase_add_loop_test(tc, units_unpack_to_their_weights, 0, N_BASES);
+    tcase_add_loop_test(tc, units_lie_where_blocks_take_them, 0, 5);
+    tcase_add_loop_test(tc, no_byte_belongs_to_two_units, 0, 5);
+    suite_add_tcase(suite, tc);
+    SRunner *sr = srunner_create(suite);
+    srunner_run_all(sr, CK_NORMAL);
+    const int failed = srunner_ntests_failed(sr);
+    srunner_free(sr);
+    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+}
