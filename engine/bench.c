@@ -96,7 +96,8 @@ static int open_device(bench *b, int32_t max_tokens, int32_t slots, ssm_error *e
                                   .pin_threads = o->pin_threads,
                                   .weight_dtype = o->weight_dtype,
                                   .state_dtype = o->state_dtype,
-                                  .activation_dtype = o->activation_dtype};
+                                  .activation_dtype = o->activation_dtype,
+                                  .unpacked = o->unpacked};
     snprintf(base, sizeof base, "%.*s", (int)strcspn(name, ":"), name);
     b->backend = ssm_backend_find(base);
     const bool is_auto = !o->device || strcmp(o->device, "auto") == 0;

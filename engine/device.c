@@ -81,7 +81,8 @@ int device_open(ssm_engine *engine, ssm_error *err) {
                             .vocab_limit = o->vocab_limit,
                             .weight_dtype = o->weight_dtype,
                             .state_dtype = o->state_dtype,
-                            .activation_dtype = o->activation_dtype};
+                            .activation_dtype = o->activation_dtype,
+                            .unpacked = o->unpacked};
     if (o->step_tokens > 0 && o->max_sessions > 0)
         d.max_tokens = o->step_tokens + o->max_sessions;
     if (engine->backend) // a test's own

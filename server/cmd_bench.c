@@ -83,6 +83,7 @@ static int run(struct benching *b, ssm_error *err) {
     engine.weight_dtype = (ssm_dtype)ssm_dtype_parse(o->weight_dtype);
     engine.state_dtype = (ssm_dtype)ssm_dtype_parse(o->state_dtype);
     engine.activation_dtype = (ssm_dtype)ssm_dtype_parse(o->activation_dtype);
+    engine.unpacked = strcmp(o->packed_weights, "off") == 0;
     const ssm_bench_options bench = {.engine = &engine,
                                      .batches = b->batches,
                                      .n_batches = b->n_batches,

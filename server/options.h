@@ -42,7 +42,7 @@ typedef struct options {
     options_list model;
     bool any_model;
     // the engine
-    char *device, *weight_dtype, *state_dtype, *activation_dtype;
+    char *device, *weight_dtype, *state_dtype, *activation_dtype, *packed_weights;
     int64_t threads, max_sessions, max_queue, step_tokens, chunk_tokens;
     int64_t cache_bytes, cache_host_bytes, cache_disk_bytes, checkpoint_tokens;
     int64_t session_ttl, session_max, session_max_bytes, session_key_max, session_key_max_bytes;

@@ -131,6 +131,7 @@ void registry_engine_options(const options *o, const ssm_tokenizer *tokenizer,
     out->weight_dtype = (ssm_dtype)ssm_dtype_parse(o->weight_dtype);
     out->state_dtype = (ssm_dtype)ssm_dtype_parse(o->state_dtype);
     out->activation_dtype = (ssm_dtype)ssm_dtype_parse(o->activation_dtype);
+    out->unpacked = strcmp(o->packed_weights, "off") == 0;
     out->poison_slots = o->poison_slots;
     const int32_t known = ssm_tokenizer_vocab_size(tokenizer);
     out->vocab_limit = known > 0 && known < info->vocab_size ? known : 0;

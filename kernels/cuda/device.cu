@@ -2,11 +2,11 @@
 // The CUDA backend: what it owns, opening and closing, and what happens when the device fails.
 //
 // One device struct holds one model on one GPU: weights as stored (bf16, f16 or fp32; vectors in
-// fp32), the slots' states, one step's activations, the logits of the last step and those that are
-// kept. Everything is allocated in open. All work goes to one stream, so step, sample and copies
-// follow each other without waiting; plans, draws and states cross the bus beside it (step.cu,
-// transfer.cu). The host waits in collect, slot_read, slot_write, ticket_wait, logits_read and
-// logits_write alone.
+// fp32), some once more in 12 bits (packed.cu), the slots' states, one step's activations, the
+// logits of the last step and those that are kept. Everything is allocated in open. All work goes
+// to one stream, so step, sample and copies follow each other without waiting; plans, draws and
+// states cross the bus beside it (step.cu, transfer.cu). The host waits in collect, slot_read,
+// slot_write, ticket_wait, logits_read and logits_write alone.
 //
 // Numbers: activations have the projections' type, sums, norms, scans and the residual are fp32,
 // the state is fp32 or fp16 (saturating; bf16 at the same size is refused because it is worse).

@@ -2,18 +2,19 @@
 // Times a backend's own steps, without scheduler and server: decode by batch, with and without
 // sampling, and prefill.
 //
-//   cuda_step [--state f16] [--backend cuda] [--no-sampling]
+//   cuda_step [--state f16] [--backend cuda] [--no-sampling] [--unpacked | --packed]
 //   GEOMETRY:decode=1,64:prefill=1x2048,8x2048 ...
 //
-// Random weights of a published geometry in bf16. A decode row's sequences begin with prompts of 1
-// to 16 tokens: a device that does not write states every token (replay.cu, advance_ring.cu) is met
-// at all phases, and steps are a multiple of 16. A row gives milliseconds a step (decode) or for
-// all prompts (prefill), tokens a second, and the bytes that a step must move over that time:
-// weights once, states read and written. Host clock around many steps, the device drained at both
-// ends; steps with sampling run one ahead of collect, as the engine does. Prompts are timed twice:
-// the best of four after a rest, as a server that was idle takes them, and, behind
-// "sustained", the mean of what follows half a second of them: a card that meets its limit of power
-// needs about 100 ms to lower its clock.
+// An option holds for what follows it: --unpacked G --packed G compares weights as stored with
+// those that are there in 12 bits, too. // Random weights of a published geometry in bf16. A decode
+// row's sequences begin with prompts of 1 to 16 tokens: a device that does not write states every
+// token (replay.cu, advance_ring.cu) is met at all phases, and steps are a multiple of 16. A row
+// gives milliseconds a step (decode) or for all prompts (prefill), tokens a second, and the bytes
+// that a step must move over that time: weights as stored once, states read and written. Host clock
+// around many steps, the device drained at both ends; steps with sampling run one ahead of collect,
+// as the engine does. Prompts are timed twice: the best of four after a rest, as a server that was
+// idle takes them, and, behind "sustained", the mean of what follows half a second of them: a card
+// that meets its limit of power needs about 100 ms to lower its clock.
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -30,6 +31,7 @@ typedef struct bench {
     ssm_dtype state;
     int32_t vocab;
     bool sampling;
+    double weight_bytes; // as stored
 } bench;
 
 static double now(void) {
@@ -133,8 +135,7 @@ static void bench_decode(bench *b, int32_t n) {
          {.temperature = 0, .top_k = 0, .top_p = 1, .typical_p = 1, .repetition_penalty = 1}},
         {" top_k40_top_p",
          {.temperature = 1, .top_k = 40, .top_p = 0.9f, .typical_p = 1, .repetition_penalty = 1}}};
-    const double bytes =
-        (double)b->info.weight_bytes + 2.0 * (double)n * (double)b->info.slot_bytes;
+    const double bytes = b->weight_bytes + 2.0 * (double)n * (double)b->info.slot_bytes;
     double first = 0;
     for (int i = 0; i < (b->sampling ? 3 : 1); i++) {
         int steps = first > 0 ? (int)(0.12 / first) : (int)(0.05e12 / bytes * 20);
@@ -206,9 +207,9 @@ static void bench_prefill(bench *b, int32_t n, int32_t length) {
     const double sustained = time_sustained(b, &p);
     char what[64];
     snprintf(what, sizeof what, "prefill %dx%d", n, length);
-    print_row(b, what, best, (double)n * length, (double)b->info.weight_bytes);
+    print_row(b, what, best, (double)n * length, b->weight_bytes);
     snprintf(what, sizeof what, "prefill %dx%d sustained", n, length);
-    print_row(b, what, sustained, (double)n * length, (double)b->info.weight_bytes);
+    print_row(b, what, sustained, (double)n * length, b->weight_bytes);
     free(p.tokens);
     free(p.segments);
 }
@@ -240,7 +241,8 @@ static void run_list(bench *b, const char *text, const char *key) {
     }
 }
 
-static void run_geometry(const char *backend, const char *text, ssm_dtype state, bool sampling) {
+static void run_geometry(const char *backend, const char *text, ssm_dtype state, bool sampling,
+                         bool unpacked) {
     ssm_error err = {0};
     char name[64];
     snprintf(name, sizeof name, "%.*s", (int)strcspn(text, ":"), text);
@@ -258,11 +260,14 @@ static void run_geometry(const char *backend, const char *text, ssm_dtype state,
     }
     const ssm_weights *w = ssm_model_weights(model);
     b.vocab = w->geometry.vocab_size;
-    const ssm_device_options o = {
-        .n_slots = most_rows(text), .max_tokens = 16384, .state_dtype = state};
+    const ssm_device_options o = {.n_slots = most_rows(text),
+                                  .max_tokens = 16384,
+                                  .state_dtype = state,
+                                  .unpacked = unpacked};
     start = now();
     must(b.backend->open(w, &o, &b.device, &err), &err);
     b.backend->info(b.device, &b.info);
+    b.weight_bytes = (double)(b.info.weight_bytes - b.info.packed_bytes);
     printf("%s: %s; made in %.1f s, open in %.1f s\n", name, b.info.text, made, now() - start);
     run_list(&b, text, "decode=");
     run_list(&b, text, "prefill=");
@@ -273,7 +278,7 @@ static void run_geometry(const char *backend, const char *text, ssm_dtype state,
 int main(int argc, char **argv) {
     const char *backend = "cuda";
     ssm_dtype state = SSM_DTYPE_F32;
-    bool sampling = true;
+    bool sampling = true, unpacked = false;
     for (int i = 1; i < argc; i++) {
         if (strcmp(argv[i], "--state") == 0 && i + 1 < argc)
             state = (ssm_dtype)ssm_dtype_parse(argv[++i]);
@@ -281,8 +286,10 @@ int main(int argc, char **argv) {
             backend = argv[++i];
         else if (strcmp(argv[i], "--no-sampling") == 0)
             sampling = false;
+        else if (strcmp(argv[i], "--unpacked") == 0 || strcmp(argv[i], "--packed") == 0)
+            unpacked = argv[i][2] == 'u';
         else
-            run_geometry(backend, argv[i], state, sampling);
+            run_geometry(backend, argv[i], state, sampling, unpacked);
     }
     return 0;
 }

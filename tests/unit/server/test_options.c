@@ -103,6 +103,7 @@ START_TEST(what_is_wrong_is_named) {
     refused(ARGS("--header-timeout", "nan"), "header-timeout", "between");
     refused(ARGS("--any-model=maybe"), "any-model", "true or false");
     refused(ARGS("--log-level", "loud"), "log-level", "error|warn|info|debug");
+    refused(ARGS("--packed-weights", "on"), "packed-weights", "auto|off");
     refused(ARGS("--max-body-bytes", "9999999T"), "max-body-bytes",
             "between 1024 and 9007199254740992");
     refused(ARGS("--max-body-bytes", "5Q"), "max-body-bytes", "number of bytes");
