@@ -258,7 +258,7 @@ static int allocate(device *d, ssm_error *err) {
     size_t free_bytes = 0, total = 0;
     SSM_CUDA(d, cudaMemGetInfo(&free_bytes, &total), err);
     int32_t fit = slots_that_fit(d, free_bytes);
-    if (d->weights_packed && d->options.n_slots > fit) { // sessions before speed
+    if (d->weights_packed && bytes_for(d, d->options.n_slots) > free_bytes) { // sessions first
         weights_unpack(d);
         SSM_CUDA(d, cudaMemGetInfo(&free_bytes, &total), err);
         fit = slots_that_fit(d, free_bytes);

@@ -6,7 +6,9 @@
 //   GEOMETRY:decode=1,64:prefill=1x2048,8x2048 ...
 //
 // An option holds for what follows it: --unpacked G --packed G compares weights as stored with
-// those that are there in 12 bits, too. // Random weights of a published geometry in bf16. A decode
+// those that are there in 12 bits, too.
+//
+// Random weights of a published geometry in bf16. A decode
 // row's sequences begin with prompts of 1 to 16 tokens: a device that does not write states every
 // token (replay.cu, advance_ring.cu) is met at all phases, and steps are a multiple of 16. A row
 // gives milliseconds a step (decode) or for all prompts (prefill), tokens a second, and the bytes

@@ -39,9 +39,9 @@ START_TEST(too_many_sessions_say_how_many_would_fit) {
 END_TEST
 
 static cuda_part part_of(const char *word) {
-    static const char *const words[] = {"all",   "quick", "race", "few",   "medium",
-                                        "xproj", "wide",  "held", "ahead", "head"};
-    for (int i = PART_ALL; word && i <= PART_HEAD; i++) {
+    static const char *const words[] = {"all",  "quick", "race",  "few",  "medium", "xproj",
+                                        "wide", "held",  "ahead", "head", "packed"};
+    for (int i = PART_ALL; word && i <= PART_PACKED; i++) {
         if (strcmp(word, words[i]) == 0)
             return (cuda_part)i;
     }
@@ -67,6 +67,7 @@ int main(int argc, char **argv) {
         medium_tests(tc, part, atoi(argv[2]));
         xproj_tests(large, part, atoi(argv[2]));
         wide_tests(wide_case, part, atoi(argv[2]));
+        packed_tests(tc, part, atoi(argv[2]));
         return suite_run(suite);
     }
     plans_tests(tc, part, -1);
@@ -84,6 +85,7 @@ int main(int argc, char **argv) {
     prompts_tests(prompts, part);
     large_tests(large, part);
     head_tests(large, part);
+    packed_tests(tc, part, -1);
     xproj_tests(large, part, -1);
     wide_tests(wide_case, part, -1);
     return suite_run(suite);

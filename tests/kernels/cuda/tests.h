@@ -49,6 +49,7 @@ typedef enum cuda_part {
     PART_HELD,   // Mamba-1's states that are not written every token, no more
     PART_AHEAD,  // steps and draws asked for ahead of the device, no more
     PART_HEAD,   // what head.cu can break, no more
+    PART_PACKED, // weights in 12 bits, no more
 } cuda_part;
 
 void plans_tests(TCase *tc, cuda_part part, int one); // of the race part's four; -1: all
@@ -60,6 +61,7 @@ void medium_tests(TCase *tc, cuda_part part, int one);             // the same
 void xproj_tests(TCase *tc, cuda_part part, int one);              // the same
 void wide_tests(TCase *tc, cuda_part part, int one);               // the same
 void head_tests(TCase *tc, cuda_part part);
+void packed_tests(TCase *tc, cuda_part part, int one); // of the widths; -1: all
 void states_tests(TCase *tc, cuda_part part);
 void replay_tests(TCase *tc, cuda_part part);
 void held_tests(TCase *tc, cuda_part part);

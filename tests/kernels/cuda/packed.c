@@ -1,0 +1,257 @@
+// SPDX-License-Identifier: Apache-2.0
+// Weights in 12 bits beside the same model without them, in steps whose kernels read them: near for
+// any weights, the same bits for those that 12 bits hold; and models that cannot be packed so.
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels/cuda/packed_format.h"
+#include "tests.h"
+
+static const small_shape published[] = {
+    {"mamba 768", SSM_BLOCK_MAMBA, 3, 768, 1536, 16, 4, 48, 0, 0, 515, false, false, true},
+    {"mamba 1024", SSM_BLOCK_MAMBA, 2, 1024, 2048, 16, 4, 64, 0, 0, 515, false, false, true},
+    {"mamba 1536", SSM_BLOCK_MAMBA, 2, 1536, 3072, 16, 4, 96, 0, 0, 515, false, false, true},
+    {"mamba 2048", SSM_BLOCK_MAMBA, 2, 2048, 4096, 16, 4, 128, 0, 0, 515, false, false, true},
+    {"mamba 2560", SSM_BLOCK_MAMBA, 2, 2560, 5120, 16, 4, 160, 0, 0, 515, false, false, true},
+};
+static const small_shape biased = {
+    "mamba 768, biases", SSM_BLOCK_MAMBA, 1, 768, 1536, 16, 4, 48, 0, 0, 300, false, true, true};
+enum { N_PUBLISHED = sizeof published / sizeof published[0], MOST = 64, STEPS = 4, REFERENCED = 9 };
+
+// n rows for STEPS steps: all slots fresh at first, some again later.
+static void run(rig *r, int32_t n, int32_t each) {
+    for (int32_t step = 0; step < STEPS; step++) {
+        ssm_segment segments[MOST];
+        int32_t ids[MOST], rows = 0;
+        for (int32_t k = 0; k < n; k += each, rows++) {
+            const bool fresh = step == 0 || (step == 2 && k % 5 == 4);
+            segments[rows] = (ssm_segment){(k * 7 + 3) % MOST, rows, 1, fresh, SSM_WANT_LAST};
+            ids[rows] = (k * 31 + step * 17 + n) % r->vocab;
+        }
+        rig_step(r, ids, segments, rows);
+    }
+}
+
+static rig open_on(const char *backend, const small_model *m, ssm_dtype state, bool unpacked) {
+    return rig_open_with(backend, &m->weights,
+                         (ssm_device_options){.n_slots = MOST,
+                                              .max_rows = MOST,
+                                              .max_tokens = MOST,
+                                              .weight_dtype = SSM_DTYPE_BF16,
+                                              .state_dtype = state,
+                                              .unpacked = unpacked});
+}
+
+static ssm_device_info info_of(const rig *r) {
+    ssm_device_info info;
+    r->b->info(r->d, &info);
+    ck_assert_msg((info.packed_bytes > 0) == (strstr(info.text, "12 bits") != NULL), "%s",
+                  info.text);
+    return info;
+}
+
+// Where kernels read them, on these cards at least, they are there.
+static bool is_packed(const rig *r) {
+    const ssm_device_info info = info_of(r);
+    if (strstr(info.text, " H100") || strstr(info.text, " H200"))
+        return info.packed_bytes > 0;
+    printf("%s: no card that must have packed weights\n", info.text);
+    return true;
+}
+
+// ---- weights
+
+static ssm_tensor *matrix(small_model *m, int layer, bool in_proj) {
+    return in_proj ? &m->layers[layer].in_proj : &m->layers[layer].out_proj;
+}
+
+static uint16_t *numbers(small_model *m, int layer, bool in_proj) {
+    return (uint16_t *)(uintptr_t)matrix(m, layer, in_proj)->data;
+}
+
+static size_t count(small_model *m, int layer, bool in_proj) {
+    const ssm_tensor *t = matrix(m, layer, in_proj);
+    return (size_t)t->rows * (size_t)t->cols;
+}
+
+// To what 12 bits hold.
+static void make_exact(small_model *m) {
+    for (int i = 0; i < 2 * m->weights.geometry.n_layers; i++) {
+        uint16_t *w = numbers(m, i / 2, i % 2);
+        const size_t n = count(m, i / 2, i % 2);
+        uint32_t most = 0;
+        for (size_t k = 0; k < n; k++)
+            most = (w[k] & 0x7fffu) > most ? w[k] & 0x7fffu : most;
+        for (size_t k = 0; k < n; k++)
+            w[k] = (uint16_t)packed_bf16(packed_of(w[k], packed_base(most)), packed_base(most));
+    }
+}
+
+// ---- packed and not
+
+static void same_rows(pair *p, rig *without, int32_t n, bool exact) {
+    run(&p->cuda, n, 1);
+    run(without, n, 1);
+    for (int32_t k = 0; k<n; k += n> 16 ? 3 : 1) {
+        float *logits[] = {rig_logits(&p->cuda, k), rig_logits(without, k)};
+        float *states[] = {rig_state(&p->cuda, (k * 7 + 3) % MOST),
+                           rig_state(without, (k * 7 + 3) % MOST)};
+        const size_t bytes = (size_t)p->cuda.vocab * sizeof *logits[0];
+        ck_assert_msg(!exact || memcmp(logits[0], logits[1], bytes) == 0,
+                      "%s: row %d of %d has other logits", p->what, k, n);
+        ck_assert_msg(
+            !exact || memcmp(states[0], states[1], p->cuda.state_floats * sizeof *states[0]) == 0,
+            "%s: row %d of %d has another state", p->what, k, n);
+        compare(p, logits[0], logits[1], (size_t)p->cuda.vocab, "logits");
+        compare(p, states[0], states[1], p->cuda.state_floats, "a state");
+    }
+}
+
+START_TEST(packed_weights_give_what_weights_do) {
+    static const int32_t counts[] = {1, 8, 16, 40, 64};
+    const small_shape *shape = &published[_i];
+    pair p = {0};
+    small_model_create(&p.model, shape, SSM_DTYPE_BF16, (uint64_t)_i + 71);
+    for (int i = 0; i < 4; i++) {
+        const bool exact = i >= 2;
+        const number_format *format = &formats[i % 2 ? 3 : 1]; // bf16 weights, f32 and f16 states
+        if (i == 2)
+            make_exact(&p.model);
+        p.tolerance = format->tolerance, p.worst = 0;
+        snprintf(p.what, sizeof p.what, "%s, %s state, %s", shape->name,
+                 ssm_dtype_name(format->state), exact ? "exact" : "rounded");
+        p.cuda = open_on("cuda", &p.model, format->state, false);
+        rig without = open_on("cuda", &p.model, format->state, true);
+        ck_assert(is_packed(&p.cuda));
+        const ssm_device_info with = info_of(&p.cuda), plain = info_of(&without);
+        ck_assert_uint_eq(plain.packed_bytes, 0);
+        ck_assert_uint_eq(with.weight_bytes, plain.weight_bytes + with.packed_bytes);
+        for (int c = 0; c < 5; c++)
+            same_rows(&p, &without, counts[c], exact);
+        rig_close(&p.cuda);
+        rig_close(&without);
+        printf("%-40s worst %.1e\n", p.what, p.worst);
+    }
+    small_model_free(&p.model);
+}
+END_TEST
+
+// ---- models that are packed, or not, and answer as the reference
+
+typedef struct odd_weights {
+    const char *name;
+    void (*make)(small_model *m);
+    bool packed, finite;
+} odd_weights;
+
+// z's row of the first layer: what is behind it stays finite.
+static size_t in_z(const small_model *m) {
+    const ssm_geometry *g = &m->weights.geometry;
+    return (size_t)(g->d_inner + 77) * (size_t)g->d_model + 5;
+}
+
+static void one_is_large(small_model *m) {
+    numbers(m, 0, true)[in_z(m)] = (127 + 15) << 7; // the others are about 2^-6
+}
+
+static void one_is_infinite(small_model *m) {
+    numbers(m, 1, false)[4321] = 0x7f80;
+}
+
+static void one_is_no_number(small_model *m) {
+    numbers(m, 1, true)[count(m, 1, true) - 1] = 0xffc1;
+}
+
+static void all_are_zero(small_model *m) {
+    memset(numbers(m, 0, true), 0, count(m, 0, true) * sizeof(uint16_t));
+    memset(numbers(m, 1, false), 0, count(m, 1, false) * sizeof(uint16_t));
+}
+
+static void scale(small_model *m, bool in_proj, size_t first, size_t n, int by) {
+    for (size_t i = first; i < first + n; i++) {
+        const int exponent = (numbers(m, 0, in_proj)[i] >> 7 & 255) + by;
+        numbers(m, 0, in_proj)[i] =
+            (uint16_t)((numbers(m, 0, in_proj)[i] & 0x807f) | (exponent > 0 ? exponent << 7 : 0));
+    }
+}
+
+static void all_are_tiny(small_model *m) { // exponents below 16
+    scale(m, true, 0, count(m, 0, true), -112);
+}
+
+static void a_row_is_small(small_model *m) {
+    const size_t columns = (size_t)m->weights.geometry.d_inner;
+    scale(m, false, 100 * columns, columns, -20);
+}
+
+static void a_column_is_small(small_model *m) {
+    const size_t columns = (size_t)m->weights.geometry.d_inner;
+    for (size_t i = 100; i < count(m, 0, false); i += columns)
+        scale(m, false, i, 1, -20);
+}
+
+static void nothing(small_model *m) {
+}
+
+static const odd_weights odd[] = {
+    {"as they are", nothing, true, true},
+    {"one of 2^15", one_is_large, false, true},
+    {"one infinite", one_is_infinite, false, false},
+    {"one no number", one_is_no_number, false, false},
+    {"zeros", all_are_zero, true, true},
+    {"tiny", all_are_tiny, true, true},
+    {"a small row", a_row_is_small, false, true},
+    {"a small column", a_column_is_small, false, true},
+};
+
+START_TEST(models_that_do_not_fit_are_as_they_are) {
+    const odd_weights *kind = &odd[_i];
+    pair p = {.tolerance = formats[1].tolerance};
+    small_model_create(&p.model, &published[1], SSM_DTYPE_BF16, 81);
+    kind->make(&p.model);
+    snprintf(p.what, sizeof p.what, "%s, %s", published[1].name, kind->name);
+    p.cuda = open_on("cuda", &p.model, SSM_DTYPE_F32, false);
+    p.reference = open_on("reference", &p.model, SSM_DTYPE_F32, false);
+    ck_assert_msg(kind->packed ? is_packed(&p.cuda) : info_of(&p.cuda).packed_bytes == 0, "%s",
+                  p.what);
+    run(&p.cuda, MOST, 1);
+    run(&p.reference, MOST, REFERENCED);
+    for (int32_t k = 0; k < MOST; k += REFERENCED) {
+        float *logits = rig_logits(&p.cuda, k), *want = rig_logits(&p.reference, k / REFERENCED);
+        ck_assert_msg(isfinite(want[0]) == kind->finite && isfinite(logits[0]) == kind->finite,
+                      "%s: %g, %g", p.what, (double)logits[0], (double)want[0]);
+        if (kind->finite) {
+            compare(&p, logits, want, (size_t)p.cuda.vocab, "logits");
+            continue;
+        }
+        free(logits);
+        free(want);
+    }
+    printf("%-40s worst %.1e\n", p.what, p.worst);
+    pair_close(&p);
+}
+END_TEST
+
+START_TEST(models_whose_kernels_read_none_have_none) {
+    small_model m;
+    small_model_create(&m, &biased, SSM_DTYPE_BF16, 91);
+    rig r = open_on("cuda", &m, SSM_DTYPE_F32, false);
+    ck_assert_uint_eq(info_of(&r).packed_bytes, 0);
+    rig_close(&r);
+    small_model_free(&m);
+}
+END_TEST
+
+void packed_tests(TCase *tc, cuda_part part, int one) {
+    const int first = one < 0 ? 0 : one, end = one < 0 ? N_PUBLISHED : one + 1;
+    if (part != PART_ALL && part != PART_PACKED)
+        return;
+    tcase_add_loop_test(tc, packed_weights_give_what_weights_do, first, end);
+    if (one >= 0)
+        return;
+    tcase_add_loop_test(tc, models_that_do_not_fit_are_as_they_are, 0,
+                        (int)(sizeof odd / sizeof odd[0]));
+    tcase_add_test(tc, models_whose_kernels_read_none_have_none);
+}
