@@ -2,6 +2,7 @@
 // Packs weights when a device is opened (packed.cuh), on the device: the largest weight of each row
 // and column, which say whether the numbers will do, then the copy itself, which counts what
 // changed. A model whose weights do not fit into the format or the memory is one without a copy.
+// H200: 12 ms for 2.8b, 1.6 for 130m.
 #include <stdlib.h>
 
 #include "cuda.h"
