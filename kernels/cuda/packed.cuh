@@ -23,8 +23,10 @@
 // weights as bf16 with the upper four bits of the exponent missing; in these bits of each half lies
 // what the fourth pair needs, so that 9 instructions on integers and four multiplications unpack
 // eight weights. The order of S and E lets resident.cu unpack a slot where it lies. Slots of
-//   in_proj   [x, z][10 at 2.8b][block]   block 2 c + r: rows c NW and on, columns (10 r + slot)
-//   128 out_proj  [10][block]                 block 16 s + t: rows 2 t NW, columns (10 s + slot) 64
+//   in_proj   [x, z][10 at 2.8b][block]   block 2 c + r: rows from c NW, columns 10 r + slot
+//   out_proj  [10][block]                 block 16 s + t: rows from 2 t NW, columns 10 s + slot
+// where columns are counted in slots' widths.
+// packed_format.h has the same as C, for all but the kernels that read (packed_shape).
 #ifndef SSM_KERNELS_CUDA_PACKED_CUH
 #define SSM_KERNELS_CUDA_PACKED_CUH
 

@@ -33,11 +33,11 @@ SSM_BOTH int packed_base(uint32_t most) {
     return most >> 7 > 15 ? (int)(most >> 7) - 15 : 0;
 }
 
-// Two bf16 of 2^base, by which unpack() multiplies; 0: there is none, or some weights are no
+// Two bf16 of 2^base, by which unpack() multiplies; 0: there is none, nor where some weights are no
 // numbers.
 SSM_BOTH uint32_t packed_by(uint32_t most) {
     const uint32_t exponent = (uint32_t)packed_base(most) + 127;
-    return most >> 7 < 255 && exponent < 255 ? exponent << 23 | exponent << 7 : 0;
+    return exponent < 255 ? exponent << 23 | exponent << 7 : 0;
 }
 
 // Sign, four bits of exponent, seven of fraction of a bf16 times 2^-base, subnormals rounded to
