@@ -67,7 +67,7 @@ int main(int argc, char **argv) {
         medium_tests(tc, part, atoi(argv[2]));
         xproj_tests(large, part, atoi(argv[2]));
         wide_tests(wide_case, part, atoi(argv[2]));
-        packed_tests(tc, part, atoi(argv[2]));
+        packed_tests(wide_case, part, atoi(argv[2]));
         return suite_run(suite);
     }
     plans_tests(tc, part, -1);
@@ -85,7 +85,7 @@ int main(int argc, char **argv) {
     prompts_tests(prompts, part);
     large_tests(large, part);
     head_tests(large, part);
-    packed_tests(tc, part, -1);
+    packed_tests(wide_case, part, -1);
     xproj_tests(large, part, -1);
     wide_tests(wide_case, part, -1);
     return suite_run(suite);
