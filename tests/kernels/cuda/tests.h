@@ -61,7 +61,7 @@ void medium_tests(TCase *tc, cuda_part part, int one);             // the same
 void xproj_tests(TCase *tc, cuda_part part, int one);              // the same
 void wide_tests(TCase *tc, cuda_part part, int one);               // the same
 void head_tests(TCase *tc, cuda_part part);
-void packed_tests(TCase *tc, cuda_part part, int one); // of the widths; -1: all
+void packed_tests(TCase *tc, cuda_part part, int one); // of the widths; behind them: odd models
 void states_tests(TCase *tc, cuda_part part);
 void replay_tests(TCase *tc, cuda_part part);
 void held_tests(TCase *tc, cuda_part part);
