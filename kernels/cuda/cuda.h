@@ -370,8 +370,9 @@ cudaError_t few_head(device *d, const batch &b, int n_squares);
 // solo.cu: all layers of a step of one row of small Mamba-1 models in one launch, on Hopper
 bool solo_room(const device *d); // once, at opening: whether the card holds all its blocks
 bool solo_fits(const device *d, int32_t n);
-int solo_squares(const device *d);  // partial sums that it leaves for the head
-size_t solo_bytes(const device *d); // of its scratch; 0: never used
+bool solo_reads_packed(const device *d); // packed.cuh: where there are any
+int solo_squares(const device *d);       // partial sums that it leaves for the head
+size_t solo_bytes(const device *d);      // of its scratch; 0: never used
 cudaError_t solo_layers(device *d, const batch &b);
 
 // medium.cu: the same for 9 to 64 rows on Hopper

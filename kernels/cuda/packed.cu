@@ -229,7 +229,7 @@ void weights_unpack(device *d) {
 }
 
 int weights_pack(device *d, ssm_error *err) {
-    if (d->options.unpacked || !resident_fits(d, 16)) // models that solo_large.cu takes, too
+    if (d->options.unpacked || !solo_reads_packed(d))
         return 0;
     const size_t bytes = layer_bytes(d) * d->g.n_layers;
     size_t free_bytes = 0, total = 0;

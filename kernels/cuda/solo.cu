@@ -169,6 +169,10 @@ bool solo_fits(const device *d, int32_t n) {
     return true;
 }
 
+bool solo_reads_packed(const device *d) {
+    return is_large(d) && solo_fits(d, 1);
+}
+
 int solo_squares(const device *d) {
     return is_large(d) ? LARGE_BLOCKS : d->g.d_model / 16;
 }
