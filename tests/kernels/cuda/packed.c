@@ -189,6 +189,10 @@ static void all_are_tiny(small_model *m) { // exponents below 16
     scale(m, true, 0, count(m, 0, true), -112);
 }
 
+static void all_are_large(small_model *m) { // 2^17 times as large: nearly the largest factor
+    scale(m, false, 0, count(m, 0, false), 17);
+}
+
 static void a_row_is_small(small_model *m) {
     const size_t columns = (size_t)m->weights.geometry.d_inner;
     scale(m, false, 100 * columns, columns, -20);
@@ -210,6 +214,7 @@ static const odd_weights odd[] = {
     {"one no number", one_is_no_number, false, false},
     {"zeros", all_are_zero, true, true},
     {"tiny", all_are_tiny, true, true},
+    {"large", all_are_large, true, true},
     {"a small row", a_row_is_small, false, true},
     {"a small column", a_column_is_small, false, true},
 };
