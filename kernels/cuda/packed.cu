@@ -42,12 +42,12 @@ __global__ void largest_kernel(const bf16 *weights, int columns, unsigned *of_ro
 }
 
 // A unit a thread. changed: weights that are not what they were.
-template <int NW, bool IN>
-__global__ void pack_kernel(const bf16 *from, char *to, int base, unsigned *changed) {
-    enum { UNITS = (IN ? 32 : 64) * NW / PACKED_UNIT }; // of a row
-    const size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
-    const packed_place place = packed_place_of(IN, NW, (int)(i / UNITS), (int)(i % UNITS));
-    const uint4 four = *(const uint4 *)(from + i * PACKED_UNIT);
+__global__ void pack_kernel(const bf16 *from, char *to, bool in_proj, int nw, int base,
+                            unsigned *changed) {
+    const unsigned units = (unsigned)((in_proj ? 32 : 64) * nw / PACKED_UNIT); // of a row
+    const unsigned i = blockIdx.x * blockDim.x + threadIdx.x;
+    const packed_place place = packed_place_of(in_proj, nw, (int)(i / units), (int)(i % units));
+    const uint4 four = *(const uint4 *)(from + (size_t)i * PACKED_UNIT);
     const uint32_t words[4] = {four.x, four.y, four.z, four.w};
     uint32_t packed[3] = {};
     unsigned others = 0;
@@ -68,28 +68,6 @@ __global__ void pack_kernel(const bf16 *from, char *to, int base, unsigned *chan
 
 // ---- host side
 
-template <class F> static bool with_shape(int d_model, F f) {
-    switch (d_model) {
-    case 32 * 24:
-        return f(packed_shape<24>()), true;
-    case 32 * 32:
-        return f(packed_shape<32>()), true;
-    case 32 * 48:
-        return f(packed_shape<48>()), true;
-    case 32 * 64:
-        return f(packed_shape<64>()), true;
-    case 32 * 80:
-        return f(packed_shape<80>()), true;
-    default:
-        return false;
-    }
-}
-template <int NW> static constexpr int width_of(packed_shape<NW>) {
-    static_assert(32 * NW % 256 == 0 && NW % 8 == 0 && packed_shape<NW>::BYTES == 192 * NW,
-                  "whole blocks of both kernels, slots of packed_place_of");
-    return NW;
-}
-
 // Two matrices a layer: in_proj, out_proj.
 struct packed_matrix {
     const bf16 *weights;
@@ -98,20 +76,20 @@ struct packed_matrix {
     uint32_t most;
 };
 
-static packed_matrix matrix(const device *d, int i) {
-    const layer_weights &w = d->layers[i / 2];
-    const int m = d->g.d_model, inner = d->g.d_inner;
-    size_t in = 0, out = 0;
-    with_shape(m, [&](auto shape) { in = shape.IN_BYTES, out = shape.OUT_BYTES; });
-    const size_t layer = i / 2 * (in + out);
-    return i % 2 ? packed_matrix{(const bf16 *)w.out_proj, m, inner, layer + in, 0}
-                 : packed_matrix{(const bf16 *)w.in_proj, d->n_in, m, layer, 0};
+static size_t in_bytes(const device *d) {
+    return (size_t)d->n_in * d->g.d_model / 2 * 3;
 }
 
 static size_t layer_bytes(const device *d) {
-    size_t bytes = 0;
-    with_shape(d->g.d_model, [&](auto shape) { bytes = shape.IN_BYTES + shape.OUT_BYTES; });
-    return bytes;
+    return in_bytes(d) + (size_t)d->g.d_model * d->g.d_inner / 2 * 3;
+}
+
+static packed_matrix matrix(const device *d, int i) {
+    const layer_weights &w = d->layers[i / 2];
+    const int m = d->g.d_model, inner = d->g.d_inner;
+    const size_t layer = i / 2 * layer_bytes(d);
+    return i % 2 ? packed_matrix{(const bf16 *)w.out_proj, m, inner, layer + in_bytes(d), 0}
+                 : packed_matrix{(const bf16 *)w.in_proj, d->n_in, m, layer, 0};
 }
 
 // What is found out about weights: on the host, and on the device meanwhile.
@@ -169,14 +147,10 @@ static int pack_all(device *d, packed_facts *f, ssm_error *err) {
     for (size_t i = 0; i < f->n; i++) {
         const packed_matrix m = matrix(d, (int)i);
         const dim3 grid((unsigned)((size_t)m.rows * m.columns / PACKED_UNIT / 256));
-        cudaError_t rc = cudaSuccess;
-        with_shape(d->g.d_model, [&](auto shape) {
-            constexpr int NW = width_of(decltype(shape)());
-            rc = launch(d, i % 2 ? pack_kernel<NW, false> : pack_kernel<NW, true>, grid, 256, 0,
-                        false, m.weights, (char *)d->packed + m.at, packed_base(f->most[i]),
-                        changed + i);
-        });
-        SSM_CUDA(d, rc, err);
+        SSM_CUDA(d,
+                 launch(d, pack_kernel, grid, 256, 0, false, m.weights, (char *)d->packed + m.at,
+                        i % 2 == 0, d->g.d_model / 32, packed_base(f->most[i]), changed + i),
+                 err);
     }
     SSM_TRY(facts_read(d, f, err));
     d->weights_packed = true;

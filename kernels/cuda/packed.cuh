@@ -12,21 +12,20 @@
 // outweighs all that it makes zero.) Our trained models: rows and columns from 2^-2.5 on, 1 to 5
 // weights in 10,000 below 2^-14.
 //
-// The exponent field is that of a bf16 whose upper four bits are zero: one multiplication by
-// 2^base, which is exact, gives the weight (HMUL2 takes subnormals as they are).
+// The exponent field is that of a bf16 whose upper four bits are zero: the weight times 2^-base,
+// subnormal where that is small. The matrix instruction takes such numbers as they are, so nobody
+// multiplies them: what they are multiplied by is larger, and 2^base is put to the sums.
 //
-// Layout: what a block of resident.cu takes into one slot of its ring lies in a row, all blocks'
-// first slots before all second ones. A slot has NW rows of 128 columns of in_proj, or 2 NW of 64
-// of out_proj, in two halves of rows, eight weights of a row a unit, units by row, then column:
-//   first half's S | second half's E | first half's E | second half's S
-// A unit is three words: S has the first two, E the third. They are its first three pairs of
-// weights as bf16 with the upper four bits of the exponent missing; in these bits of each half lies
-// what the fourth pair needs, so that 9 instructions on integers and four multiplications unpack
-// eight weights. The order of S and E lets resident.cu unpack a slot where it lies. Slots of
-//   in_proj   [x, z][10 at 2.8b][block]   block 2 c + r: rows from c NW, columns 10 r + slot
-//   out_proj  [10][block]                 block 16 s + t: rows from 2 t NW, columns 10 s + slot
-// where columns are counted in slots' widths.
-// packed_format.h has the same as C, for all but the kernels that read (packed_shape).
+// Layout: what a block of solo_large.cu takes into one slot of its ring lies in a row, all blocks'
+// first slots before all second ones: in_proj [x, z][slot][block], out_proj [slot][block], 128
+// blocks, 10 slots at 2.8b. A slot has the block's rows of in_proj by 256 columns (2.8b: 40 rows)
+// or of out_proj by 512 (20), in the order in which four warps read them, each its quarter of the
+// columns: a tile of eight rows by 64 columns is sixteen weights, two units, a lane (row: lane /
+// 4). out_proj's rows beyond a multiple of eight are four: their tile has both runs of 64 columns.
+// First all units' S: [warp][tile][lane][unit], then E. A unit is three words: S has the first two,
+// E the third. They are its first three pairs of weights as bf16 with the upper four bits of the
+// exponent missing; in these bits of each half lies what the fourth pair needs, so that 9
+// instructions on integers unpack eight weights. packed_format.h has the same as C.
 #ifndef SSM_KERNELS_CUDA_PACKED_CUH
 #define SSM_KERNELS_CUDA_PACKED_CUH
 
@@ -35,44 +34,14 @@
 
 namespace ssm {
 
-template <int NW> struct packed_shape { // NW: d_model / 32
-    enum {
-        UNITS = 8 * NW, // of half a slot
-        S = UNITS * 8,  // bytes of half a slot
-        E = UNITS * 4,
-        S_FIRST = 0, // offsets in a slot
-        E_SECOND = S,
-        E_FIRST = S + E,
-        S_SECOND = S + 2 * E,
-        BYTES = 2 * (S + E),
-        IN_SLOTS = NW / 8, // of a block's rows of x, or of z
-        OUT_SLOTS = NW / 8,
-        IN_UNITS = 16, // of a row
-        OUT_UNITS = 8
-    };
-    static __host__ __device__ constexpr size_t in_slot(bool is_z, int slot, int block) {
-        return (((size_t)is_z * IN_SLOTS + slot) * PACKED_BLOCKS + block) * BYTES;
-    }
-    static __host__ __device__ constexpr size_t out_slot(int slot, int block) {
-        return ((size_t)slot * PACKED_BLOCKS + block) * BYTES;
-    }
-    static constexpr size_t IN_BYTES = (size_t)2 * IN_SLOTS * PACKED_BLOCKS * BYTES;
-    static constexpr size_t OUT_BYTES = (size_t)OUT_SLOTS * PACKED_BLOCKS * BYTES;
-};
-
-// A unit's weights in bf16, in order. by: packed_by() of the matrix.
-__device__ __forceinline__ uint4 unpack(uint2 s, uint32_t e, uint32_t by) {
-    auto times = [&](uint32_t small) {
-        uint32_t v;
-        asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(v) : "r"(small), "r"(by));
-        return v;
-    };
+// A unit's weights in bf16, in order, times 2^-base.
+__device__ __forceinline__ uint4 unpack(uint2 s, uint32_t e) {
     enum : uint32_t { KEPT = 0x87ff87ff };
     // Exponents, four bits of the fractions; signs and the last three (of the other half).
     uint32_t last = s.x >> 8 & 0x00780078;
     last |= e >> 4 & 0x07800780;
     last |= __funnelshift_l(s.y, s.y, 4) & 0x80078007;
-    return make_uint4(times(s.x & KEPT), times(s.y & KEPT), times(e & KEPT), times(last));
+    return make_uint4(s.x & KEPT, s.y & KEPT, e & KEPT, last);
 }
 
 } // namespace ssm

@@ -17,8 +17,7 @@
 #endif
 
 enum {
-    PACKED_BLOCKS = 128, // of resident.cu
-    PACKED_TILES = 16,   // of out_proj's rows
+    PACKED_BLOCKS = 128, // of solo_large.cu
     PACKED_UNIT = 8,     // weights
     // A row or column whose largest weight is below 2^-10 of the matrix's might lose more than what
     // activations in bf16 lose anyway (2^-12 of that weight); one weight in 32 may change.
@@ -88,25 +87,41 @@ SSM_BOTH bool packed_reaches(uint32_t magnitude, uint32_t most) {
     return magnitude == 0 || packed_base(most) == 0 || (magnitude >> 7) + PACKED_REACH >= most >> 7;
 }
 
-// ---- places, of a unit in bytes from a matrix's begin. nw: d_model / 32.
+// ---- places, of a unit in bytes from a matrix's begin. nw: d_model / 32, a multiple of 16.
 
 typedef struct packed_place {
     size_t s, e;
 } packed_place;
 
-SSM_BOTH packed_place packed_place_of(bool in_proj, int nw, int row, int unit) {
-    const int row_units = in_proj ? 16 : 8, rows = in_proj ? nw : 2 * nw; // of a slot
-    const int slots = nw / 8, part = unit / row_units / slots, slot = unit / row_units % slots;
-    const int tile = row / rows; // x's 64 clusters and z's, or out_proj's tiles
-    const int block = in_proj ? tile % 64 * 2 + part : part * PACKED_TILES + tile;
-    const int before = in_proj ? tile / 64 * slots + slot : slot;             // slots of all blocks
-    const int at = row % rows * row_units + unit % row_units, units = 8 * nw; // of a half
-    const bool second = at >= units;
-    const size_t first = ((size_t)before * PACKED_BLOCKS + block) * 24 * (size_t)units;
+// Tiles of eight rows by 64 columns of one of four warps' share of a slot.
+SSM_BOTH int packed_tiles(int nw) {
+    return nw / 16;
+}
+SSM_BOTH size_t packed_slot_bytes(int nw) {
+    return (size_t)packed_tiles(nw) * 4 * 32 * 24;
+}
+// before: slots; lane's sixteen weights of a warp's tile, of which this is the first unit or not.
+SSM_BOTH packed_place packed_lane_place(int nw, size_t before, int warp, int tile, int lane,
+                                        int second) {
+    const size_t first = before * packed_slot_bytes(nw), tiles = (size_t)packed_tiles(nw);
+    const size_t at = ((size_t)warp * tiles + (size_t)tile) * 32 + (size_t)lane;
     packed_place place;
-    place.s = first + (size_t)((second ? 16 * units : 0) + at % units * 8);
-    place.e = first + (size_t)((second ? 8 : 12) * units + at % units * 4);
+    place.s = first + at * 16 + (size_t)second * 8;
+    place.e = first + tiles * 4 * 32 * 16 + at * 8 + (size_t)second * 4;
     return place;
+}
+
+SSM_BOTH packed_place packed_place_of(bool in_proj, int nw, int row, int unit) {
+    const int slots = nw / 8, rows = in_proj ? nw / 2 : nw / 4; // of a block, x's or z's
+    const int block = row / rows % PACKED_BLOCKS, z = row / rows / PACKED_BLOCKS, r = row % rows;
+    const int columns = in_proj ? 8 : 16; // units of a warp's share of a slot
+    const int slot = unit / (4 * columns), warp = unit / columns % 4;
+    const int run = unit % columns / 8, q = unit % 8 / 2; // run: of 64 columns
+    const int full = rows / 8;                            // tiles of a run
+    const bool both = r >= full * 8;                      // four rows of each run
+    const int tile = both ? 2 * full : run * full + r / 8, g = both ? run * 4 + r % 4 : r % 8;
+    const size_t before = ((size_t)z * (size_t)slots + (size_t)slot) * PACKED_BLOCKS;
+    return packed_lane_place(nw, before + (size_t)block, warp, tile, g * 4 + q, unit % 2);
 }
 
 #endif

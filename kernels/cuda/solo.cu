@@ -205,6 +205,8 @@ static void fill_arguments(const device *d, const batch &b, solo_args *a) {
         solo_layer &l = a->layers[i];
         l.in_proj = (const bf16 *)w.in_proj, l.x_proj = (const bf16 *)w.x_proj;
         l.dt_proj = (const bf16 *)w.dt_proj, l.out_proj = (const bf16 *)w.out_proj;
+        l.packed_in = (const char *)w.packed_in, l.packed_out = (const char *)w.packed_out;
+        l.packed_in_by = w.packed_in_by, l.packed_out_by = w.packed_out_by;
         l.conv_weight = w.conv_weight, l.conv_bias = w.conv_bias, l.dt_bias = w.dt_bias;
         l.decay = w.decay, l.skip = w.skip;
         l.next_norm = i + 1 < g.n_layers ? d->layers[i + 1].norm : d->norm_f;

@@ -16,6 +16,8 @@ enum {
 
 struct solo_layer {
     const bf16 *in_proj, *x_proj, *dt_proj, *out_proj;
+    const char *packed_in, *packed_out; // for solo_large.cu, if weights are packed
+    uint32_t packed_in_by, packed_out_by;
     const float *conv_weight, *conv_bias, *dt_bias, *decay, *skip; // as layer_weights
     const float *next_norm; // of the layer that follows, or the last norm
 };

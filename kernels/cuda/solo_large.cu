@@ -1,23 +1,27 @@
 // SPDX-License-Identifier: Apache-2.0
 // A decode step of one row of Mamba-1's larger published models (790m, 1.4b, 2.8b) on Hopper: all
 // layers in one cooperative launch of 128 blocks, an SM each. The step is the time to read the
-// weights once, so memory must not idle while blocks tell each other things.
+// weights once, so memory must not idle while blocks tell each other things, and in_proj and
+// out_proj are read in 12 bits a weight where they are there (packed.cuh), else in bf16.
 //
 // - A block has an even share of the channels (2.8b: 40): their rows of in_proj (x and z), columns
 //   of x_proj, convolution, dt_proj, states; and of out_proj's rows, with the residual's.
-// - One warp asks for all layers' rows, through a ring of ten to thirteen slots of eight rows by a
-//   part of their columns (2.8b: 21 KB); eight warps multiply, each its columns of every row. x
-//   comes before z: x_proj's sums go around and states are advanced while z's rows come.
-// - Everything goes by packets in memory that tell themselves whether they are there
-//   (solo_exchange.cuh): x_proj's shares to every fifth block, which adds up eight rows; its sums
-//   to all; y to all; the next layer's input to all, with the squares that its scale is made of.
-// - At most two slots are under way: an SM's loads of packets queue behind the rows it has asked
-//   for, a full ring's 210 KB for 6 us.
-// - All is added up in one order: the same bits every time.
+// - One warp asks for all layers' weights, through a ring; eight warps multiply, each its columns
+// of
+//   every row. x comes before z: x_proj's sums go around and states are advanced while z's rows
+//   come. Packed (solo_large_packed.cuh): slots of 9 to 15 KB, all of the block's rows by 256
+//   columns of in_proj, 512 of out_proj; in bf16 (solo_large_products.cuh): ten to thirteen slots
+//   of eight rows by a part of their columns (2.8b: 21 KB).
+// - The input, y and the next input go by packets in memory that tell themselves whether they are
+//   there (solo_exchange.cuh), the input with the squares that its scale is made of. x_proj's sums
+//   are totals in memory that all blocks add to, in fixed point, and that say how many have.
+// - At most two slots are under way (packed: 28 KB): an SM's loads of packets queue behind the rows
+//   it has asked for, a full ring's 200 KB for 6 us.
+// - All is added up in one order, or in integers: the same bits every time.
 //
 // No packet's place is needed twice: whoever writes it again has what depends on everybody's having
-// read it (shares of layer l + 1 follow the input, that all rows of out_proj, those all of y, those
-// the sums, those all shares of layer l; in the same way round for the others).
+// read it (the totals of layer l + 1 follow the input, that all rows of out_proj, those all of y,
+// those the totals of layer l; in the same way round for the others).
 //
 // Ladder, one H200, 2.8b, f32 state, ms for 64 layers alone (their bytes at the read ceiling: 1.2):
 //   1.683  slots asked for as they are freed; one multiplied after the other
@@ -26,42 +30,59 @@
 //   1.497  a block's shares of eight rows in one sector; the input read by four lanes of a warp
 //          (1.520, 1.484 with 8% shorter and longer pauses)
 //   1.575, 1.520, 1.473  at most four, three, two slots under way in place of pauses
+// Another, f16 state (packed, the bytes' time is 0.93):
+//   1.465  the same, in turns with
+//   1.220  packed weights, three slots under way, x_proj's shares by packets to 24 blocks that add
+//          up eight rows each and give the sums to all (in bf16 that took 10 us of a layer)
+//   1.187  x_proj by totals (1.266 with totals side by side, not 256 bytes apart)
+//   1.213, 1.188, 1.139  four, three, two slots under way
+// One more, in turns with the last (1.147) and bf16 (1.487):
+//   1.195  loads of weights that do not meet in shared memory's banks; the first operand's
+//          registers as they lie there, not put together for each instruction (36 bytes spilled)
+//   1.122  weights not multiplied by 2^base: 160 instructions a slot and warp, not 240
+//   1.115  totals 512 bytes apart
 //
-// In steps, in one run: 2.8b by few.cu 1.679, by this 1.525 (fp16 states; fp32 1.544). 790m, with
-// three slots, 0.640 and 0.615; 1.4b was not timed in steps.
+// In steps, bf16 against packed, f16 states (PLACEHOLDER)
 //
-// Where a layer of 23.7 us goes (%globaltimer, medians over blocks, with pauses): x's sums 4.1,
-// x_proj's shares given 5.1, added up 12.5, everywhere 15.1, states 15.9 (z's sums 13.0), y given
-// 16.2, there 18.6, out_proj's sums 21.8, next input 24.1. Open: x_proj's two exchanges take 10 us
-// beside z's rows, where y and the input, when rings are full, take 2 each.
+// Where a layer of 17.5 us goes (2.8b, packed, %globaltimer, medians over blocks): x's sums 2.8,
+// x to x_proj 4.6, its totals 6.6 (of the first rows), y given 11.3, there 13.8, out_proj's sums
+// 16.4, next input 17.5. Memory gives 3.6 TB/s while it is asked, from 3.8 us before the input is
+// there to y's being given, and then has nothing to do until y is there: the ring is full. Open:
+// what y waits for between 7 and 11 us, when z's sums and these totals are there in most blocks.
 #include "clusters.cuh"
-#include "solo_large_products.cuh"
+#include "solo_large_packed.cuh"
 #include "solo_large_rows.cuh"
 #include "solo_large_states.cuh"
 #include "types.cuh"
 
 namespace ssm {
 
-template <int M, class S>
-__global__ void __launch_bounds__(large_shape<M, S>::THREADS, 1)
+template <int M, class S, bool P>
+__global__ void __launch_bounds__(large_shape<M, S, P>::THREADS, 1)
     large_kernel(const __grid_constant__ solo_args a) {
 #if SSM_HOPPER
-    typedef large_shape<M, S> shape;
+    typedef large_shape<M, S, P> shape;
     extern __shared__ __align__(128) char shared[];
-    const large_block<M, S> b(shared);
+    const large_block<shape> b(shared);
     const int warp = threadIdx.x / 32;
     dependents_start();
     if (threadIdx.x == 0)
         b.init();
     __syncthreads();
-    if (warp < shape::WARPS)
-        large_products<M, S>(a, b).run();
-    else if (warp < shape::STATE_WARP)
+    if (warp < shape::WARPS) {
+        if constexpr (P)
+            large_multiply(large_packed<shape>(a, b));
+        else
+            large_multiply(large_products<shape>(a, b));
+    } else if (warp < shape::STATE_WARP) {
         large_x(a, b);
-    else if (warp < shape::ASK_WARP)
+    } else if (warp < shape::ASK_WARP) {
         large_advance(a, b);
-    else
-        large_ask(a, b);
+    } else if constexpr (P) {
+        large_ask(a, large_packed_asks<shape>(b));
+    } else {
+        large_ask(a, large_asks<shape>(b));
+    }
     // All have read the counter: every warp that does had a part in what this thread has now.
     if (blockIdx.x == 0 && threadIdx.x == (shape::STATE_WARP - 1) * 32)
         *a.launches += 1;
@@ -70,17 +91,24 @@ __global__ void __launch_bounds__(large_shape<M, S>::THREADS, 1)
 
 // ---- host side
 
-template <class S, class F> static bool with_width(int d_model, F f) {
+template <class S, bool P, class F> static bool with_width(int d_model, F f) {
     switch (d_model) {
     case 1536:
-        return f(large_kernel<1536, S>, large_shape<1536, S>());
+        return f(large_kernel<1536, S, P>, large_shape<1536, S, P>());
     case 2048:
-        return f(large_kernel<2048, S>, large_shape<2048, S>());
+        return f(large_kernel<2048, S, P>, large_shape<2048, S, P>());
     case 2560:
-        return f(large_kernel<2560, S>, large_shape<2560, S>());
+        return f(large_kernel<2560, S, P>, large_shape<2560, S, P>());
     default:
         return false;
     }
+}
+template <class F> static bool with_kernel(const device *d, bool packed, F f) {
+    return with_state_type(d->state_type, [&](auto s) {
+        typedef decltype(s) S;
+        return packed ? with_width<S, true>(d->g.d_model, f)
+                      : with_width<S, false>(d->g.d_model, f);
+    });
 }
 
 // All blocks wait for each other, so all must be there at once.
@@ -90,18 +118,17 @@ template <class SHAPE> struct large_launch : cluster_launch {
     }
 };
 
-bool solo_large_room(const device *d) {
-    return with_state_type(d->state_type, [&](auto s) {
-        return with_width<decltype(s)>(d->g.d_model, [&](auto kernel, auto shape) {
-            typedef decltype(shape) shape_of;
-            return large_launch<shape_of>(d).most(kernel) >= shape_of::BLOCKS;
-        });
-    });
+bool solo_large_room(const device *d) { // weights may be packed or not
+    const auto there = [&](auto kernel, auto shape) {
+        typedef decltype(shape) shape_of;
+        return large_launch<shape_of>(d).most(kernel) >= shape_of::BLOCKS;
+    };
+    return with_kernel(d, false, there) && with_kernel(d, true, there);
 }
 
 int solo_large_packets(const device *d) {
     int packets = 0;
-    with_width<float>(d->g.d_model, [&](auto, auto shape) {
+    with_kernel(d, false, [&](auto, auto shape) {
         packets = decltype(shape)::PACKETS;
         return true;
     });
@@ -110,11 +137,9 @@ int solo_large_packets(const device *d) {
 
 cudaError_t solo_large_layers(const device *d, const solo_args &a) {
     cudaError_t rc = cudaErrorNotSupported;
-    with_state_type(d->state_type, [&](auto s) {
-        return with_width<decltype(s)>(d->g.d_model, [&](auto kernel, auto shape) {
-            rc = large_launch<decltype(shape)>(d).run(kernel, a);
-            return true;
-        });
+    with_kernel(d, d->weights_packed, [&](auto kernel, auto shape) {
+        rc = large_launch<decltype(shape)>(d).run(kernel, a);
+        return true;
     });
     return rc;
 }

@@ -4,21 +4,25 @@
 #ifndef SSM_KERNELS_CUDA_SOLO_LARGE_CUH
 #define SSM_KERNELS_CUDA_SOLO_LARGE_CUH
 
+#include "packed.cuh"
 #include "solo_states.cuh"
 
 namespace ssm {
 
-// Slots under way at once. What a block says to others queues behind them (solo_large.cu).
-enum { LARGE_FLIGHT = 2 };
+// Bytes under way at once, of packed weights. What a block says to others queues behind them
+// (solo_large.cu).
+enum { LARGE_FLIGHT = 28 * 1024 };
 
 // 32-column parts of a slot, of a warp's nb (as ring.cuh's slots).
 constexpr int large_part(int nb) {
     return nb % 5 == 0 ? 5 : nb % 4 == 0 ? 4 : 3;
 }
 
-// M: d_model, S: states' type.
-template <int M, class S> struct large_shape {
+// M: d_model, S: states' type; P: in_proj and out_proj in 12 bits a weight (packed.cuh).
+template <int M, class S, bool P> struct large_shape {
+    typedef S state;
     enum {
+        WIDTH = M,
         BLOCKS = LARGE_BLOCKS,
         INNER = 2 * M,
         RANK = M / 16,
@@ -27,8 +31,7 @@ template <int M, class S> struct large_shape {
         OUT_ROWS = M / BLOCKS, // of out_proj, and of the residual
         GROUPS = CH / 8,       // of eight rows of in_proj's x, and of its z
         OUT_GROUPS = (OUT_ROWS + 7) / 8,
-        PAIRS = N_X / 2, // of x_proj's sums
-        WARPS = 8,       // 0 on: products, each its columns of all rows
+        WARPS = 8, // 0 on: products, each its columns of all rows
         IN_NB = M / (WARPS * 32),
         IN_CB = large_part(IN_NB), // of a slot
         OUT_NB = INNER / (WARPS * 32),
@@ -39,35 +42,44 @@ template <int M, class S> struct large_shape {
         STATE_WARPS = CH / 8,
         ASK_WARP = STATE_WARP + STATE_WARPS, // asks for the weights
         THREADS = (ASK_WARP + 1) * 32,
-        COPIES = 4, // of x_proj's sums
+        READERS = P ? WARPS / 2 : WARPS, // of a slot: solo_large_packed.cuh
         // bytes of a row of a slot: an odd multiple of 64
         IN_PITCH = WARPS * IN_CB * 64 + 64,
         OUT_PITCH = WARPS * OUT_CB * 64 + 64,
-        SLOT = 8 * (IN_PITCH > OUT_PITCH ? IN_PITCH : OUT_PITCH),
+        TURNS = M / 256, // packed: slots of in_proj's x, of its z, and of out_proj
+        SLOT = P ? CH * 384 : 8 * (IN_PITCH > OUT_PITCH ? IN_PITCH : OUT_PITCH),
         // offsets behind the ring
-        U = 0,                   // the layer's input, bf16, each warp's columns
-        Y = U + M * 2,           // out_proj's
-        X_PARTS = Y + INNER * 2, // [warp][CH] sums of in_proj's x, and of its z
+        WIDE = P ? 2 : 1,     // of a packed form's activations half are zeros: large_packed::put()
+        U = 0,                // the layer's input, bf16, each warp's columns
+        Y = U + M * 2 * WIDE, // out_proj's
+        X_PARTS = Y + INNER * 2 * WIDE, // [warp][CH] sums of in_proj's x, and of its z
         Z_PARTS = X_PARTS + WARPS * CH * 4,
         OUT_PARTS = Z_PARTS + WARPS * CH * 4,         // [warp][OUT_GROUPS * 8]
         OWN = OUT_PARTS + WARPS * OUT_GROUPS * 8 * 4, // x
         XDB = OWN + CH * 4,                           // x_proj's sums
         SQUARES = XDB + N_X * 4,                      // [warp]
         BARRIERS = SQUARES + WARPS * 4,
-        MOST_SLOTS = 16,
+        MOST_SLOTS = 24,
         BESIDE = BARRIERS + 2 * MOST_SLOTS * 8,
         ROOM = (227 * 1024 - BESIDE) / SLOT,
         SLOTS = ROOM < MOST_SLOTS ? ROOM : MOST_SLOTS,
         BYTES = SLOTS * SLOT + BESIDE,
+        FLIGHT = P ? (LARGE_FLIGHT + SLOT - 1) / SLOT : 2, // slots under way at once
         // packets
-        SHARES = 0,                     // [PAIRS / 4][BLOCKS][4] of x_proj's sums
-        SUMS = SHARES + PAIRS * BLOCKS, // [COPIES][PAIRS]
-        US = SUMS + COPIES * PAIRS,     // [M / 2]
-        YS = US + M / 2,                // [INNER / 2]
+        TOTALS = 0, // [N_X / 4][TOTALS_PITCH] of x_proj
+        TOTALS_PITCH = 64,
+        BASES = TOTALS + N_X / 4 * TOTALS_PITCH, // [N_X]
+        US = BASES + N_X,                        // [M / 2]
+        YS = US + M / 2,                         // [INNER / 2]
         PACKETS = YS + INNER / 2,
     };
+    // Packed weights are multiplied as they are unpacked, times 2^-base, some of them subnormal, by
+    // numbers times 2^90, so that sums are far from that. What both leave is taken from the sums.
+    static constexpr float GIVEN = P ? 0x1p90f : 1;
+    static __device__ __forceinline__ float taken(uint32_t by) {
+        return P ? low_half(by) * 0x1p-90f : 1;
+    }
     static_assert(INNER % (8 * BLOCKS) == 0 && N_X % 32 == 0 && X_WARPS >= 2, "warps");
-    static_assert(PAIRS % 4 == 0 && PAIRS / 4 * 5 <= BLOCKS, "blocks that add up x_proj's shares");
     static_assert(OUT_ROWS <= 32 && OUT_ROWS % 4 == 0, "lanes");
     static_assert(SQUARES % 16 == 0 && XDB % 16 == 0 && OWN % 16 == 0, "alignment");
     static_assert(SLOT % 128 == 0 && US % 2 == 0 && YS % 2 == 0, "alignment");
@@ -86,6 +98,34 @@ __device__ __forceinline__ void publish_words(uint2 *to, uint32_t v, uint32_t w,
     asm volatile("st.relaxed.gpu.global.b64 [%0], %1;" ::"l"(to), "l"((uint64_t)tagged << 32 | v)
                  : "memory");
 }
+// Totals that all blocks add to: fixed point, the lowest eight bits how many have. They go on from
+// exchange to exchange and launch to launch; what one exchange comes to is the difference. No total
+// is written anew before all have read it: what adds to it follows the layer's input, that all y,
+// those the totals of the layer before.
+constexpr float LARGE_ONE = 1073741824.f, LARGE_MOST = 262144.f;
+__device__ __forceinline__ void add_to_total(uint64_t *total, float v) {
+    const uint64_t share = ((uint64_t)__float2ll_rn(v * LARGE_ONE) << 8) + 1;
+    asm volatile("red.relaxed.gpu.global.add.u64 [%0], %1;" ::"l"(total), "l"(share) : "memory");
+}
+__device__ __forceinline__ uint64_t load_total(const uint64_t *total) {
+    uint64_t v;
+    asm volatile("ld.relaxed.gpu.global.b64 %0, [%1];" : "=l"(v) : "l"(total) : "memory");
+    return v;
+}
+// All blocks' shares, once they are there; before: the total of the exchange before this.
+template <int BLOCKS>
+__device__ __forceinline__ float total_of(const uint64_t *total, uint64_t &before) {
+    static_assert(BLOCKS == 128, "what the lowest eight bits then are");
+    uint64_t now = load_total(total);
+    for (int tries = 0; !__all_sync(~0u, ((now - before) & 255) == BLOCKS); tries++) {
+        if (((now - before) & 255) != BLOCKS)
+            now = load_total(total);
+        give_up_after(tries);
+    }
+    const int64_t sum = (int64_t)(now - before) >> 8;
+    before = now;
+    return __ll2float_rn(sum) * (1 / LARGE_ONE);
+}
 // Two packets that lie beside each other.
 __device__ __forceinline__ uint4 two_packets(const uint2 *from) {
     uint64_t v, w;
@@ -99,10 +139,16 @@ __device__ __forceinline__ void store_shared2(uint32_t to, uint32_t v, uint32_t 
     asm volatile("st.shared.v2.u32 [%0], {%1,%2};" ::"r"(to), "r"(v), "r"(w) : "memory");
 }
 
+__device__ __forceinline__ uint2 load_shared2(uint32_t from) {
+    uint2 v;
+    asm volatile("ld.shared.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(from) : "memory");
+    return v;
+}
+
 // ---- a block: what all its threads know, and the ring's next slot
 
-template <int M, class S> struct large_block {
-    typedef large_shape<M, S> shape;
+template <class SHAPE> struct large_block {
+    typedef SHAPE shape;
     char *beside;
     uint32_t slots, full, empty;
     int first, at, phase; // first: channel
@@ -121,12 +167,13 @@ template <int M, class S> struct large_block {
     }
     __device__ __forceinline__ void init() const { // one thread
         for (int i = 0; i < shape::SLOTS; i++)
-            barrier_init(full + i * 8, 1), barrier_init(empty + i * 8, shape::WARPS);
+            barrier_init(full + i * 8, 1), barrier_init(empty + i * 8, shape::READERS);
         barriers_ready();
     }
-    __device__ __forceinline__ void next() {
-        if (++at == shape::SLOTS)
-            at = 0, phase ^= 1;
+    template <int STEP = 1> __device__ __forceinline__ void next() {
+        at += STEP;
+        if (at >= shape::SLOTS)
+            at -= shape::SLOTS, phase ^= 1;
     }
 };
 

@@ -9,62 +9,134 @@ namespace ssm {
 
 #if SSM_HOPPER
 
-// ---- asking: eight rows by a part of their columns a slot, in the order in which they are read
+// ---- asking: a slot at a time, in the order in which they are read
 
-template <int M, class S>
-__device__ __forceinline__ void large_ask(const solo_args &a, large_block<M, S> b) {
-    typedef large_shape<M, S> shape;
-    const int lane = threadIdx.x % 32;
-    const uint64_t once = policy_once();
-    int asked = 0;
-    large_block<M, S> there = b; // of what was asked for LARGE_FLIGHT slots ago
-    const auto rows = [&](const bf16 *from, int n, int cols, int part, int pitch) {
+template <class SHAPE> struct large_asks {
+    typedef SHAPE shape;
+    large_block<SHAPE> b, there; // there: of what was asked for FLIGHT slots ago
+    uint64_t once;
+    int asked;
+
+    __device__ __forceinline__ large_asks(const large_block<SHAPE> &block)
+        : b(block), there(block), once(policy_once()), asked(0) {
+    }
+    // Until there may be one more slot under way.
+    __device__ __forceinline__ void wait() {
+        if (asked >= shape::SLOTS)
+            solo_wait(b.empty + b.at * 8, b.phase ^ 1);
+        if (asked >= shape::FLIGHT) {
+            solo_wait(there.full + there.at * 8, there.phase);
+            there.next();
+        }
+    }
+    __device__ __forceinline__ uint32_t slot() const {
+        return b.slots + b.at * shape::SLOT;
+    }
+    __device__ __forceinline__ uint32_t full() const {
+        return b.full + b.at * 8;
+    }
+    __device__ __forceinline__ void next() {
+        b.next(), asked++;
+    }
+    // Eight rows by a part of their columns a slot.
+    __device__ __forceinline__ void rows(const bf16 *from, int n, int cols, int part, int pitch) {
+        const int lane = threadIdx.x % 32;
 #pragma unroll 1
         for (int group = 0; group < n; group += 8) {
             const int count = min(8, n - group), bytes = part * 2;
 #pragma unroll 1
-            for (int col = 0; col < cols; col += part, asked++) {
-                const uint32_t full = b.full + b.at * 8;
-                if (asked >= shape::SLOTS)
-                    solo_wait(b.empty + b.at * 8, b.phase ^ 1);
-                if (asked >= LARGE_FLIGHT) {
-                    solo_wait(there.full + there.at * 8, there.phase);
-                    there.next();
-                }
+            for (int col = 0; col < cols; col += part) {
+                wait();
                 if (lane == 0)
-                    barrier_expect(full, count * bytes);
+                    barrier_expect(full(), count * bytes);
                 __syncwarp();
                 if (lane < count)
-                    copy_run(b.slots + b.at * shape::SLOT + lane * pitch,
-                             from + (size_t)(group + lane) * cols + col, bytes, full, once);
-                b.next();
+                    copy_run(slot() + lane * pitch, from + (size_t)(group + lane) * cols + col,
+                             bytes, full(), once);
+                next();
             }
         }
-    };
-#pragma unroll 1
-    for (int layer = 0; layer < a.n_layers; layer++) {
-        const solo_layer &l = a.layers[layer];
+    }
+    __device__ __forceinline__ void layer(const solo_layer &l) {
 #pragma unroll 1
         for (int z = 0; z < 2; z++)
-            rows(l.in_proj + (size_t)(z * shape::INNER + b.first) * M, shape::CH, M,
-                 shape::WARPS * shape::IN_CB * 32, shape::IN_PITCH);
+            rows(l.in_proj + (size_t)(z * shape::INNER + b.first) * shape::WIDTH, shape::CH,
+                 shape::WIDTH, shape::WARPS * shape::IN_CB * 32, shape::IN_PITCH);
         rows(l.out_proj + (size_t)blockIdx.x * shape::OUT_ROWS * shape::INNER, shape::OUT_ROWS,
              shape::INNER, shape::WARPS * shape::OUT_CB * 32, shape::OUT_PITCH);
     }
-}
+};
 
 // ---- in_proj and out_proj
 
-template <int M, class S> struct large_products {
-    typedef large_shape<M, S> shape;
+// A warp that has its columns of all rows, and what it needs of the block.
+template <class SHAPE> struct large_worker {
+    typedef SHAPE shape;
     const solo_args &a;
-    large_block<M, S> b;
+    large_block<SHAPE> b;
     int lane, warp, g, q;
 
-    __device__ __forceinline__ large_products(const solo_args &args, const large_block<M, S> &block)
+    __device__ __forceinline__ large_worker(const solo_args &args, const large_block<SHAPE> &block)
         : a(args), b(block) {
         lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane >> 2, q = lane & 3;
     }
+    // The warp's columns of what all blocks gave, to shared memory; returns the lane's share of
+    // what their packets have beside them. column(chunk): the first of four of its NB * 32;
+    // put(chunk, v, w): those.
+    template <int NB, class COLUMN, class PUT>
+    __device__ __forceinline__ float collect(const uint2 *from, uint32_t tag, const COLUMN &column,
+                                             const PUT &put) const {
+        constexpr int CHUNKS = NB * 8, N = (CHUNKS + 31) / 32;
+        uint4 v[N];
+        poll(
+            v,
+            [&](int i, uint4 &is) {
+                if (i * 32 + lane < CHUNKS)
+                    is = two_packets(from + column(i * 32 + lane) / 2);
+            },
+            [&](int i, uint4 is) {
+                return i * 32 + lane >= CHUNKS || (((is.y ^ tag) | (is.w ^ tag)) & 255) == 0;
+            });
+        float beside = 0;
+#pragma unroll
+        for (int i = 0; i < N; i++) {
+            if (i * 32 + lane < CHUNKS) {
+                put(i * 32 + lane, v[i].x, v[i].z);
+                beside += __uint_as_float(v[i].y & ~255u) + __uint_as_float(v[i].w & ~255u);
+            }
+        }
+        __syncwarp();
+        return beside;
+    }
+    // The first layer's input; returns the lane's squares.
+    template <class COLUMN, class PUT>
+    __device__ __forceinline__ float embed(const COLUMN &column, const PUT &put) const {
+        int32_t token = a.tokens[0];
+        if (token < 0)
+            token = max(a.drawn[-1 - token], 0);
+        float square = 0;
+#pragma unroll 1
+        for (int chunk = lane; chunk < shape::IN_NB * 8; chunk += 32) {
+            const int c = column(chunk);
+            const uint2 e = *(const uint2 *)(a.embedding + (size_t)token * shape::WIDTH + c);
+            float4 n = *(const float4 *)(a.first_norm + c);
+            n.x *= shape::GIVEN, n.y *= shape::GIVEN, n.z *= shape::GIVEN, n.w *= shape::GIVEN;
+            const float r[4] = {low_half(e.x), high_half(e.x), low_half(e.y), high_half(e.y)};
+            put(chunk, pack_bf16(r[0] * n.x, r[1] * n.y), pack_bf16(r[2] * n.z, r[3] * n.w));
+            square += (r[0] * r[0] + r[1] * r[1]) + (r[2] * r[2] + r[3] * r[3]);
+        }
+        __syncwarp();
+        return square;
+    }
+};
+
+// bf16: two slots of eight rows at a time.
+template <class SHAPE> struct large_products : large_worker<SHAPE> {
+    typedef SHAPE shape;
+    using large_worker<SHAPE>::b, large_worker<SHAPE>::lane, large_worker<SHAPE>::warp,
+        large_worker<SHAPE>::g, large_worker<SHAPE>::q;
+    using large_worker<SHAPE>::large_worker;
+
     // Sums of the next eight rows over the warp's columns: rows 2 q and 2 q + 1, in lane q. Two
     // slots at a time: what one waits for passes beside the other's. x: the warp's columns, which
     // the matrix instruction has as its first operand's first row.
@@ -112,52 +184,26 @@ template <int M, class S> struct large_products {
         const int i = chunk * 4;
         return (i / (CB * 32) * shape::WARPS + warp) * CB * 32 + i % (CB * 32);
     }
-    // The warp's columns of what all blocks gave, to shared memory; returns the lane's share of
-    // what their packets have beside them.
-    template <int NB, int CB>
-    __device__ __forceinline__ float collect(const uint2 *from, uint32_t tag, uint32_t to) const {
-        constexpr int CHUNKS = NB * 8, N = (CHUNKS + 31) / 32;
-        uint4 v[N];
-        poll(
-            v,
-            [&](int i, uint4 &is) {
-                if (i * 32 + lane < CHUNKS)
-                    is = two_packets(from + column<CB>(i * 32 + lane) / 2);
-            },
-            [&](int i, uint4 is) {
-                return i * 32 + lane >= CHUNKS || (((is.y ^ tag) | (is.w ^ tag)) & 255) == 0;
-            });
-        float beside = 0;
-#pragma unroll
-        for (int i = 0; i < N; i++) {
-            if (i * 32 + lane < CHUNKS) {
-                store_shared2(to + (i * 32 + lane) * 8, v[i].x, v[i].z);
-                beside += __uint_as_float(v[i].y & ~255u) + __uint_as_float(v[i].w & ~255u);
-            }
-        }
-        __syncwarp();
-        return beside;
+    __device__ __forceinline__ int in_column(int chunk) const {
+        return column<shape::IN_CB>(chunk);
     }
-    // The first layer's input; returns the lane's squares.
-    __device__ __forceinline__ float embed(uint32_t to) const {
-        int32_t token = a.tokens[0];
-        if (token < 0)
-            token = max(a.drawn[-1 - token], 0);
-        float square = 0;
-#pragma unroll 1
-        for (int chunk = lane; chunk < shape::IN_NB * 8; chunk += 32) {
-            const int c = column<shape::IN_CB>(chunk);
-            const uint2 e = *(const uint2 *)(a.embedding + (size_t)token * M + c);
-            const float4 n = *(const float4 *)(a.first_norm + c);
-            const float r[4] = {low_half(e.x), high_half(e.x), low_half(e.y), high_half(e.y)};
-            store_shared2(to + chunk * 8, pack_bf16(r[0] * n.x, r[1] * n.y),
-                          pack_bf16(r[2] * n.z, r[3] * n.w));
-            square += (r[0] * r[0] + r[1] * r[1]) + (r[2] * r[2] + r[3] * r[3]);
-        }
-        __syncwarp();
-        return square;
+    __device__ __forceinline__ int out_column(int chunk) const {
+        return column<shape::OUT_CB>(chunk);
     }
-    __device__ __forceinline__ void in_proj(uint32_t u) {
+    __device__ __forceinline__ uint32_t u_at() const {
+        return b.address(shape::U) + warp * shape::IN_NB * 64;
+    }
+    __device__ __forceinline__ uint32_t y_at() const {
+        return b.address(shape::Y) + warp * shape::OUT_NB * 64;
+    }
+    __device__ __forceinline__ void put_in(int chunk, uint32_t v, uint32_t w) const {
+        store_shared2(u_at() + chunk * 8, v, w);
+    }
+    __device__ __forceinline__ void put_out(int chunk, uint32_t v, uint32_t w) const {
+        store_shared2(y_at() + chunk * 8, v, w);
+    }
+    __device__ __forceinline__ void in_proj() {
+        const uint32_t u = u_at();
         constexpr int THREADS = (shape::WARPS + shape::STATE_WARPS) * 32;
         float *xs = b.floats(shape::X_PARTS) + warp * shape::CH + 2 * q;
         float *zs = b.floats(shape::Z_PARTS) + warp * shape::CH + 2 * q;
@@ -171,7 +217,8 @@ template <int M, class S> struct large_products {
         }
         solo_signal<LARGE_Z>(THREADS);
     }
-    __device__ __forceinline__ void out_proj(uint32_t y) {
+    __device__ __forceinline__ void out_proj() {
+        const uint32_t y = y_at();
         float *outs = b.floats(shape::OUT_PARTS) + warp * shape::OUT_GROUPS * 8 + 2 * q;
 #pragma unroll 1
         for (int i = 0; i < shape::OUT_GROUPS; i++) {
@@ -181,24 +228,34 @@ template <int M, class S> struct large_products {
         }
         solo_signal<LARGE_OUT>((shape::WARPS + 1) * 32);
     }
-    __device__ __forceinline__ void run() {
-        uint32_t tag = first_tag(a);
-        const uint32_t u = b.address(shape::U) + warp * shape::IN_NB * 64;
-        const uint32_t y = b.address(shape::Y) + warp * shape::OUT_NB * 64;
-        float square = embed(u);
-#pragma unroll 1
-        for (int layer = 0; layer < a.n_layers; layer++, tag++) {
-            if (layer > 0)
-                square = collect<shape::IN_NB, shape::IN_CB>(a.packets + shape::US, tag, u);
-            square = warp_sum(square);
-            if (lane == 0)
-                b.floats(shape::SQUARES)[warp] = square;
-            in_proj(u);
-            collect<shape::OUT_NB, shape::OUT_CB>(a.packets + shape::YS, tag, y);
-            out_proj(y);
-        }
-    }
 };
+
+// All layers' products by one warp; WORKER: large_products, or large_packed.
+template <class WORKER> __device__ __forceinline__ void large_multiply(WORKER w) {
+    typedef typename WORKER::shape shape;
+    uint32_t tag = first_tag(w.a);
+    const auto in = [&](int chunk) { return w.in_column(chunk); };
+    const auto out = [&](int chunk) { return w.out_column(chunk); };
+    const auto put_in = [&](int chunk, uint32_t v, uint32_t x) { w.put_in(chunk, v, x); };
+    const auto put_out = [&](int chunk, uint32_t v, uint32_t x) { w.put_out(chunk, v, x); };
+    float square = w.embed(in, put_in);
+#pragma unroll 1
+    for (int layer = 0; layer < w.a.n_layers; layer++, tag++) {
+        if (layer > 0)
+            square = w.template collect<shape::IN_NB>(w.a.packets + shape::US, tag, in, put_in);
+        square = warp_sum(square);
+        if (w.lane == 0)
+            w.b.floats(shape::SQUARES)[w.warp] = square;
+        w.in_proj();
+        w.template collect<shape::OUT_NB>(w.a.packets + shape::YS, tag, out, put_out);
+        w.out_proj();
+    }
+}
+template <class ASKS> __device__ __forceinline__ void large_ask(const solo_args &a, ASKS asks) {
+#pragma unroll 1
+    for (int layer = 0; layer < a.n_layers; layer++)
+        asks.layer(a.layers[layer]);
+}
 
 #endif
 

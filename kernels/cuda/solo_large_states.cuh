@@ -11,10 +11,11 @@ namespace ssm {
 #if SSM_HOPPER
 
 // A warp eight channels, four lanes a channel, four states a lane; the convolution by all four.
-template <int M, class S> struct large_states {
-    typedef large_shape<M, S> shape;
+template <class SHAPE> struct large_states {
+    typedef SHAPE shape;
+    typedef typename shape::state S;
     const solo_args &a;
-    const large_block<M, S> &b;
+    const large_block<SHAPE> &b;
     const row r;
     int lane, warp, q, c, kept;
     size_t place;
@@ -22,7 +23,7 @@ template <int M, class S> struct large_states {
     solo_taps<shape::INNER> taps; // of the layer
     solo_lane<shape::RANK, S> own;
 
-    __device__ __forceinline__ large_states(const solo_args &args, const large_block<M, S> &block)
+    __device__ __forceinline__ large_states(const solo_args &args, const large_block<SHAPE> &block)
         : a(args), b(block), r(args.rows[0]) {
         lane = threadIdx.x % 32, warp = threadIdx.x / 32 - shape::STATE_WARP;
         q = lane & 3, c = warp * 8 + (lane >> 2), kept = a.width - 1;
@@ -38,7 +39,10 @@ template <int M, class S> struct large_states {
     __device__ __forceinline__ float convolve(int layer, float &scale) const {
         const float past = taps.past();
         solo_sync<LARGE_X>((shape::WARPS + shape::STATE_WARPS) * 32);
-        scale = rsqrt_fast(sum_of<shape::WARPS, 1>(b.floats(shape::SQUARES)) * (1.f / M) + a.eps);
+        scale =
+            rsqrt_fast(sum_of<shape::WARPS, 1>(b.floats(shape::SQUARES)) * (1.f / shape::WIDTH) +
+                       a.eps) *
+            shape::taken(a.layers[layer].packed_in_by);
         const float v = sum_of<shape::WARPS, shape::CH>(b.floats(shape::X_PARTS) + c) * scale;
         const uint32_t stored = pack_bf16(v, v); // what the ring will give back
         const float x = high_half(pack_bf16(0.f, silu(past + taps.tap[0] * low_half(stored))));
@@ -54,10 +58,11 @@ template <int M, class S> struct large_states {
         float scale, h[4];
         const float x = convolve(layer, scale);
         own.begin(r, h);
-        solo_sync<LARGE_XDB>((1 + shape::STATE_WARPS) * 32);
+        solo_sync<LARGE_XDB>((shape::X_WARPS + shape::STATE_WARPS) * 32);
         float y = own.advance(b.floats(shape::XDB), q, x, h);
         solo_sync<LARGE_Z>((shape::WARPS + shape::STATE_WARPS) * 32);
-        y *= silu(sum_of<shape::WARPS, shape::CH>(b.floats(shape::Z_PARTS) + c) * scale);
+        y *= silu(sum_of<shape::WARPS, shape::CH>(b.floats(shape::Z_PARTS) + c) * scale) *
+             shape::GIVEN;
         const float odd = __shfl_down_sync(~0u, y, 4);
         if (lane % 8 == 0)
             publish_words(a.packets + shape::YS + (b.first + c) / 2, pack_bf16(y, odd), 0, tag);
@@ -68,10 +73,10 @@ template <int M, class S> struct large_states {
     }
 };
 
-template <int M, class S>
-__device__ __forceinline__ void large_advance(const solo_args &a, const large_block<M, S> &b) {
+template <class SHAPE>
+__device__ __forceinline__ void large_advance(const solo_args &a, const large_block<SHAPE> &b) {
     uint32_t tag = first_tag(a);
-    large_states<M, S> states(a, b);
+    large_states<SHAPE> states(a, b);
     states.fetch(0);
 #pragma unroll 1
     for (int layer = 0; layer < a.n_layers; layer++, tag++)

@@ -117,37 +117,37 @@ END_TEST
 
 // ---- places
 
-static const int widths[] = {24, 32, 48, 64, 80};
+static const int widths[] = {48, 64, 80};
+enum { N_WIDTHS = sizeof widths / sizeof widths[0] };
 
-static void check_place(bool in_proj, int nw, int row, int unit, size_t slot, int at) {
-    const size_t units = 8 * (size_t)nw, first = slot * 24 * units;
-    const size_t s[] = {0, 16 * units}, e[] = {12 * units, 8 * units};
+static void check_place(bool in_proj, int nw, int row, int unit, size_t slot, size_t at) {
+    const size_t units = 16 * (size_t)nw, first = slot * 12 * units;
     const packed_place place = packed_place_of(in_proj, nw, row, unit);
-    const size_t half = (size_t)at / units, in_half = (size_t)at % units;
-    if (place.s != first + s[half] + in_half * 8 || place.e != first + e[half] + in_half * 4)
+    if (place.s != first + at * 8 || place.e != first + 8 * units + at * 4)
         ck_abort_msg("%s, d_model %d, row %d, unit %d", in_proj ? "in_proj" : "out_proj", 32 * nw,
                      row, unit);
 }
 
-START_TEST(units_lie_where_blocks_take_them) {
-    const int nw = widths[_i], slots = nw / 8;
-    for (int z = 0; z < 2; z++) {
-        for (int slot = 0; slot < slots; slot++) {
-            for (int block = 0; block < 128; block++) {
-                const int first = z * 64 * nw + block / 2 * nw, column = block % 2 * slots + slot;
-                for (int at = 0; at < 16 * nw; at++)
-                    check_place(true, nw, first + at / 16, column * 16 + at % 16,
-                                ((size_t)z * (size_t)slots + (size_t)slot) * 128 + (size_t)block,
-                                at);
-            }
-        }
-    }
-    for (int slot = 0; slot < slots; slot++) {
-        for (int block = 0; block < 128; block++) {
-            const int first = block % 16 * 2 * nw, column = block / 16 * slots + slot;
-            for (int at = 0; at < 16 * nw; at++)
-                check_place(false, nw, first + at / 8, column * 8 + at % 8,
-                            (size_t)slot * 128 + (size_t)block, at);
+// Slots in the order in which they are read, and what a lane has of them: two units after another.
+START_TEST(units_lie_where_lanes_take_them) {
+    const int nw = widths[_i], slots = nw / 8, tiles = nw / 16;
+    for (int slot = 0; slot < 3 * slots; slot++) {
+        const bool in_proj = slot < 2 * slots;
+        const int rows = in_proj ? nw / 2 : nw / 4, full = rows / 8;
+        for (int at = 0; at < 128 * 4 * tiles * 64; at++) {
+            const int lane = at / 2 % 32, tile = at / 64 % tiles, warp = at / 64 / tiles % 4;
+            const int block = at / 64 / tiles / 4, g = lane / 4;
+            int row = tile * 8 + g, run = 0;
+            if (!in_proj && tile < 2 * full)
+                row = tile % full * 8 + g, run = tile / full;
+            else if (!in_proj)
+                row = full * 8 + g % 4, run = g / 4;
+            row += block * rows + (in_proj ? slot / slots * 64 * nw : 0);
+            const int share = in_proj ? 8 : 16;
+            const int unit = (slot % slots * 4 + warp) * share + run * 8 + lane % 4 * 2 + at % 2;
+            check_place(in_proj, nw, row, unit,
+                        (size_t)(in_proj ? slot : slot % slots) * 128 + (size_t)block,
+                        (size_t)(at % (4 * tiles * 64)));
         }
     }
 }
@@ -181,8 +181,8 @@ int main(void) {
     tcase_add_test(tc, matrices_without_a_factor_are_told);
     tcase_add_test(tc, rows_far_below_the_largest_weight_are_told);
     tcase_add_loop_test(tc, units_unpack_to_their_weights, 0, N_BASES);
-    tcase_add_loop_test(tc, units_lie_where_blocks_take_them, 0, 5);
-    tcase_add_loop_test(tc, no_byte_belongs_to_two_units, 0, 5);
+    tcase_add_loop_test(tc, units_lie_where_lanes_take_them, 0, N_WIDTHS);
+    tcase_add_loop_test(tc, no_byte_belongs_to_two_units, 0, N_WIDTHS);
     suite_add_tcase(suite, tc);
     SRunner *sr = srunner_create(suite);
     srunner_run_all(sr, CK_NORMAL);
