@@ -32,8 +32,8 @@ SSM_BOTH int packed_base(uint32_t most) {
     return most >> 7 > 15 ? (int)(most >> 7) - 15 : 0;
 }
 
-// Two bf16 of 2^base, by which unpack() multiplies; 0: there is none, nor where some weights are no
-// numbers.
+// Two bf16 of 2^base, what sums of unpacked weights are multiplied by; 0: there is none, nor where
+// some weights are no numbers.
 SSM_BOTH uint32_t packed_by(uint32_t most) {
     const uint32_t exponent = (uint32_t)packed_base(most) + 127;
     return exponent < 255 ? exponent << 23 | exponent << 7 : 0;
