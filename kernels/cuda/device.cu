@@ -32,7 +32,7 @@
 //   + one row in one launch (solo.cu;    0.111    1.54
 //     predicted 0.085 to 0.105;
 //     solo_large.cu)
-//   + weights in 12 bits (packed.cu;              1.17
+//   + weights in 12 bits (packed.cu;              1.16
 //     predicted 1.25 to 1.3)
 //   + products of 9 to 64 rows                              3.45      9.4
 //     (medium.cu; predicted 2.4 at b64)

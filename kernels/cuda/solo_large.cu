@@ -7,8 +7,7 @@
 // - A block has an even share of the channels (2.8b: 40): their rows of in_proj (x and z), columns
 //   of x_proj, convolution, dt_proj, states; and of out_proj's rows, with the residual's.
 // - One warp asks for all layers' weights, through a ring; eight warps multiply, each its columns
-// of
-//   every row. x comes before z: x_proj's sums go around and states are advanced while z's rows
+//   of every row. x comes before z: x_proj's sums go around and states are advanced while z's rows
 //   come. Packed (solo_large_packed.cuh): slots of 9 to 15 KB, all of the block's rows by 256
 //   columns of in_proj, 512 of out_proj; in bf16 (solo_large_products.cuh): ten to thirteen slots
 //   of eight rows by a part of their columns (2.8b: 21 KB).
@@ -43,8 +42,9 @@
 //   1.115  totals 512 bytes apart
 //
 // In steps, f16 states, bf16 and packed, in one run: 2.8b 1.534 and 1.172 ms, 1.4b 0.762 and 0.656,
-// 790m 0.552 and 0.489 (2.8b by few.cu, in another: 1.679). All of this but the copy's own order,
-// which was not timed alone: until then in_proj's slots were four runs, out_proj's sixteen.
+// 790m 0.552 and 0.489 (2.8b by few.cu, in another: 1.679). Then in_proj's slots were four runs of
+// memory, out_proj's sixteen; in the copy's own order, as it is now, and in turns with the program
+// that had no copy (another card): 2.8b 1.526 and 1.157, 1.4b 0.749 and 0.640.
 //
 // Where a layer of 17.5 us goes (2.8b, packed, %globaltimer, medians over blocks): x's sums 2.8,
 // x to x_proj 4.6, its totals 6.6 (of the first rows), y given 11.3, there 13.8, out_proj's sums

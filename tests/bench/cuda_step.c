@@ -8,15 +8,15 @@
 // An option holds for what follows it: --unpacked G --packed G compares weights as stored with
 // those that are there in 12 bits, too.
 //
-// Random weights of a published geometry in bf16. A decode
-// row's sequences begin with prompts of 1 to 16 tokens: a device that does not write states every
-// token (replay.cu, advance_ring.cu) is met at all phases, and steps are a multiple of 16. A row
-// gives milliseconds a step (decode) or for all prompts (prefill), tokens a second, and the bytes
-// that a step must move over that time: weights as stored once, states read and written. Host clock
-// around many steps, the device drained at both ends; steps with sampling run one ahead of collect,
-// as the engine does. Prompts are timed twice: the best of four after a rest, as a server that was
-// idle takes them, and, behind "sustained", the mean of what follows half a second of them: a card
-// that meets its limit of power needs about 100 ms to lower its clock.
+// Random weights of a published geometry in bf16. A decode row's sequences begin with prompts of 1
+// to 16 tokens: a device that does not write states every token (replay.cu, advance_ring.cu) is met
+// at all phases, and steps are a multiple of 16. A row gives milliseconds a step (decode) or for
+// all prompts (prefill), tokens a second, and the bytes that a step must move over that time:
+// weights as stored once, states read and written. Host clock around many steps, the device drained
+// at both ends; steps with sampling run one ahead of collect, as the engine does. Prompts are timed
+// twice: the best of four after a rest, as a server that was idle takes them, and, behind
+// "sustained", the mean of what follows half a second of them: a card that meets its limit of power
+// needs about 100 ms to lower its clock.
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
