@@ -114,9 +114,7 @@ __device__ __forceinline__ void first_input(const resident_args &a, const reside
         ((resident_counts::counter *)&a.scratch->counts)[threadIdx.x].n = 0;
     if (part.live) {
         part.ask_norm(a.first_norm);
-        int token = a.ids[part.token];
-        if (token < 0)
-            token = max(a.drawn[-1 - token], 0);
+        const int token = known_token(a.ids[part.token], a.drawn);
         const bf16 *from = a.embedding + (size_t)token * resident_shape<NW>::WIDTH + part.column;
 #pragma unroll
         for (int i = 0; i < part.A_LANE; i++) {

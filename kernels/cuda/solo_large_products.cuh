@@ -111,9 +111,7 @@ template <class SHAPE> struct large_worker {
     // The first layer's input; returns the lane's squares.
     template <class COLUMN, class PUT>
     __device__ __forceinline__ float embed(const COLUMN &column, const PUT &put) const {
-        int32_t token = a.tokens[0];
-        if (token < 0)
-            token = max(a.drawn[-1 - token], 0);
+        const int32_t token = known_token(a.tokens[0], a.drawn);
         float square = 0;
 #pragma unroll 1
         for (int chunk = lane; chunk < shape::IN_NB * 8; chunk += 32) {
