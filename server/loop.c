@@ -65,10 +65,9 @@ static void resume_all(loop *l) {
 
 static void take_turn(loop *l) {
     while (l->turn && l->mhd) {
-        l->turn = false;
+        l->turn = false; // until a handler answers or a client is found gone meanwhile
         resume_all(l);
         MHD_run(l->mhd);
-        l->turn = l->resumes != NULL; // a handler answered or a client was found gone meanwhile
         schedule(l);
     }
 }

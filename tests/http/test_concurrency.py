@@ -162,6 +162,26 @@ def test_cancellation_storm(client, program):
         wait_until(lambda: program.open_files() <= files + 4, 10, "its files are closed")
 
 
+def test_who_left_is_closed_beside_an_idle_connection(client, program):
+    """Streams' sockets are given back at once, though somebody has been quiet for longer."""
+    with client.raw() as quiet:
+        quiet.send_request("GET", "/livez")
+        assert quiet.read_answer()[0] == 200
+        files = program.open_files() if program else 0
+
+        def leave(i):
+            with raw_request(client, True) as raw:
+                assert raw.read_head()[0] == 200
+                list(LEAVING.values())[i % 3](raw)
+
+        at_once(leave, range(48), workers=8)
+        idle(client)
+        if program:
+            wait_until(lambda: program.open_files() <= files + 4, 10, "its files are closed")
+        quiet.send_request("GET", "/livez")
+        assert quiet.read_answer()[0] == 200
+
+
 @pytest.mark.timeout(120)
 def test_thousands_of_requests(client, program):
     """3,000 requests on kept connections: same answer, no growth, no descriptor lost."""
