@@ -45,9 +45,9 @@ typedef struct ssm_engine_options {
     int32_t chunk_tokens; // longest prefill segment of one sequence in a step; 0: step_tokens
     int32_t vocab_limit;  // ids from here on are never drawn (padding rows); 0: the model's rows
     ssm_dtype weight_dtype, state_dtype, activation_dtype; // SSM_DTYPE_AUTO: as stored, f32, f32
-    bool
-        unpacked; // GPU: no weights a second time in 12 bits, which take room for sessions; false:
-                  // where kernels read such ones and they take an eighth of the free memory or less
+    // GPU: no weights a second time in 12 bits, which take room for sessions; false: where kernels
+    // read such ones and they take an eighth of the free memory or less
+    bool unpacked;
     int64_t cache_bytes; // device memory for saved states (prefixes, sessions); -1: the default,
                          // 256 MiB or at least four states on a CPU, a quarter of the slots that
                          // fit on a GPU; 0: none
