@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// All layers of a decode step of 9 to 64 rows of Mamba-1 (2.8b: of 5 to 64) on Hopper in one
-// launch, whose blocks stay where they are: what they read never stops coming.
+// All layers of a decode step of 5 to 64 rows of Mamba-1 (2.8b: of 3 to 64, 130m: of 9) on Hopper
+// in one launch, whose blocks stay where they are: what they read never stops coming.
 //
 // - 64 clusters of two blocks, a block an SM, launched cooperatively. A cluster has 1/64 of the
 //   channels: their rows of in_proj (x and z), convolution, share of x_proj, dt_proj, states, y.
@@ -79,7 +79,8 @@
 // 2.66, 1.4b 1.386 to 1.346, 790m 1.085 to 1.071. Predicted 2.1 to 2.5. H200, fourth line: b32
 // 2.46, fp32 states b64 3.14 (before 3.90), 130m b64 0.46. Eight rows beside few.cu, one H200
 // (states in fp16; 790m, 1.4b: fp32): 2.8b 2.26 (few 2.52), 1.4b 1.39 (1.39), 790m 1.00 (1.01),
-// 130m 0.367 (0.308).
+// 130m 0.367 (0.308). Today (fp16): 2.8b 1.78 (2.53; four rows 2.55), 1.4b 1.06 to 1.08 (1.376;
+// two rows 1.02, four 1.12), 790m 0.82 to 0.83 (0.95), 370m 0.676 (0.71), 130m 0.328 (0.310).
 //
 // What the first line's readings said: loads of a block's states queue in front of its polls (4.5
 // us from the last block's arrival to the counter's opening), and the copy engine takes what it is
@@ -261,7 +262,8 @@
 // Weights in 12 bits (packed.cuh), unpacked in the ring by four more warps: the same bits, but
 // b8 1.91 ms (1.78), b64 2.29 (2.25); without unpacking, wrong sums, 1.63 and 2.08. A quarter fewer
 // bytes are worth 0.15 ms and unpacking costs 0.2 to 0.3: all that workers do takes longer beside
-// it, and slots come late (large-steps.md).
+// it, and slots come late. With weights as the first operand, unpacked to registers, b8 2.21 and
+// b64 2.71 (large-steps.md has both).
 #include "clusters.cuh"
 #include "resident_fill.cuh"
 #include "resident_out.cuh"
@@ -386,8 +388,7 @@ bool resident_room(const device *d) {
 }
 
 bool resident_fits(const device *d, int32_t n) {
-    // Fewer than 16: only where few.cu takes longer (below).
-    if (!d->resident_room || n < (d->g.d_model == 2560 ? 8 : 16) || n > RESIDENT_ROWS || n % 8 != 0)
+    if (!d->resident_room || n < (d->g.d_model == 768 ? 16 : 8) || n > RESIDENT_ROWS || n % 8 != 0)
         return false;
     for (int i = 0; i < d->g.n_layers; i++) {
         if (d->layers[i].in_bias || d->layers[i].out_bias)

@@ -170,6 +170,14 @@ static int capture(device *d, int32_t bucket, int turn, cudaGraphExec_t *out, ss
     return 0;
 }
 
+// Rows that n decode rows are rounded up to. 2.8b: eight in one launch (resident.cu) take 1.75 ms,
+// four by few.cu 2.55.
+static int32_t decode_bucket(const device *d, int32_t n) {
+    const int32_t bucket = step_bucket(n), next = 2 * bucket;
+    const bool room = next <= d->max_rows && next <= step_bucket(d->max_tokens);
+    return bucket == 4 && d->g.d_model == 2560 && room && resident_fits(d, next) ? next : bucket;
+}
+
 int steps_create(device *d, ssm_error *err) {
     step_state *s = d->steps = (step_state *)calloc(1, sizeof *s);
     if (!s)
@@ -187,7 +195,7 @@ int steps_create(device *d, ssm_error *err) {
     most = most < d->max_tokens ? most : d->max_tokens;
     for (int32_t n = 0; n < most && s->n_graphs < MAX_GRAPHS; s->n_graphs++) {
         graph *g = &s->graphs[s->n_graphs];
-        n = g->bucket = step_bucket(n + 1);
+        n = g->bucket = decode_bucket(d, n + 1);
         for (int i = 0; i < TURNS; i++)
             SSM_TRY(capture(d, n, i, &g->exec[i], err));
     }
