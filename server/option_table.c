@@ -88,7 +88,7 @@ const option_row option_table[] = {
      ENGINE, false},
     {"packed-weights", OPTION_STRING, FIELD(packed_weights), "auto", 0, 0, "auto|off", "WHEN",
      "auto: a GPU that has kernels for them holds large bf16 weights of Mamba-1 once more in 12 "
-     "bits, which steps of one session read faster, if that takes at most an eighth of its free "
+     "bits, which steps of few sessions read faster, if that takes at most an eighth of its free "
      "memory; off: never",
      ENGINE, false},
     {"poison-slots", OPTION_BOOL, FIELD(poison_slots), "false", 0, 0, NULL, NULL,

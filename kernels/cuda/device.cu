@@ -34,6 +34,7 @@
 //     solo_large.cu)
 //   + weights in 12 bits (packed.cu;              1.16
 //     predicted 1.25 to 1.3)
+//     b2 1.85, and 1.48 so (few_packed.cu)
 //   + products of 9 to 64 rows                              3.45      9.4
 //     (medium.cu; predicted 2.4 at b64)
 //   + all layers in one launch                              2.78

@@ -254,13 +254,6 @@ static int blocks_of(const device *d, const few_args &a) {
     return units < d->n_sms ? units : d->n_sms;
 }
 
-static size_t beside_ring(const few_args &a) {
-    const int buffers = a.next_norm && streams(a.batch) ? 1 : 2;
-    return buffers * RING_WARPS * a.batch * CHUNK * sizeof(float) +
-           ((size_t)a.batch + 1) * a.most_rows * sizeof(float) + 16 + 8 * (size_t)a.x_pitch +
-           (size_t)a.n_x_fetched * a.w_pitch;
-}
-
 // Shared memory of a product's block: with its successor's beside it, and the advance's.
 static size_t shared_budget(const device *d, bool out, int batch) {
     const int all = (int)(d->shared_sm / 1024) - 3 - 8, outs = batch > 4 ? 92 : all / 2;
@@ -268,7 +261,7 @@ static size_t shared_budget(const device *d, bool out, int batch) {
 }
 
 static int slots_for(const device *d, const few_args &a, int bytes, int rows) {
-    const size_t beside = beside_ring(a) + (size_t)rows,
+    const size_t beside = few_beside_ring(a) + (size_t)rows,
                  all =
                      a.alone ? d->shared_sm - 4096 : shared_budget(d, a.next_norm != NULL, a.batch);
     if (beside >= all)
@@ -283,9 +276,8 @@ template <few_kind KIND> static cudaError_t run(const device *d, const few_args 
         args.n_cols / (32 * RING_WARPS), args.batch, [&](auto kernel, int bytes, int rows) {
             few_args a = args;
             a.n_slots = slots_for(d, a, bytes, rows);
-            a.buffers = a.next_norm && streams(a.batch) ? 1 : 2;
             a.flight = FLIGHT_BYTES / bytes > 1 ? FLIGHT_BYTES / bytes : 1;
-            const size_t shared = (size_t)a.n_slots * bytes + (size_t)rows + beside_ring(a);
+            const size_t shared = (size_t)a.n_slots * bytes + (size_t)rows + few_beside_ring(a);
             rc = few_prepare(kernel, shared);
             if (rc == cudaSuccess)
                 rc = launch(d, kernel, dim3((unsigned)blocks_of(d, a)), RING_THREADS, shared, true,
@@ -306,10 +298,19 @@ static few_args arguments(const device *d, const void *weight, int rows, int col
                           int batch) {
     few_args a = {};
     a.weight = (const bf16 *)weight, a.n_rows = rows, a.n_cols = cols, a.batch = batch;
-    a.unit = unit, a.width_out = rows;
+    a.unit = unit, a.width_out = rows, a.buffers = 2;
     const int units = ceil_div(rows, unit);
     a.most_rows = ceil_div(units, blocks_of(d, a)) * unit;
     return a;
+}
+
+static bool packed(const device *d, int batch);
+
+// Blocks of out_proj, each of which leaves a sum of squares.
+static int out_blocks(const device *d, int batch) {
+    if (packed(d, batch))
+        return few_packed_blocks();
+    return d->g.d_model < d->n_sms ? d->g.d_model : d->n_sms;
 }
 
 static few_args in_arguments(const device *d, int layer, int batch) {
@@ -322,7 +323,7 @@ static few_args in_arguments(const device *d, int layer, int batch) {
     a.width_out = d->n_in;
     a.x = (const bf16 *)d->u, a.bias = w.in_bias, a.eps = g.norm_eps;
     a.squares = d->out_squares, a.squares_pitch = d->n_sms;
-    a.n_squares = layer == 0 ? 1 : few_out_blocks(d);
+    a.n_squares = layer == 0 ? 1 : out_blocks(d, batch);
     a.xz = (bf16 *)d->xz, a.xc = (bf16 *)d->xc;
     a.ring = (bf16 *)d->ring + (size_t)layer * d->n_slots * (g.d_conv - 1) * g.conv_dim;
     a.conv_weight = w.conv_weight, a.conv_bias = w.conv_bias;
@@ -342,6 +343,7 @@ static few_args out_arguments(const device *d, int layer, int batch, bool fold_n
     few_args a = arguments(d, w.out_proj, g.d_model, g.d_inner, 1, batch);
     a.x = (const bf16 *)d->y, a.bias = w.out_bias;
     a.residual = d->residual, a.u = (bf16 *)d->u;
+    a.buffers = streams(batch) ? 1 : 2;
     a.next_norm = layer + 1 < g.n_layers ? d->layers[layer + 1].norm : d->norm_f;
     a.squares_out = d->out_squares, a.squares_pitch_out = d->n_sms;
     if (fold_norm) {
@@ -353,16 +355,16 @@ static few_args out_arguments(const device *d, int layer, int batch, bool fold_n
     return a;
 }
 
+static bool packed(const device *d, int batch) {
+    return d->weights_packed && few_packed_fits(d, batch);
+}
+
 static few_args head_arguments(const device *d, int batch) {
     few_args a = arguments(d, d->lm_head, d->g.vocab_size, d->g.d_model, 1, batch);
     a.most_rows = 0;
     a.x = (const bf16 *)d->u, a.eps = d->g.norm_eps, a.residual = d->logits;
-    a.squares = d->out_squares, a.squares_pitch = d->n_sms, a.n_squares = few_out_blocks(d);
+    a.squares = d->out_squares, a.squares_pitch = d->n_sms, a.n_squares = out_blocks(d, batch);
     return a;
-}
-
-int few_out_blocks(const device *d) {
-    return d->g.d_model < d->n_sms ? d->g.d_model : d->n_sms;
 }
 
 bool few_fits(const device *d, int32_t n) {
@@ -374,7 +376,8 @@ bool few_fits(const device *d, int32_t n) {
         return false;
     const few_args in = in_arguments(d, 0, n);
     return (mamba ? fits<FEW_IN_X>(d, in) : fits<FEW_IN>(d, in)) &&
-           (!streams(n) || ceil_div(g.d_model, few_out_blocks(d)) <= 8 * STREAM_GROUPS) &&
+           (!streams(n) || ceil_div(g.d_model, blocks_of(d, out_arguments(d, 0, n, false))) <=
+                               8 * STREAM_GROUPS) &&
            fits<FEW_OUT>(d, out_arguments(d, 0, n, false)) &&
            fits<FEW_HEAD>(d, head_arguments(d, n));
 }
@@ -407,13 +410,17 @@ static void ask_last(const device *d, int layer, int batch, few_args *a) {
 cudaError_t few_in(device *d, int layer, const batch &b) {
     few_args a = in_arguments(d, layer, b.n);
     a.rows = b.rows;
+    if (packed(d, b.n))
+        return few_packed_in(d, layer, a);
     if (layer > 0)
         ask_last(d, layer - 1, b.n, &a);
     return d->g.kind == SSM_BLOCK_MAMBA ? run<FEW_IN_X>(d, a) : run<FEW_IN>(d, a);
 }
 
 cudaError_t few_out(device *d, int layer, const batch &b, bool fold_norm) {
-    few_args a = out_arguments(d, layer, b.n, fold_norm);
+    const few_args a = out_arguments(d, layer, b.n, fold_norm);
+    if (packed(d, b.n))
+        return few_packed_out(d, layer, a);
     return run<FEW_OUT>(d, a);
 }
 

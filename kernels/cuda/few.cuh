@@ -50,6 +50,20 @@ struct few_args {
     bool alone; // a block an SM: nothing runs beside it
 };
 
+// Bytes of a block's shared memory behind the ring and the token rows.
+inline size_t few_beside_ring(const few_args &a) {
+    return a.buffers * RING_WARPS * a.batch * CHUNK * sizeof(float) +
+           ((size_t)a.batch + 1) * a.most_rows * sizeof(float) + 16 + 8 * (size_t)a.x_pitch +
+           (size_t)a.n_x_fetched * a.w_pitch;
+}
+
+// few_packed.cu: in_proj and out_proj if the device's weights are packed, with these arguments but
+// for the ring's.
+bool few_packed_fits(const device *d, int batch);
+int few_packed_blocks(void);
+cudaError_t few_packed_in(const device *d, int layer, const few_args &a);
+cudaError_t few_packed_out(const device *d, int layer, const few_args &a);
+
 // Shared memory beyond the default, and one split of it against the cache for all kernels of a
 // step: kernels that want different splits do not share an SM.
 template <class K> cudaError_t few_prepare(K kernel, size_t shared) {

@@ -4,10 +4,11 @@
 //
 //   solo.cu           one row of mamba-130m's and 370m's widths: one launch for all layers
 //   solo_large.cu     one row of 790m's, 1.4b's and 2.8b's: the same
-//   few.cu      3     up to 8 decode rows on Hopper and later
+//   few.cu      3     up to 8 decode rows on Hopper and later (few_packed.cu: 1.4b's and 2.8b's
+//                     in_proj and out_proj of up to 4)
 //   skinny.cu   4     elsewhere and in odd shapes (Mamba-2: 3)
-//   resident.cu       to 64 rows of Mamba-1's published widths (2.8b: from 5 on): one launch for
-//                     all layers
+//   resident.cu       5 to 64 rows of Mamba-1's published widths (2.8b: from 3 on, 130m: from 9):
+//                     one launch for all layers
 //   medium.cu   4     to 64 rows (Mamba-2: 16)
 //   product.cu  6 up  otherwise: norm, in_proj, conv, x_proj (xproj.cu, to a thousand tokens or
 //                     more), advance and / or scan, out_proj

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // in_proj and out_proj of Mamba-1 in 12 bits a weight, for kernels whose time is that of reading
-// weights (solo_large.cu): a copy beside the bf16 one, which all others read.
+// weights (solo_large.cu, few_packed.cu): a copy beside the bf16 one, which all others read.
 //
 // A weight's eight exponent bits take few values: nearly all weights of a matrix are within 2^15 of
 // its largest. So they are kept as floats of four exponent bits, seven fraction bits and a sign,

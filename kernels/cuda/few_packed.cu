@@ -1,0 +1,326 @@
+// SPDX-License-Identifier: Apache-2.0
+// few.cu's in_proj and out_proj of Mamba-1's larger published models (790m, 1.4b, 2.8b) with
+// weights in 12 bits (packed.cuh): the same launches, the same ends (few_end.cuh), three quarters
+// of the bytes.
+//
+// 128 blocks have what solo_large.cu's blocks have, in the order in which it lies for them: a slot
+// of the ring is one copy, all of the block's rows (in_proj: of x, then of z; 2.8b 40) by 256
+// columns, or out_proj's (20) by 512. Two groups of four warps take slots in turns, a warp its
+// quarter of the columns; a lane's sixteen weights of a row are the matrix instruction's second
+// operand once they are unpacked. A warp keeps the sums of all its columns, as few.cu's does, and
+// hands them on when a run of rows is done.
+//
+// Token rows are the first operand, eight of them; of out_proj's 128 columns the second 64 are its
+// rows 8 to 15, for a tile of weights may have rows of both (packed_place_of). They come from L2 to
+// the slots, each part once, and are multiplied by 2^90 in registers: weights come times 2^-base,
+// some of them subnormal.
+//
+// H200, fp16 states, ms a step, in turns in one run with few.cu's (b8: resident.cu's, the same
+// run):
+//                                                   2.8b b2    b4    1.4b b2    b4
+//   few.cu                                          1.852   2.549    1.023   1.123
+//   token rows from L2 to registers, a slot ahead   1.705   1.967    0.941   1.069
+//   through the slots, by copies behind the weights' 1.605  1.980    0.906   1.044
+//   out_proj four slots, in_proj the rest (2.8b: six
+//     and not four)                                 1.486            0.870   1.016
+//   two slots under way and not three               1.488            0.835   0.998
+//   (resident.cu, eight rows                                1.784            1.062)
+// So 2.8b takes that from three rows on. 790m: two rows 0.682 (few.cu 0.679), four 0.804 (0.756).
+// Slots of in_proj and out_proj, 2.8b b2: 8 and 2 1.624, 6 and 2 1.602; 1.4b b2: 10 and 4 0.866, 8
+// and 4 0.876, 10 and 2 0.922.
+#include "few_end.cuh"
+#include "packed.cuh"
+
+namespace ssm {
+
+enum {
+    FEW_PACKED_ROWS = 4,
+    OUT_SLOTS = 4, // of out_proj's ring
+    FLIGHT = 2     // slots asked for at once ahead of the kernels before
+};
+
+// M: d_model.
+template <int M, bool OUT> struct few_packed_shape {
+    enum {
+        NW = M / 32,
+        TILES = NW / 16,               // packed_tiles(): of a warp's quarter
+        SLOT = TILES * 4 * 32 * 24,    // bytes: packed_slot_bytes()
+        E_AT = TILES * 4 * 32 * 16,    // where its E begin
+        TURNS = M / 256,               // slots of a run of rows
+        RUNS = OUT ? 1 : 2,            // of rows: x and z
+        ROWS = OUT ? M / 128 : M / 64, // of a run, a block's
+        OUT_FULL = ROWS / 8,           // out_proj: tiles of each 64 columns; four rows may be left
+        COLS = OUT ? 128 : 64,         // of a warp in a slot
+        PARTS = COLS / 64,
+        K = OUT ? 2 * M : M,
+        X_BYTES = COLS * 4 * 2, // of a token row, of a slot's columns
+        X_PITCH = X_BYTES + 16  // so that eight rows' parts meet in no bank
+    };
+    static __host__ __device__ int place(int batch) { // bytes of a slot and its token rows
+        return (SLOT + batch * X_PITCH + 127) / 128 * 128;
+    }
+    static_assert(TURNS % 2 == 0, "each group begins a run with its own slots");
+    static_assert((int)ROWS <= (int)CHUNK, "sums are handed on at once");
+};
+
+struct few_packed_args {
+    const char *weights;
+    float by; // what sums are multiplied by
+};
+
+#if SSM_BULK
+
+// Two bf16 times 2^90.
+__device__ __forceinline__ uint32_t given(uint32_t two) {
+    uint32_t v;
+    asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(v) : "r"(two), "r"(0x6c806c80u));
+    return v;
+}
+__device__ __forceinline__ uint4 given(const uint4 &v) {
+    return make_uint4(given(v.x), given(v.y), given(v.z), given(v.w));
+}
+
+// The ring: weights and token rows of a slot have a barrier each, for the latter are not there
+// before the kernels before are done.
+struct few_packed_ring {
+    char *slots;
+    uint64_t *full, *x_full, *empty;
+    int n_slots, place;
+};
+
+// The warp that asks. Until somebody multiplies at most `flight` slots are under way.
+template <class SHAPE>
+__device__ __forceinline__ void few_packed_ask(const few_args &a, const char *weights,
+                                               const few_packed_ring &ring) {
+    enum { N = SHAPE::RUNS * SHAPE::TURNS };
+    const uint64_t policy = policy_once();
+    const char *from = weights + (size_t)blockIdx.x * SHAPE::SLOT;
+    const int lane = threadIdx.x % 32;
+    const auto ask = [&](int i, int at) {
+        if (lane == 0) {
+            barrier_expect(shared_address(ring.full + at), SHAPE::SLOT);
+            copy_run(shared_address(ring.slots + at * ring.place),
+                     from + (size_t)i * PACKED_BLOCKS * SHAPE::SLOT, SHAPE::SLOT,
+                     shared_address(ring.full + at), policy);
+        }
+        __syncwarp();
+    };
+    const auto ask_x = [&](int i, int at) {
+        if (lane == 0)
+            barrier_expect(shared_address(ring.x_full + at), (uint32_t)a.batch * SHAPE::X_BYTES);
+        __syncwarp();
+        if (lane < a.batch)
+            copy_run(
+                shared_address(ring.slots + at * ring.place + SHAPE::SLOT + lane * SHAPE::X_PITCH),
+                a.x + (size_t)lane * SHAPE::K + i % SHAPE::TURNS * 4 * SHAPE::COLS, SHAPE::X_BYTES,
+                shared_address(ring.x_full + at));
+        __syncwarp();
+    };
+    const int first = min(ring.n_slots, (int)N);
+#pragma unroll 1
+    for (int i = 0; i < first; i++) {
+        if (i >= a.flight)
+            barrier_wait(shared_address(ring.full + i - a.flight), 0);
+        ask(i, i);
+    }
+    dependency_wait();
+#pragma unroll 1
+    for (int i = 0; i < first; i++)
+        ask_x(i, i);
+    int at = 0, phase = 0;
+#pragma unroll 1
+    for (int i = first; i < N; i++) {
+        barrier_wait(shared_address(ring.empty + at), phase);
+        ask(i, at), ask_x(i, at);
+        if (++at == ring.n_slots)
+            at = 0, phase ^= 1;
+    }
+}
+
+// A warp that multiplies. mine: its sums, of this lane's token and weight rows.
+template <class SHAPE> struct few_packed_worker {
+    enum { TILES = SHAPE::TILES, PARTS = SHAPE::PARTS };
+    const few_args &a;
+    int lane, part, group, g, q, at, phase;
+    uint32_t zero; // which the compiler does not know
+    int x;         // where the lane's token's columns begin in a slot
+
+    __device__ __forceinline__ few_packed_worker(const few_args &args) : a(args) {
+        const int warp = threadIdx.x / 32;
+        lane = threadIdx.x % 32, part = warp % 4, group = warp / 4, g = lane / 4, q = lane % 4;
+        at = group, phase = 0, zero = (uint32_t)a.batch >> 16;
+        // Lanes of tokens that are not there do as token 0's: nobody reads their sums.
+        x = SHAPE::SLOT + (g < a.batch ? g : 0) * SHAPE::X_PITCH + part * SHAPE::COLS * 2 + q * 32;
+    }
+    __device__ __forceinline__ void slot(float (&c)[TILES][4], const few_packed_ring &ring) {
+        barrier_wait(shared_address(ring.x_full + at), phase);
+        const char *from = ring.slots + at * ring.place;
+        uint4 v[PARTS][2]; // sixteen columns of each 64
+#pragma unroll
+        for (int r = 0; r < PARTS; r++) {
+#pragma unroll
+            for (int u = 0; u < 2; u++)
+                v[r][u] = given(*(const uint4 *)(from + x + r * 128 + u * 16));
+        }
+        barrier_wait(shared_address(ring.full + at), phase);
+        const uint4 *s = (const uint4 *)from + part * TILES * 32 + lane;
+        const uint2 *e = (const uint2 *)(from + SHAPE::E_AT) + part * TILES * 32 + lane;
+        uint32_t bits = 0;
+#pragma unroll
+        for (int t = 0; t < TILES; t++) {
+            const uint4 lower = s[t * 32];
+            const uint2 upper = e[t * 32];
+#pragma unroll
+            for (int u = 0; u < 2; u++) {
+                const uint4 w = u ? unpack(make_uint2(lower.z, lower.w), upper.y)
+                                  : unpack(make_uint2(lower.x, lower.y), upper.x);
+                const uint4 x0 = v[0][u];
+                const uint4 x1 = PARTS > 1 ? v[PARTS - 1][u] : make_uint4(0, 0, 0, 0);
+                mma(c[t], x0.x, x1.x, x0.y, x1.y, w.x, w.y);
+                mma(c[t], x0.z, x1.z, x0.w, x1.w, w.z, w.w);
+            }
+        }
+#pragma unroll
+        for (int t = 0; t < TILES; t++)
+            bits |= __float_as_uint(c[t][0]);
+        // An arrive overtakes reads: its address waits for what was made of them (few.cu).
+        __syncwarp();
+        if (lane == 0)
+            barrier_arrive(shared_address(ring.empty + at) + (bits & zero));
+        if ((at += 2) >= ring.n_slots)
+            at -= ring.n_slots, phase ^= 1;
+    }
+    // To [row] of the lane's token.
+    __device__ __forceinline__ void store(const float (&c)[TILES][4], float *mine, float by) const {
+        const auto put = [&](int row, float lo, float hi, bool on) {
+            if (on && g < a.batch)
+                *(float2 *)(mine + row) = make_float2(lo * by, hi * by);
+        };
+        if constexpr (PARTS == 1) {
+#pragma unroll
+            for (int t = 0; t < TILES; t++)
+                put(t * 8 + 2 * q, c[t][0], c[t][1], true);
+        } else {
+            // The first 64 columns' sums are in the first rows, the others' in the last.
+            enum { FULL = SHAPE::OUT_FULL };
+#pragma unroll
+            for (int t = 0; t < FULL; t++)
+                put(t * 8 + 2 * q, c[t][0] + c[FULL + t][2], c[t][1] + c[FULL + t][3], true);
+            if constexpr (SHAPE::ROWS % 8 != 0) {
+                const float lo = __shfl_down_sync(~0u, c[TILES - 1][2], 2);
+                const float hi = __shfl_down_sync(~0u, c[TILES - 1][3], 2);
+                put(FULL * 8 + 2 * q, c[TILES - 1][0] + lo, c[TILES - 1][1] + hi, q < 2);
+            }
+        }
+    }
+};
+
+#endif
+
+template <int M, bool OUT>
+__global__ void __launch_bounds__(512, 2) few_packed_kernel(few_args a, few_packed_args p) {
+#if SSM_BULK
+    typedef few_packed_shape<M, OUT> shape;
+    constexpr few_kind KIND = OUT ? FEW_OUT : FEW_IN_X;
+    extern __shared__ __align__(128) char shared[];
+    __shared__ uint64_t barriers[3][BESIDE_SLOTS];
+    __shared__ float scale[FEW_ROWS];
+    dependents_start();
+    const int warp = threadIdx.x / 32;
+    row_runs runs;
+    runs.first[0] = blockIdx.x * shape::ROWS, runs.first[1] = a.second + runs.first[0];
+    runs.count[0] = runs.count[1] = shape::ROWS;
+    const few_packed_ring ring = {shared,      barriers[0], barriers[1],
+                                  barriers[2], a.n_slots,   shape::place(a.batch)};
+    if (threadIdx.x == RING_THREADS - 32) {
+        for (int i = 0; i < a.n_slots; i++)
+            barrier_init(shared_address(ring.full + i), 1),
+                barrier_init(shared_address(ring.x_full + i), 1),
+                barrier_init(shared_address(ring.empty + i), RING_WARPS / 2);
+        barriers_ready();
+    }
+    __syncthreads();
+    if (warp == RING_WARPS + END_WARPS)
+        return few_packed_ask<shape>(a, p.weights, ring);
+    const few_shared s = carve(a, shared + (size_t)a.n_slots * ring.place);
+    if (warp >= RING_WARPS)
+        return end_warps<KIND>(a, s, scale, runs, shape::K);
+
+    few_packed_worker<shape> w(a);
+#pragma unroll 1
+    for (int run = 0; run < shape::RUNS; run++) {
+        float c[shape::TILES][4] = {};
+#pragma unroll 1
+        for (int i = 0; i < shape::TURNS / 2; i++)
+            w.slot(c, ring);
+        w.store(c, s.sums + ((run * RING_WARPS + warp) * a.batch + w.g) * CHUNK, p.by);
+        named_arrive(FULL_BARRIER + run, RING_CONSUMERS + END_THREADS);
+    }
+#endif
+}
+
+// ---- host side
+
+// Slots of the ring, an even number, so that a place in it is one group's. in_proj takes what
+// out_proj leaves; the advance between them has its part.
+template <int M, bool OUT> static int slots_for(const device *d, const few_args &a) {
+    typedef few_packed_shape<M, true> outs;
+    if (OUT)
+        return OUT_SLOTS;
+    few_args out = {};
+    out.batch = a.batch, out.buffers = 1, out.most_rows = outs::ROWS;
+    const int all = (int)(d->shared_sm / 1024 - 3 - 8) * 1024;
+    const int left = all - OUT_SLOTS * outs::place(a.batch) - (int)few_beside_ring(out) -
+                     (int)few_beside_ring(a);
+    return min(left / few_packed_shape<M, false>::place(a.batch) / 2 * 2, (int)BESIDE_SLOTS);
+}
+
+// packed_by(), a bf16 twice, and what token rows carry.
+static float taken(uint32_t by) {
+    union {
+        uint32_t bits;
+        float v;
+    } one = {by << 16};
+    return one.v * 0x1p-90f;
+}
+
+template <bool OUT, class F> static cudaError_t with_width(int d_model, F f) {
+    return d_model == 2048   ? f(few_packed_kernel<2048, OUT>, few_packed_shape<2048, OUT>())
+           : d_model == 2560 ? f(few_packed_kernel<2560, OUT>, few_packed_shape<2560, OUT>())
+                             : cudaErrorInvalidValue;
+}
+
+template <bool OUT> static cudaError_t run(const device *d, int layer, const few_args &args) {
+    const layer_weights &w = d->layers[layer];
+    const few_packed_args p = {(const char *)(OUT ? w.packed_out : w.packed_in),
+                               taken(OUT ? w.packed_out_by : w.packed_in_by)};
+    return with_width<OUT>(d->g.d_model, [&](auto kernel, auto shape) {
+        few_args a = args;
+        a.n_slots = slots_for<shape.NW * 32, OUT>(d, a);
+        a.flight = FLIGHT;
+        const size_t shared = (size_t)a.n_slots * shape.place(a.batch) + few_beside_ring(a);
+        const cudaError_t rc = few_prepare(kernel, shared);
+        return rc ? rc : launch(d, kernel, dim3(PACKED_BLOCKS), RING_THREADS, shared, true, a, p);
+    });
+}
+
+// Of 1.4b and 2.8b; 790m by few.cu takes as long with two rows and less with four.
+bool few_packed_fits(const device *d, int batch) {
+    return (d->g.d_model == 2048 || d->g.d_model == 2560) && batch <= FEW_PACKED_ROWS;
+}
+
+int few_packed_blocks(void) {
+    return PACKED_BLOCKS;
+}
+
+cudaError_t few_packed_in(const device *d, int layer, const few_args &a) {
+    return run<false>(d, layer, a);
+}
+
+cudaError_t few_packed_out(const device *d, int layer, const few_args &a) {
+    few_args once = a;
+    once.buffers = 1; // its rows' sums are handed on at once
+    return run<true>(d, layer, once);
+}
+
+} // namespace ssm
