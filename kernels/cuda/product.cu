@@ -4,21 +4,26 @@
 // Weights are row-major as in the file, which cuBLASLt reads as a transposed column-major A; token
 // rows are its columns. Token rows are rounded up to a bucket (step_bucket), so every product that
 // a step can need is known at open: its algorithm is chosen there, by timing what the heuristic
-// offers over different layers' weights, so that the timing sees a cold L2 as a step does, or by
-// what an earlier run found (algorithms.cu). Rows are independent: what the rows past n hold never
-// reaches another row.
+// offers over different layers' weights, so that the timing sees a cold L2 as a step does, unless
+// another opening has chosen before, in this process or any other (algorithms.c): algorithms differ
+// in bits, so all openings take the first one's. Rows are independent: what the rows past n hold
+// never reaches another row.
 //
 // out_proj accumulates straight into the fp32 residual (beta 1), which saves a pass over it.
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+extern "C" {
 #include "algorithms.h"
+}
 #include "cuda.h"
 #include "types.cuh"
 #include "util.cuh"
 
 namespace ssm {
+
+static_assert(sizeof(cublasLtMatmulAlgo_t) == ALGORITHM_BYTES, "a line of the file holds one");
 
 enum { MAX_BUCKETS = 64, CANDIDATES = 16, TUNE_LAYERS = 6 };
 static const size_t WORKSPACE = (size_t)64 << 20;
@@ -38,8 +43,7 @@ struct lt_plan {
     int32_t buckets[MAX_BUCKETS];
     int n_buckets;
     lt_choice choices[PRODUCT_KINDS][MAX_BUCKETS];
-    char key[128];
-    algorithm_list *remembered;
+    algorithm_list remembered;
 };
 
 // A plain product for shapes that cuBLASLt has nothing for. A warp an output.
@@ -165,9 +169,27 @@ static void shape_name(const device *d, product_kind kind, int bucket, char *out
              ssm_dtype_name(d->weight_type), s.fp32_out ? "f32" : "same", (double)s.beta);
 }
 
-static bool still_usable(device *d, product_kind kind, int bucket, cublasLtMatmulAlgo_t algo) {
-    lt_plan *p = d->lt;
+static algorithm to_remember(const device *d, product_kind kind, int bucket) {
+    const lt_choice &c = d->lt->choices[kind][bucket];
+    algorithm a = {};
+    shape_name(d, kind, bucket, a.shape, sizeof a.shape);
+    a.product = kind * MAX_BUCKETS + bucket, a.microseconds = c.microseconds;
+    memcpy(a.bytes, &c.algo, sizeof a.bytes);
+    return a;
+}
+
+static void take(device *d, const algorithm &a) {
+    lt_choice &c = d->lt->choices[a.product / MAX_BUCKETS][a.product % MAX_BUCKETS];
+    c.usable = true, c.microseconds = a.microseconds;
+    memcpy(&c.algo, a.bytes, sizeof a.bytes);
+}
+
+static bool still_usable(void *context, const algorithm *a) {
+    lt_plan *p = ((device *)context)->lt;
+    const int kind = a->product / MAX_BUCKETS, bucket = a->product % MAX_BUCKETS;
+    cublasLtMatmulAlgo_t algo;
     cublasLtMatmulHeuristicResult_t result;
+    memcpy(&algo, a->bytes, sizeof algo);
     return cublasLtMatmulAlgoCheck(p->handle, p->operation, p->weight[kind], p->x[kind][bucket],
                                    p->y[kind][bucket], p->y[kind][bucket], &algo,
                                    &result) == CUBLAS_STATUS_SUCCESS &&
@@ -202,20 +224,30 @@ static int time_candidates(device *d, product_kind kind, int bucket,
 
 static int choose(device *d, product_kind kind, int bucket, cublasLtMatmulPreference_t preference,
                   cudaEvent_t from, cudaEvent_t to, ssm_error *err) {
+    algorithm a = to_remember(d, kind, bucket);
+    if (!algorithms_find(&d->lt->remembered, &a))
+        return time_candidates(d, kind, bucket, preference, from, to, err);
+    take(d, a);
+    return 0;
+}
+
+// What was timed, for all openings, or what others timed meanwhile.
+static int settle(device *d, ssm_error *err) {
     lt_plan *p = d->lt;
-    lt_choice &best = p->choices[kind][bucket];
-    algorithm a = {};
-    shape_name(d, kind, bucket, a.shape, sizeof a.shape);
-    const algorithm *known = algorithms_find(p->remembered, a.shape);
-    if (known && still_usable(d, kind, bucket, known->algo)) {
-        best = {true, known->algo, known->microseconds};
-        return 0;
+    algorithm *all = (algorithm *)malloc(PRODUCT_KINDS * MAX_BUCKETS * sizeof *all);
+    int n = 0;
+    if (!all)
+        return ssm_error_set(err, SSM_ENOMEM, NULL, "no memory for the products' plans");
+    for (int kind = 0; kind < PRODUCT_KINDS; kind++) {
+        for (int i = 0; i < p->n_buckets; i++) {
+            if (p->choices[kind][i].usable)
+                all[n++] = to_remember(d, (product_kind)kind, i);
+        }
     }
-    SSM_TRY(time_candidates(d, kind, bucket, preference, from, to, err));
-    if (best.usable) {
-        a.microseconds = best.microseconds, a.algo = best.algo;
-        algorithms_append(p->key, &a);
-    }
+    algorithms_settle(&p->remembered, all, n);
+    for (int i = 0; i < n; i++)
+        take(d, all[i]);
+    free(all);
     return 0;
 }
 
@@ -254,7 +286,7 @@ static int choose_all(device *d, cublasLtMatmulPreference_t preference, cudaEven
             SSM_TRY(choose(d, kind, i, preference, from, to, err));
         }
     }
-    return 0;
+    return settle(d, err);
 }
 
 int products_create(device *d, ssm_error *err) {
@@ -277,11 +309,9 @@ int products_create(device *d, ssm_error *err) {
                      "descriptor", err));
     int driver = 0;
     SSM_CUDA(d, cudaDriverGetVersion(&driver), err);
-    algorithms_key(p->key, sizeof p->key, d->name, driver, cublasLtGetVersion());
-    p->remembered = (algorithm_list *)malloc(sizeof *p->remembered);
-    if (!p->remembered)
-        return ssm_error_set(err, SSM_ENOMEM, NULL, "no memory for the products' plans");
-    algorithms_load(p->remembered, p->key);
+    char key[ALGORITHM_KEY];
+    algorithms_key(key, d->name, driver, cublasLtGetVersion());
+    algorithms_load(&p->remembered, key, still_usable, d);
     const cublasOperation_t transposed = CUBLAS_OP_T;
     SSM_TRY(lt_check(d,
                      cublasLtMatmulDescSetAttribute(p->operation, CUBLASLT_MATMUL_DESC_TRANSA,
@@ -329,7 +359,7 @@ void products_free(device *d) {
         cublasLtMatmulDescDestroy(p->operation);
     if (p->handle)
         cublasLtDestroy(p->handle);
-    free(p->remembered);
+    algorithms_free(&p->remembered);
     free(p);
     d->lt = NULL;
 }
