@@ -40,8 +40,8 @@ END_TEST
 
 static cuda_part part_of(const char *word) {
     static const char *const words[] = {"all",  "quick", "race",  "few",  "medium", "xproj",
-                                        "wide", "held",  "ahead", "head", "packed"};
-    for (int i = PART_ALL; word && i <= PART_PACKED; i++) {
+                                        "wide", "held",  "ahead", "head", "packed", "open"};
+    for (int i = PART_ALL; word && i <= PART_OPEN; i++) {
         if (strcmp(word, words[i]) == 0)
             return (cuda_part)i;
     }
@@ -86,6 +86,7 @@ int main(int argc, char **argv) {
     large_tests(large, part);
     head_tests(large, part);
     packed_tests(wide_case, part, -1);
+    openings_tests(wide_case, part);
     xproj_tests(large, part, -1);
     wide_tests(wide_case, part, -1);
     return suite_run(suite);

@@ -50,6 +50,7 @@ typedef enum cuda_part {
     PART_AHEAD,  // steps and draws asked for ahead of the device, no more
     PART_HEAD,   // what head.cu can break, no more
     PART_PACKED, // weights in 12 bits, no more
+    PART_OPEN,   // several openings of one model, no more
 } cuda_part;
 
 void plans_tests(TCase *tc, cuda_part part, int one); // of the race part's four; -1: all
@@ -68,5 +69,6 @@ void held_tests(TCase *tc, cuda_part part);
 void ahead_tests(TCase *tc, cuda_part part);
 void traffic_tests(TCase *tc, cuda_part part);
 void sampling_tests(TCase *tc, cuda_part part);
+void openings_tests(TCase *tc, cuda_part part);
 
 #endif
