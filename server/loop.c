@@ -68,6 +68,7 @@ static void take_turn(loop *l) {
         l->turn = false; // until a handler answers or a client is found gone meanwhile
         resume_all(l);
         MHD_run(l->mhd);
+        conn_look(l);
         schedule(l);
     }
 }

@@ -41,6 +41,7 @@ typedef struct loop {
     struct conn *conns;
     size_t n_conns;
     struct exchange *resumes; // suspended exchanges that have something to do
+    struct conn *looks;       // from which something was read in this turn
     struct lingering *lingers;
     int n_lingers;
     // engines

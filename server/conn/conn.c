@@ -9,6 +9,12 @@
 // client that closes only its sending half counts as gone: such clients exist on paper, while for a
 // client that left the two look the same.
 //
+// Of other connections it hears an end of file by an edge of epoll's, and after a read that filled
+// less than its buffer it (0.9.75) waits for the next edge. An end that came with those bytes has
+// no edge of its own: behind a request on a kept connection, or behind half of a body, it would be
+// found out by --header-timeout. So whatever was read from is looked at after the turn, when all
+// requests that had come whole are in hand: only then does an end mean that nothing is left to do.
+//
 // libmicrohttpd's own time-out counts from the last byte and skips suspended connections. It is
 // kept for answers that a client does not read; requests that come in drop by drop are swept here.
 //
@@ -63,6 +69,16 @@ static void on_started(struct loop *l, struct MHD_Connection *mhd, void **contex
     atomic_fetch_add_explicit(&l->server->metrics.connections, 1, memory_order_relaxed);
 }
 
+static void forget_look(conn *c) {
+    if (c->look) {
+        *c->look = c->next_look;
+        if (c->next_look) {
+            c->next_look->look = c->look;
+        }
+        c->look = NULL;
+    }
+}
+
 static void on_poll_closed(uv_handle_t *handle) {
     free(handle->data);
 }
@@ -79,6 +95,7 @@ static void on_closed(conn *c) {
         l->conns = c->next;
     }
     l->n_conns--;
+    forget_look(c);
     atomic_fetch_sub_explicit(&l->server->metrics.connections, 1, memory_order_relaxed);
     if (c->unread && !c->gone && !l->stopping) {
         linger_start(l, c->fd);
@@ -138,6 +155,37 @@ void conn_watch(conn *c) {
 void conn_shutdown(conn *c) {
     (void)shutdown(c->fd, SHUT_RDWR);
     loop_turn_soon(c->loop);
+}
+
+// ---- who left behind a request
+
+void conn_look_soon(conn *c) {
+    struct loop *l = c->loop;
+    if (!c->look) {
+        c->next_look = l->looks;
+        if (c->next_look) {
+            c->next_look->look = &c->next_look;
+        }
+        c->look = &l->looks;
+        l->looks = c;
+    }
+}
+
+// Between requests, or in the middle of one, with nothing to come.
+static bool has_left(const conn *c) {
+    char byte;
+    const bool reads = !c->ex || c->ex->state == EXCHANGE_READING;
+    return reads && recv(c->fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) == 0;
+}
+
+void conn_look(struct loop *l) {
+    while (l->looks) {
+        conn *c = l->looks;
+        forget_look(c);
+        if (has_left(c)) {
+            conn_shutdown(c);
+        }
+    }
 }
 
 // ---- the sweep

@@ -107,6 +107,9 @@ static enum MHD_Result on_headers(conn *c, struct MHD_Connection *mhd, const cha
     const uint64_t length = length_text && !chunked ? strtoull(length_text, NULL, 10) : 0;
     ex->expects_body = length > 0 || chunked;
     check_headers(ex, length);
+    if (!expect) { // else a body that is in may wait until 100 was sent
+        conn_look_soon(c);
+    }
     if (ex->ready && ex->expects_body) {
         const bool asks = expect && strcasecmp(expect, "100-continue") == 0;
         if (asks || length > ex->body_most || length > BODY_DISCARD_MOST) {
@@ -124,6 +127,7 @@ static enum MHD_Result on_headers(conn *c, struct MHD_Connection *mhd, const cha
 static enum MHD_Result on_body(exchange *ex, const char *data, size_t *size) {
     const bool goes_on = body_add(ex, data, *size);
     ex->progress = uv_hrtime();
+    conn_look_soon(ex->conn);
     *size = goes_on ? 0 : *size;
     return goes_on ? MHD_YES : MHD_NO;
 }
@@ -222,6 +226,7 @@ void http_on_completed(void *cls, struct MHD_Connection *mhd, void **state,
     *state = NULL;
     c->ex = NULL;
     c->since = now;
+    conn_look_soon(c);
     if (ex->listener) {
         ex->listener->on_gone(ex->work);
     }

@@ -46,6 +46,8 @@ typedef struct conn {
     bool gone;              // the peer closed, or its half of it
     bool unread;            // an answer was sent before all of the body was read
     bool is_late;           // it was closed for that
+    struct conn *next_look; // of the loop's looks
+    struct conn **look;     // what points at this one there, or NULL
     uint64_t since;         // uv_hrtime of accept or of the last answer's end
     exchange *ex;           // the request in hand, or NULL
     char peer[64];          // address without the port
@@ -140,9 +142,11 @@ void http_resume(exchange *ex); // the exchange has something for libmicrohttpd 
 
 void conn_on_notify(void *cls, struct MHD_Connection *mhd, void **context,
                     enum MHD_ConnectionNotificationCode what);
-void conn_watch(conn *c);    // for hang-up; idempotent
-void conn_shutdown(conn *c); // makes libmicrohttpd close it at its next turn
-void conn_leave(conn *c);    // tells the work in hand that its client is gone
+void conn_watch(conn *c);          // for hang-up; idempotent
+void conn_shutdown(conn *c);       // makes libmicrohttpd close it at its next turn
+void conn_leave(conn *c);          // tells the work in hand that its client is gone
+void conn_look_soon(conn *c);      // something was read from it; idempotent
+void conn_look(struct loop *loop); // after libmicrohttpd's turn: closes those whose client has left
 void conn_sweep(struct loop *loop, uint64_t now);
 
 #endif

@@ -198,6 +198,29 @@ def test_connection_close_is_obeyed(client):
         assert raw.is_closed(2)
 
 
+GET = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
+HEAD_OF_POST = f"POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 9000\r\n"
+LAST_WORDS = {  # and how many answers they get
+    "a request": (GET, 1), "requests": (GET * 3, 3), "half a request after one": (GET + GET[:20], 1),
+    "headers": (f"{HEAD_OF_POST}\r\n".encode(), 0), "half a body": (f"{HEAD_OF_POST}\r\n{{".encode(), 0),
+    "chunks": (f"POST {PATH} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{{}}\r\n".encode(), 0),
+    "a body that is refused": (f"{HEAD_OF_POST}Content-Encoding: x\r\n\r\n{{".encode(), 0)}
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("what", LAST_WORDS)
+def test_an_end_in_the_last_bytes_packet(client, what):
+    """Whole requests are answered, and the connection is closed at once, not by --header-timeout."""
+    data, answers = LAST_WORDS[what]
+    with client.raw() as raw:
+        raw.send(GET)
+        assert raw.read_answer()[0] == 200  # the first read of a connection is followed by another anyway
+        raw.send_last(data)
+        assert [raw.read_answer()[0] for _ in range(answers)] == [200] * answers
+        assert raw.is_closed(10 * SCALE)
+        assert raw.buffer == b""
+
+
 def test_http_1_0(client):
     with client.raw() as raw:
         raw.send("GET /health HTTP/1.0\r\n\r\n")

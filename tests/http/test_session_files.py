@@ -228,6 +228,12 @@ def test_a_body_goes_to_a_file_and_leaves_nothing(start, tmp_path):
         wait_until(lambda: [f for f in spools(server) if f[0] == len(state) - 1], 10, "all but a byte in a file")
         leave(raw)
         wait_until(lambda: not spools(server), 10, "the file is gone")
+    with RawConnection("127.0.0.1", server.port) as raw:
+        raw.send("GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert raw.read_answer()[0] == 200
+        raw.send_last(head.replace("/t/", "/u/").encode() + state[:1000])
+        wait_until(lambda: server.log().count("path=/v1/sessions/u/state status=499") == 3, 10, "all three are over")
+        assert not spools(server)
     client.get("/v1/sessions/u").error(404)
     client.request("DELETE", "/v1/sessions/t")
     wait_until(lambda: server.open_files() <= files, 10, "no descriptor is left")

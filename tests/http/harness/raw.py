@@ -77,6 +77,11 @@ class RawConnection:
                 return True
         return False
 
+    def send_last(self, data):
+        """Sends and half-closes; the end comes in the last bytes' own packet."""
+        self.socket.sendall(data, socket.MSG_MORE)
+        self.half_close()
+
     def half_close(self):
         self.socket.shutdown(socket.SHUT_WR)
 
