@@ -56,7 +56,10 @@ static int add_ticket(const ssm_engine *engine, session *s, job *j, session_call
     return 0;
 }
 
-static const char unwritten[] = "the session could not be written to the disk";
+const char *durable_unwritten(int rc) {
+    return rc == SSM_EDISKFULL ? "the session could not be written to the disk, which is full"
+                               : "the session could not be written to the disk";
+}
 
 static void fail_job(job *j, int rc, const char *message) {
     if (j->error != 0)
@@ -66,7 +69,7 @@ static void fail_job(job *j, int rc, const char *message) {
 }
 
 void durable_failed(job *j, int rc) {
-    fail_job(j, rc, unwritten);
+    fail_job(j, rc, durable_unwritten(rc));
 }
 
 // Answers those who wait for this version or an older one.
@@ -165,7 +168,7 @@ void durable_write_some(ssm_engine *engine) {
         remove_dirty(engine, s);
         const int rc = start_write(engine, s);
         if (rc != 0) {
-            durable_answer(engine, s, s->version, rc, unwritten);
+            durable_answer(engine, s, s->version, rc, durable_unwritten(rc));
             durable_failed_write(engine);
         }
     }
@@ -184,7 +187,7 @@ static void on_put(ssm_engine *engine, session *s, const store_request *r) {
         s->is_unwritable = engine->is_flushing;
         durable_failed_write(engine);
     }
-    durable_answer(engine, s, r->version, r->rc, unwritten);
+    durable_answer(engine, s, r->version, r->rc, durable_unwritten(r->rc));
     if (s->is_listed && s->version > r->version &&
         engine->options.durability != SSM_DURABILITY_NONE)
         durable_push(engine, s);

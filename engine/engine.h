@@ -216,6 +216,7 @@ int durable_open(ssm_engine *engine, ssm_error *err); // before the thread start
 void durable_owner(const ssm_engine *engine, const uint64_t owner[2], uint64_t out[2]);
 void durable_turn(ssm_engine *engine, job *j); // the job's session has a new state
 void durable_failed(job *j, int rc);
+const char *durable_unwritten(int rc); // what those are told who waited for a write
 // A call has changed a session, or is to take it away; *waits: session_finish will come.
 int durable_call(ssm_engine *engine, session *s, session_call *call, bool *waits);
 int durable_delete(ssm_engine *engine, session *s, session_call *call, bool *waits);

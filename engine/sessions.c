@@ -148,7 +148,7 @@ static int answer(ssm_engine *engine, session_call *call, bool *waits) {
 void session_finish(ssm_engine *engine, session_call *call, int rc) {
     call->rc = rc;
     if (rc != 0 && call->error.code == 0)
-        ssm_error_set(&call->error, rc, NULL, "the session could not be written to the disk");
+        ssm_error_set(&call->error, rc, NULL, "%s", durable_unwritten(rc));
     pthread_mutex_lock(&engine->lock);
     call->is_done = true;
     pthread_cond_signal(&call->done);

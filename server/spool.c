@@ -92,7 +92,9 @@ int spool_write(spool *s, const char *data, size_t len, ssm_error *err) {
             continue;
         }
         if (n < 0) {
-            return ssm_error_set(err, SSM_EIO, NULL, "a state could not be written to a file: %m");
+            const bool is_full = errno == ENOSPC || errno == EDQUOT;
+            return ssm_error_set(err, is_full ? SSM_EDISKFULL : SSM_EIO, NULL,
+                                 "a state could not be written to a file: %m");
         }
         data += n;
         len -= (size_t)n;

@@ -44,7 +44,7 @@ void spool_close(spool *s); // NULL is allowed
 // Makes sure of room for so many bytes in all: of a file nothing is asked, memory is charged.
 int spool_reserve(spool *s, uint64_t size, ssm_error *err);
 
-// Appends. SSM_ENOMEM: the budget; SSM_EIO: the disk is full, say.
+// Appends. SSM_ENOMEM: the budget; SSM_EDISKFULL; SSM_EIO.
 int spool_write(spool *s, const char *data, size_t len, ssm_error *err);
 
 // A name under which this process can open the file as long as the spool is.

@@ -49,6 +49,11 @@ static int sync_folder(const char *path) {
     return rc;
 }
 
+// What errno says of a write.
+static int write_code(void) {
+    return errno == ENOSPC || errno == EDQUOT ? SSM_EDISKFULL : SSM_EIO;
+}
+
 int file_sync_folder(const char *path, const char *param, ssm_error *err) {
     if (sync_folder(path) == 0 || errno == EACCES)
         return 0;
@@ -61,7 +66,7 @@ int file_replace(const char *path, const struct iovec *pieces, int n, bool sync,
         return ssm_error_set(err, SSM_EINVAL, NULL, "the path of a session's file is too long");
     const int fd = mkostemps(temporary, 4, O_CLOEXEC);
     if (fd < 0)
-        return ssm_error_set(err, SSM_EIO, NULL, "%m: cannot write %s", temporary);
+        return ssm_error_set(err, write_code(), NULL, "%m: cannot write %s", temporary);
     int rc = write_all(fd, pieces, n);
     if (rc == 0 && sync)
         rc = fsync(fd);
@@ -70,16 +75,16 @@ int file_replace(const char *path, const struct iovec *pieces, int n, bool sync,
     if (rc == 0)
         rc = rename(temporary, path);
     if (rc != 0) {
-        ssm_error_set(err, SSM_EIO, NULL, "%m: cannot write %s", path);
+        rc = ssm_error_set(err, write_code(), NULL, "%m: cannot write %s", path);
         unlink(temporary);
-        return SSM_EIO;
+        return rc;
     }
     return sync ? file_sync_folder(path, NULL, err) : 0;
 }
 
 int file_write(int fd, const struct iovec *pieces, int n, ssm_error *err) {
     if (write_all(fd, pieces, n) != 0)
-        return ssm_error_set(err, SSM_EIO, NULL, "a session's state could not be written: %m");
+        return ssm_error_set(err, write_code(), NULL, "a session's state could not be written: %m");
     return 0;
 }
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Files that are whole or not there.
+// Files that are whole or not there. A disk without room for one: SSM_EDISKFULL.
 #ifndef SSM_ENGINE_FILES_H
 #define SSM_ENGINE_FILES_H
 

@@ -27,7 +27,8 @@
     X(SSM_EMOVED, -14, "session has moved on", 409, "invalid_request_error")                       \
     X(SSM_EQUOTA, -15, "too many sessions", 403, "invalid_request_error")                          \
     X(SSM_EUNAVAILABLE, -16, "the store of sessions cannot be reached", 503, "server_error")       \
-    X(SSM_ECONFLICT, -17, "session was continued elsewhere", 409, "invalid_request_error")
+    X(SSM_ECONFLICT, -17, "session was continued elsewhere", 409, "invalid_request_error")         \
+    X(SSM_EDISKFULL, -18, "the disk is full", 507, "server_error")
 
 #define SSM_ERROR_ENUM(name, code, text, status, type) name = code,
 enum { SSM_OK = 0, SSM_ERRORS(SSM_ERROR_ENUM) };

@@ -26,47 +26,48 @@ void body_begin(exchange *ex, uint64_t length) {
     }
 }
 
-// Grows the body within the budget: 0, or the status to answer.
-static int append(exchange *ex, const char *data, size_t len) {
+// Grows the body within the budget.
+static int append(exchange *ex, const char *data, size_t len, ssm_error *err) {
     budget *b = &ex->conn->loop->server->budget;
     if (ex->body.len + len > ex->charged) {
         // Charged in steps of the buffer's own growth.
         const size_t more = len + ex->charged / 2 + 4096;
         if (!budget_take(b, more)) {
-            return 503;
+            return ssm_error_set(err, SSM_ENOMEM, NULL,
+                                 "too much request memory is in use, try again later");
         }
         ex->charged += more;
     }
     buf_add(&ex->body, data, len);
-    return ex->body.failed ? 503 : 0;
+    return ex->body.failed ? ssm_error_set(err, SSM_ENOMEM, NULL, "out of memory") : 0;
 }
 
-static void refuse(exchange *ex, int status, const char *why) {
+static void add(exchange *ex, const char *data, size_t len) {
+    ssm_error err;
+    const bool is_too_long = body_received(ex) + len > ex->body_most;
+    int rc = 0;
+    if (!is_too_long) {
+        rc = ex->spool ? spool_write(ex->spool, data, len, &err) : append(ex, data, len, &err);
+    }
+    if (!is_too_long && rc == 0) {
+        return;
+    }
     http_free_body(ex);
     ex->discarding = true;
-    if (status == 413) {
+    if (is_too_long) {
         reply_too_long(ex, 0);
     } else {
-        ex->retry_after = 1;
-        http_reply_error(ex, 503, "server_error", NULL, "request_memory", why);
+        http_reply_ssm_error(ex, &err);
     }
 }
 
 bool body_add(exchange *ex, const char *data, size_t len) {
-    ssm_error err = {.message = "too much request memory is in use, try again later"};
-    int status = 0;
-    if (!ex->discarding && body_received(ex) + len > ex->body_most) {
-        status = 413;
-    } else if (!ex->discarding && ex->spool) {
-        status = spool_write(ex->spool, data, len, &err) == 0 ? 0 : 503;
-    } else if (!ex->discarding) {
-        status = append(ex, data, len);
-    }
-    if (status != 0) {
-        refuse(ex, status, err.message);
+    if (!ex->discarding) {
+        add(ex, data, len);
     }
     ex->discarded += ex->discarding ? len : 0;
-    return ex->discarded <= BODY_DISCARD_MOST + (ex->status == 503 ? ex->body_most : 0);
+    // What was refused through no fault of its own is read to its end, whatever it has taken.
+    return ex->discarded <= BODY_DISCARD_MOST + (ex->status >= 500 ? ex->body_most : 0);
 }
 
 uint64_t body_received(const exchange *ex) {

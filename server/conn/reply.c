@@ -72,6 +72,8 @@ const char *http_error_code(int ssm_code) {
         return "session_store";
     case SSM_ECONFLICT:
         return "session_conflict";
+    case SSM_EDISKFULL:
+        return "disk_full";
     default:
         return NULL;
     }

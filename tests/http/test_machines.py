@@ -5,12 +5,11 @@ sets. The answer is the golden's, and the start line says which kernels run on h
 import os
 import pathlib
 import re
-import subprocess
 
 import pytest
 
 from harness import models
-from harness.program import BINARY, Program
+from harness.program import Program, behind_mounts
 
 GOLDEN = models.goldens(models.DEMO)[0]
 START = re.compile(r"cpu (portable|neon|avx2|avx512|avx512vnni|avx512bf16), (\d+) threads?, ")
@@ -92,12 +91,9 @@ def test_quota(tmp_path, file, quota):
     (tmp_path / "cgroup" / file).write_text(quota)
     if file.startswith("cpu/"):
         (tmp_path / "cgroup/cpu/cpu.cfs_period_us").write_text("100000\n")
-    inside = f'mount --bind "{tmp_path}/cgroup" /sys/fs/cgroup && exec "$@"'
-    if subprocess.run(["unshare", "-rm", "sh", "-c", inside, "sh", "true"], check=False).returncode:
+    wrapper = behind_mounts(tmp_path, f'mount --bind "{tmp_path}/cgroup" /sys/fs/cgroup')
+    if not wrapper:
         pytest.xfail("no mount namespace can be made here")
-    wrapper = tmp_path / "ssmd"
-    wrapper.write_text(f"#!/bin/sh\nexec unshare -rm sh -c '{inside}' sh \"{BINARY}\" \"$@\"\n")
-    wrapper.chmod(0o755)
     server = Program("--model", models.folder(models.DEMO), binary=wrapper)
     check(server, threads=1)
     assert server.stop() == 0, server.tail()

@@ -3,6 +3,7 @@
 
 import json
 import os
+import pathlib
 import struct
 import threading
 
@@ -10,7 +11,7 @@ import pytest
 import xxhash
 
 from harness import models
-from harness.program import wait_until
+from harness.program import behind_mounts, wait_until
 from harness.raw import RawConnection
 
 pytestmark = pytest.mark.own_server
@@ -238,6 +239,72 @@ def test_a_body_goes_to_a_file_and_leaves_nothing(start, tmp_path):
     client.request("DELETE", "/v1/sessions/t")
     wait_until(lambda: server.open_files() <= files, 10, "no descriptor is left")
     assert sorted(folder.rglob("*")) == before
+
+
+class SmallDisk:
+    """A server whose sessions are in a file system of 8 MB, which fill() fills up."""
+
+    def __init__(self, start, tmp_path):
+        (tmp_path / "disk").mkdir()
+        wrapper = behind_mounts(tmp_path, f'mount -t tmpfs -o size=8m none "{tmp_path}/disk"')
+        if not wrapper:
+            pytest.xfail("no mount namespace can be made here")
+        self.server = start("--state-dir", tmp_path / "disk", "--durability", "sync", binary=wrapper)
+        self.client = self.server.client
+        self.folder = pathlib.Path(f"/proc/{self.server.process.pid}/root{tmp_path}/disk")
+        for count in (1, 2):
+            self.client.complete(PROMPT * count, session=f"s{count}", **GREEDY)
+        self.states = [self.state("s1"), self.state("s2")]
+
+    def state(self, name):
+        return self.client.get(f"/v1/sessions/{name}/state").body
+
+    def fill(self, room):
+        free = os.statvfs(self.folder)
+        (self.folder / "fill").write_bytes(b"x" * (free.f_bavail * free.f_bsize - room))
+
+    def empty(self):
+        (self.folder / "fill").unlink()
+
+    def files(self):
+        return {path.name: path.read_bytes() for path in self.folder.rglob("*.session")}
+
+
+def test_a_full_disk_takes_no_body(start, tmp_path):
+    disk = SmallDisk(start, tmp_path)
+    client, (one, two) = disk.client, disk.states
+    files = disk.files()
+    disk.fill(len(two) // 2)
+    connection = client.connect()
+    for _ in range(3):
+        answer = client.request("PUT", "/v1/sessions/s1/state", two, connection=connection)
+        assert "No space left" in answer.error(507, code="disk_full")["message"]
+        assert client.request("PUT", "/v1/sessions/new/state", two, connection=connection).status == 507
+    client.get("/v1/sessions/s1/state").error(507, code="disk_full")  # it goes out by a file, too
+    connection.close()
+    assert spools(disk.server) == [] and disk.files() == files
+    client.get("/v1/sessions/new").error(404)
+    disk.empty()
+    assert disk.state("s1") == one and disk.state("s2") == two
+    assert put(client, two, "s1").status == 201 and disk.state("s1") == two
+
+
+def test_a_full_disk_keeps_no_session(start, tmp_path):
+    """Room for a body, but not for the session's own file: the old one stays until there is."""
+    disk = SmallDisk(start, tmp_path)
+    client, (_, two) = disk.client, disk.states
+    files = disk.files()
+    disk.fill(len(two) * 3 // 2)
+    assert "full" in put(client, two, "s1").error(507, code="disk_full")["message"]
+    disk.empty()
+    disk.fill(len(two) // 2)
+    answer = client.post("/v1/completions", {"prompt": " and", "session": "s2", **GREEDY})
+    assert "full" in answer.error(507, code="disk_full")["message"]
+    assert disk.files() == files
+    disk.empty()
+    wait_until(lambda: disk.files().keys() == files.keys() and
+               all(disk.files()[name] != files[name] for name in files), 30, "both are written")
+    assert disk.state("s1") == two
 
 
 def test_many_bodies_at_once(server):

@@ -44,6 +44,18 @@ def wait_until(condition, seconds, what):
         time.sleep(0.01)
 
 
+def behind_mounts(folder, mount):
+    """A program, put into folder, that starts BINARY in a mount namespace in which the shell command
+    `mount` was run; None if no such namespace can be made here."""
+    inside = f'{mount} && exec "$@"'
+    if subprocess.run(["unshare", "-rm", "sh", "-c", inside, "sh", "true"], check=False).returncode:
+        return None
+    wrapper = folder / "ssmd"
+    wrapper.write_text(f"#!/bin/sh\nexec unshare -rm sh -c '{inside}' sh \"{BINARY}\" \"$@\"\n")
+    wrapper.chmod(0o755)
+    return wrapper
+
+
 class Program:
     """A running `ssmd serve` with a Client of its own."""
 

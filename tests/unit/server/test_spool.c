@@ -3,6 +3,7 @@
 #include "spool.h"
 
 #include <dirent.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
@@ -96,6 +97,22 @@ START_TEST(memory_has_its_limit) {
 }
 END_TEST
 
+START_TEST(a_full_disk_is_said_to_be) {
+    spool *s;
+    ssm_error err;
+    begin(true);
+    ck_assert_int_eq(spool_open(&room, &s, NULL), 0);
+    const int full = open("/dev/full", O_WRONLY);
+    ck_assert_int_eq(dup2(full, s->fd), s->fd);
+    close(full);
+    ck_assert_int_eq(spool_write(s, "x", 1, &err), SSM_EDISKFULL);
+    ck_assert_int_eq(ssm_error_status(err.code), 507);
+    ck_assert_uint_eq(s->size, 0);
+    spool_close(s);
+    end();
+}
+END_TEST
+
 START_TEST(so_many_at_once) {
     spool *all[SPOOLS_MOST], *more;
     ssm_error err;
@@ -116,6 +133,6 @@ END_TEST
 
 int main(void) {
     const TTest *const tests[] = {bytes_lie_in_a_file, without_a_folder_they_lie_in_memory,
-                                  memory_has_its_limit, so_many_at_once};
+                                  memory_has_its_limit, a_full_disk_is_said_to_be, so_many_at_once};
     return RUN_SUITE("spool", tests);
 }
