@@ -88,8 +88,8 @@ static void load(void *arg) {
 static bool wait_for_load(serving *s) {
     const uint64_t deadline = uv_hrtime() + LOAD_GRACE_MS * 1000000ull;
     uv_mutex_lock(&s->lock);
-    while (!s->load_done && uv_hrtime() < deadline) {
-        uv_cond_timedwait(&s->loaded, &s->lock, deadline - uv_hrtime());
+    for (uint64_t now; !s->load_done && (now = uv_hrtime()) < deadline;) {
+        uv_cond_timedwait(&s->loaded, &s->lock, deadline - now);
     }
     const bool done = s->load_done;
     uv_mutex_unlock(&s->lock);
