@@ -25,6 +25,7 @@
 #include <ssm/version.h>
 
 #include "commands.h"
+#include "encode.h"
 #include "listen.h"
 #include "log.h"
 #include "loop.h"
@@ -349,6 +350,7 @@ int cmd_serve(int argc, char **argv) {
     }
     signal(SIGPIPE, SIG_IGN);
     raise_file_limit();
+    encode_size_pool((int)s.options.loops);
     log_set_level(s.options.log_level);
     log_set_output(s.options.log_to);
     s.server.o = &s.options;

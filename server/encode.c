@@ -1,9 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "encode.h"
 
+#include <assert.h>
+#include <stdio.h>
 #include <stdlib.h>
 
 #include "loop.h"
+#include "server.h"
+
+int encode_share(int n_loops) {
+    return n_loops < ENCODES_AT_ONCE ? ENCODES_AT_ONCE / n_loops : 1;
+}
+
+void encode_size_pool(int n_loops) {
+    char n[16];
+    snprintf(n, sizeof n, "%d", encode_share(n_loops) * n_loops + ENCODE_OTHERS);
+    (void)setenv("UV_THREADPOOL_SIZE", n, 0);
+}
 
 static void encode_all(encode *e) {
     e->rc = e->prepare ? e->prepare(e) : 0;
@@ -20,10 +33,37 @@ static void on_work(uv_work_t *work) {
     encode_all(work->data);
 }
 
+static void on_worked(uv_work_t *work, int status);
+
+static void start_next(loop *l) {
+    encode *e = l->encodes;
+    if (e && l->n_encodes < encode_share(l->server->n_loops)) {
+        l->encodes = e->next;
+        l->n_encodes++;
+        const int rc = uv_queue_work(&l->uv, &e->work, on_work, on_worked);
+        assert(rc == 0); // it fails for want of a function alone
+        (void)rc;
+    }
+}
+
 static void on_worked(uv_work_t *work, int status) {
     encode *e = work->data;
-    e->loop->n_works--;
+    loop *l = e->loop;
+    l->n_works--;
+    l->n_encodes--;
+    start_next(l);
     e->done(e);
+}
+
+static void join(loop *l, encode *e) {
+    e->next = NULL;
+    if (!l->encodes) {
+        l->last_encode = &l->encodes;
+    }
+    *l->last_encode = e;
+    l->last_encode = &e->next;
+    l->n_works++;
+    start_next(l);
 }
 
 int encode_start(encode *e, loop *l) {
@@ -33,8 +73,8 @@ int encode_start(encode *e, loop *l) {
     }
     e->work.data = e;
     e->loop = l;
-    if (bytes > ENCODE_INLINE && uv_queue_work(&l->uv, &e->work, on_work, on_worked) == 0) {
-        l->n_works++;
+    if (bytes > ENCODE_INLINE) {
+        join(l, e);
         return 1;
     }
     encode_all(e);

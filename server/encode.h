@@ -1,6 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // Texts to ids, on the spot or on libuv's pool. Tokenizing is linear but not free: past
 // ENCODE_INLINE bytes it would hold up every stream of the loop.
+//
+// A text of many megabytes has its thread for seconds, and calls at sessions are on the pool, too.
+// So the loops together have ENCODES_AT_ONCE there and keep the others in line themselves, and the
+// pool has threads beyond these: beside eight clients with 10 MB each a look at a session took 3 to
+// 5 s while all shared libuv's four threads.
 #ifndef SSMD_ENCODE_H
 #define SSMD_ENCODE_H
 
@@ -12,7 +17,11 @@
 
 struct loop;
 
-enum { ENCODE_INLINE = 64 << 10 };
+enum {
+    ENCODE_INLINE = 64 << 10,
+    ENCODES_AT_ONCE = 4, // 30 MB/s or so, more than any engine reads; at least one a loop
+    ENCODE_OTHERS = 4,   // threads that are left to others
+};
 
 typedef struct encode_item {
     const char *text; // borrowed until done
@@ -33,11 +42,18 @@ typedef struct encode {
     void (*done)(struct encode *e); // on the loop thread
     void *owner;
     struct loop *loop;
+    struct encode *next; // of the loop's line
     uv_work_t work;
 } encode;
 
+int encode_share(int n_loops); // of ENCODES_AT_ONCE, a loop's
+
+// Before the first work on libuv's pool, and before threads: how many it has, unless
+// UV_THREADPOOL_SIZE is set.
+void encode_size_pool(int n_loops);
+
 // Calls done exactly once: before it returns 0 if the texts are short, later if not; returns 1
-// then. The encode and its texts must stay until done. It cannot be cancelled: it is short.
+// then. The encode and its texts must stay until done. It cannot be cancelled.
 int encode_start(encode *e, struct loop *loop);
 void encode_dispose(encode *e);
 

@@ -50,7 +50,10 @@ typedef struct loop {
     bool ready;                    // all ports are open
     struct completer *touched;     // with events since the last flush
     size_t n_jobs;                 // completers not yet freed
-    size_t n_works;                // tasks on libuv's pool, where engines may be asked
+    size_t n_works;                // tasks on libuv's pool, where engines may be asked, or in line
+    struct encode *encodes;        // that line (encode.h)
+    struct encode **last_encode;   // of it, unless it is empty
+    int n_encodes;                 // on the pool
     // life
     uv_async_t control;
     atomic_bool leave; // any thread: the drain's time is over

@@ -3,6 +3,7 @@
 
 import concurrent.futures
 import random
+import select
 import time
 
 import pytest
@@ -69,6 +70,27 @@ def test_in_the_company_of_other_models(client, served_models):
                                               max_tokens=20, seed=i) if i % 2 else client.greedy(max_tokens=48),
                     range(24), workers=24)
     assert all(text == alone for text in texts[::2])
+
+
+# ---- long texts
+
+
+def test_long_texts_do_not_hold_up_sessions(client):
+    """Twelve texts of 4 MB are in line; a session is looked at and forked before most are read."""
+    client.complete("ROMEO:", session="beside", max_tokens=1)
+    body = b'{"content":"%s"}' % (b"What light through yonder window breaks? " * 100_000)
+    texts = [client.raw() for _ in range(12)]
+    for raw in texts:
+        raw.send_request("POST", "/tokenize", body, client.header_lines())
+    assert client.get("/v1/sessions/beside").status == 200
+    assert client.post("/v1/sessions/beside/fork", {"id": "besides"}).status == 201
+    answered = select.select([raw.socket for raw in texts], [], [], 0)[0]
+    for raw in texts:
+        assert raw.read_answer()[0] == 200
+        raw.close()
+    for name in ("beside", "besides"):
+        client.request("DELETE", f"/v1/sessions/{name}")
+    assert len(answered) < 8
 
 
 # ---- leaving
