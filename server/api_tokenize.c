@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // POST /tokenize and /detokenize, in two dialects at once: llama-server's (content, add_special,
 // with_pieces) and vLLM's (prompt, add_special_tokens, return_token_strs).
+//
+// Texts become ids, ids texts, and either an answer where encode.h says; on the loop a list of
+// millions would hold up every stream for a fifth of a second.
 #include <stdlib.h>
 #include <string.h>
 
@@ -15,8 +18,12 @@ struct tokenize {
     exchange *ex; // NULL: the client has left
     loop *loop;
     const served_model *model;
-    char *text; // owned
+    size_t price; // of the budget
+    char *text;   // /tokenize's, owned
     bool pieces, strings;
+    json_ids ids; // /detokenize's, owned
+    bool skip;
+    buf answer;
     encode encode;
 };
 
@@ -49,20 +56,26 @@ static void reply_failure(exchange *ex, ssm_error *err, int code) {
     }
 }
 
-// The body's tree, its memory within the budget; *price is to be given back with the tree.
-static json_t *parse_body(exchange *ex, json_skimmer *skim, size_t *price, int *rc,
+static int charge(struct tokenize *t, size_t bytes, ssm_error *err) {
+    if (!budget_take(&t->loop->server->budget, bytes)) {
+        return ssm_error_set(err, SSM_ENOMEM, NULL,
+                             "too much request memory is in use, try again later");
+    }
+    t->price += bytes;
+    return 0;
+}
+
+// The body's tree, its memory within the budget until the end: what is kept of it is no more.
+static json_t *parse_body(exchange *ex, struct tokenize *t, json_skimmer *skim, int *rc,
                           ssm_error *err) {
-    budget *b = &ex->conn->loop->server->budget;
     json_t *root = NULL;
     skim->is_known = is_known;
     skim->on_unknown = unknown_note;
-    *price = 0;
     *rc = json_skim(skim, ex->body.data, &ex->body.len, err);
-    if (*rc == 0 && !budget_take(b, skim->tree_bytes)) {
-        *rc = ssm_error_set(err, SSM_ENOMEM, NULL,
-                            "too much request memory is in use, try again later");
-    } else if (*rc == 0) {
-        *price = skim->tree_bytes;
+    if (*rc == 0) {
+        *rc = charge(t, skim->tree_bytes, err);
+    }
+    if (*rc == 0) {
         root = json_parse_object(ex->body.data, ex->body.len, err);
         *rc = root ? 0 : SSM_EINVAL;
     }
@@ -80,6 +93,62 @@ static int find_model(exchange *ex, const json_t *root, const served_model **out
     return *out ? 0
                 : ssm_error_set(err, SSM_ENOTFOUND, "model", "there is no model '%.100s' here",
                                 name);
+}
+
+static void free_tokenize(struct tokenize *t) {
+    t->loop->n_jobs--;
+    budget_give(&t->loop->server->budget, t->price);
+    encode_dispose(&t->encode);
+    json_ids_dispose(&t->ids);
+    buf_dispose(&t->answer);
+    free(t->text);
+    free(t);
+}
+
+static void on_encoded(encode *e) {
+    struct tokenize *t = e->owner;
+    if (t->ex) {
+        http_forget_work(t->ex);
+        if (e->rc < 0) {
+            reply_failure(t->ex, &e->err, e->rc);
+        } else {
+            http_reply_json(t->ex, 200, &t->answer);
+        }
+    }
+    free_tokenize(t);
+}
+
+static void on_gone(void *work) {
+    ((struct tokenize *)work)->ex = NULL;
+}
+
+static void on_nothing(void *work) {
+}
+
+static const exchange_listener listener = {on_gone, on_nothing, on_nothing};
+
+// Reads the body and starts what it asks for.
+static void begin(exchange *ex, int (*read)(exchange *, struct tokenize *, ssm_error *)) {
+    struct tokenize *t = calloc(1, sizeof *t);
+    ssm_error err = {0};
+    if (!t) {
+        reply_failure(ex, &err, SSM_ENOMEM);
+        return;
+    }
+    t->loop = ex->conn->loop;
+    t->loop->n_jobs++;
+    const int rc = read(ex, t, &err);
+    http_free_body(ex);
+    if (rc < 0) {
+        reply_failure(ex, &err, rc);
+        free_tokenize(t);
+        return;
+    }
+    t->ex = ex;
+    t->encode.done = on_encoded;
+    t->encode.owner = t;
+    http_wait(ex, &listener, t);
+    encode_start(&t->encode, t->loop);
 }
 
 // ---- /tokenize
@@ -100,8 +169,10 @@ static void put_piece(buf *out, const ssm_tokenizer *tokenizer, int32_t id) {
     buf_str(out, "}");
 }
 
-static void put_tokens(buf *out, const struct tokenize *t) {
-    const ssm_ids *ids = &t->encode.items[0].ids;
+static void put_tokens(encode *e) {
+    struct tokenize *t = e->owner;
+    buf *out = &t->answer;
+    const ssm_ids *ids = &e->items[0].ids;
     const ssm_tokenizer *tokenizer = t->model->tokenizer;
     buf_str(out, "{\"tokens\":[");
     for (size_t i = 0; i < ids->len; i++) {
@@ -125,37 +196,6 @@ static void put_tokens(buf *out, const struct tokenize *t) {
     }
     buf_str(out, "}");
 }
-
-static void free_tokenize(struct tokenize *t) {
-    t->loop->n_jobs--;
-    encode_dispose(&t->encode);
-    free(t->text);
-    free(t);
-}
-
-static void on_encoded(encode *e) {
-    struct tokenize *t = e->owner;
-    if (t->ex) {
-        buf body = {0};
-        http_forget_work(t->ex);
-        if (e->rc < 0) {
-            reply_failure(t->ex, &e->err, e->rc);
-        } else {
-            put_tokens(&body, t);
-            http_reply_json(t->ex, 200, &body);
-        }
-    }
-    free_tokenize(t);
-}
-
-static void on_gone(void *work) {
-    ((struct tokenize *)work)->ex = NULL;
-}
-
-static void on_nothing(void *work) {
-}
-
-static const exchange_listener listener = {on_gone, on_nothing, on_nothing};
 
 // The text and whether special tokens are added: off with content alone, on with prompt.
 static int read_text(const json_t *root, struct tokenize *t, size_t *len, ssm_error *err) {
@@ -194,9 +234,9 @@ static int read_text(const json_t *root, struct tokenize *t, size_t *len, ssm_er
 
 static int read_tokenize(exchange *ex, struct tokenize *t, ssm_error *err) {
     json_skimmer skim = {0};
-    size_t price, len = 0;
+    size_t len = 0;
     int rc;
-    json_t *root = parse_body(ex, &skim, &price, &rc, err);
+    json_t *root = parse_body(ex, t, &skim, &rc, err);
     if (rc < 0 || (rc = find_model(ex, root, &t->model, err)) < 0 ||
         (rc = read_text(root, t, &len, err)) < 0 ||
         (rc = json_get_bool(root, "with_pieces", &t->pieces, err)) < 0 ||
@@ -211,80 +251,61 @@ static int read_tokenize(exchange *ex, struct tokenize *t, ssm_error *err) {
     }
     t->encode.items[0] = (encode_item){.text = t->text, .len = len};
     t->encode.n = 1;
+    t->encode.finish = put_tokens;
 done:
     json_decref(root);
-    budget_give(&ex->conn->loop->server->budget, price);
-    http_free_body(ex);
     return rc;
 }
 
 void api_tokenize(exchange *ex) {
-    struct tokenize *t = calloc(1, sizeof *t);
-    ssm_error err = {0};
-    if (!t) {
-        reply_failure(ex, &err, SSM_ENOMEM);
-        return;
-    }
-    t->loop = ex->conn->loop;
-    t->loop->n_jobs++;
-    const int rc = read_tokenize(ex, t, &err);
-    if (rc < 0) {
-        reply_failure(ex, &err, rc);
-        free_tokenize(t);
-        return;
-    }
-    t->ex = ex;
-    t->encode.done = on_encoded;
-    t->encode.owner = t;
-    http_wait(ex, &listener, t);
-    encode_start(&t->encode, t->loop);
+    begin(ex, read_tokenize);
 }
 
 // ---- /detokenize
 
-static int decode(exchange *ex, ssm_text *text, ssm_error *err) {
+static void put_text(buf *out, const char *key, const ssm_text *text) {
+    buf_str(out, key);
+    json_put_string(out, text->data ? text->data : "", text->len);
+}
+
+static int decode(encode *e) {
+    struct tokenize *t = e->owner;
+    ssm_text text = {0};
+    const int rc = ssm_tokenizer_decode(t->model->tokenizer, t->ids.data, t->ids.n,
+                                        t->skip ? SSM_SKIP_SPECIAL : 0, &text, &e->err);
+    if (rc == SSM_EINVAL) {
+        ssm_error named = e->err;
+        ssm_error_set(&e->err, rc, "tokens", "tokens: %s", named.message);
+    } else if (rc == 0) {
+        put_text(&t->answer, "{\"content\":", &text);
+        put_text(&t->answer, ",\"prompt\":", &text);
+        buf_str(&t->answer, "}");
+    }
+    ssm_text_dispose(&text);
+    return rc;
+}
+
+static int read_detokenize(exchange *ex, struct tokenize *t, ssm_error *err) {
     json_skimmer skim = {.ids_key = "tokens"};
-    const served_model *model = NULL;
-    bool skip = false;
-    size_t price;
     int rc;
-    json_t *root = parse_body(ex, &skim, &price, &rc, err);
-    if (rc < 0 || (rc = find_model(ex, root, &model, err)) < 0 ||
-        (rc = json_get_bool(root, "skip_special_tokens", &skip, err)) < 0) {
+    json_t *root = parse_body(ex, t, &skim, &rc, err);
+    t->ids = skim.ids;
+    if (rc < 0 || (rc = find_model(ex, root, &t->model, err)) < 0 ||
+        (rc = json_get_bool(root, "skip_special_tokens", &t->skip, err)) < 0) {
         goto done;
     }
-    if (!skim.ids.found || skim.ids.nested) {
+    if (!t->ids.found || t->ids.nested) {
         rc = ssm_error_set(err, SSM_EINVAL, "tokens", "tokens must be a list of token ids");
         goto done;
     }
-    rc = ssm_tokenizer_decode(model->tokenizer, skim.ids.data, skim.ids.n,
-                              skip ? SSM_SKIP_SPECIAL : 0, text, err);
-    if (rc == SSM_EINVAL) {
-        ssm_error named = *err;
-        ssm_error_set(err, rc, "tokens", "tokens: %s", named.message);
-    }
+    t->encode.prepare = decode;
+    t->encode.prepare_bytes = t->ids.n * sizeof *t->ids.data;
+    rc = charge(t, t->encode.prepare_bytes, err);
 done:
     json_decref(root);
-    json_ids_dispose(&skim.ids);
-    budget_give(&ex->conn->loop->server->budget, price);
-    http_free_body(ex);
     return rc;
 }
 
 void api_detokenize(exchange *ex) {
-    ssm_text text = {0};
-    ssm_error err = {0};
-    const int rc = decode(ex, &text, &err);
-    if (rc < 0) {
-        reply_failure(ex, &err, rc);
-    } else {
-        buf body = {0};
-        buf_str(&body, "{\"content\":");
-        json_put_string(&body, text.data ? text.data : "", text.len);
-        buf_str(&body, ",\"prompt\":");
-        json_put_string(&body, text.data ? text.data : "", text.len);
-        buf_str(&body, "}");
-        http_reply_json(ex, 200, &body);
-    }
-    ssm_text_dispose(&text);
+    begin(ex, read_detokenize);
 }

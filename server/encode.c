@@ -27,6 +27,9 @@ static void encode_all(encode *e) {
                                          &e->err);
         }
     }
+    if (e->rc == 0 && e->finish) {
+        e->finish(e);
+    }
 }
 
 static void on_work(uv_work_t *work) {

@@ -37,7 +37,9 @@ typedef struct encode {
     // Makes the texts first, where the texts become ids; NULL: they are there. 0 or a code.
     int (*prepare)(struct encode *e);
     size_t prepare_bytes; // about what it has to read
-    int rc;               // out: 0 or the first failure's code
+    // Makes of the ids what is wanted, where they were made; NULL: nothing.
+    void (*finish)(struct encode *e);
+    int rc; // out: 0 or the first failure's code
     ssm_error err;
     void (*done)(struct encode *e); // on the loop thread
     void *owner;

@@ -2,6 +2,7 @@
 """Many clients at once: each gets what it would get alone; those who leave free their slots."""
 
 import concurrent.futures
+import json
 import random
 import select
 import time
@@ -91,6 +92,28 @@ def test_long_texts_do_not_hold_up_sessions(client):
     for name in ("beside", "besides"):
         client.request("DELETE", f"/v1/sessions/{name}")
     assert len(answered) < 8
+
+
+def test_many_ids_do_not_hold_up_others(client):
+    """A million ids become text beside the loop: others wait for less than half of that time."""
+    ids = client.post("/tokenize", {"content": PROMPTS[0]}).json()["tokens"]
+    body = json.dumps({"tokens": ids * (10**6 // len(ids))}).encode()
+
+    def longest_wait():
+        with client.raw() as raw, client.raw() as quick:
+            began = time.monotonic()
+            raw.send_request("POST", "/detokenize", body, client.header_lines())
+            waits = [0.0]
+            while not select.select([raw.socket], [], [], 0)[0]:
+                asked = time.monotonic()
+                quick.send_request("GET", "/livez")
+                assert quick.read_answer()[0] == 200
+                waits.append(time.monotonic() - asked)
+            took = time.monotonic() - began
+            assert raw.read_answer()[0] == 200
+            return max(waits) / took
+
+    assert min(longest_wait() for _ in range(3)) < 0.5
 
 
 # ---- leaving
