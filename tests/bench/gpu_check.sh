@@ -100,8 +100,9 @@ if command -v compute-sanitizer >/dev/null; then
         printf 'FAILED  race, see %s\n' "$out/race.txt"
         failed=1
     }
-    beyond=(few_kernel solo_kernel large_kernel medium_kernel xproj_kernel resident_kernel
-        wide_kernel wide_turns_kernel scan_roles_kernel head_kernel conv_xproj_kernel)
+    beyond=(few_kernel few_packed_kernel solo_kernel large_kernel medium_kernel xproj_kernel
+        resident_kernel wide_kernel wide_turns_kernel scan_roles_kernel head_kernel
+        conv_xproj_kernel)
     ours=(--kernel-name kns=ssm)
     for kernel in "${beyond[@]}"; do
         ours+=(--kernel-name-exclude "kns=${#kernel}$kernel") # as it is mangled
