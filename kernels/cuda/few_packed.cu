@@ -70,16 +70,6 @@ struct few_packed_args {
 
 #if SSM_BULK
 
-// Two bf16 times 2^90.
-__device__ __forceinline__ uint32_t given(uint32_t two) {
-    uint32_t v;
-    asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(v) : "r"(two), "r"(0x6c806c80u));
-    return v;
-}
-__device__ __forceinline__ uint4 given(const uint4 &v) {
-    return make_uint4(given(v.x), given(v.y), given(v.z), given(v.w));
-}
-
 // The ring: weights and token rows of a slot have a barrier each, for the latter are not there
 // before the kernels before are done.
 struct few_packed_ring {
@@ -275,15 +265,6 @@ template <int M, bool OUT> static int slots_for(const device *d, const few_args 
     return min(left / few_packed_shape<M, false>::place(a.batch) / 2 * 2, (int)BESIDE_SLOTS);
 }
 
-// packed_by(), a bf16 twice, and what token rows carry.
-static float taken(uint32_t by) {
-    union {
-        uint32_t bits;
-        float v;
-    } one = {by << 16};
-    return one.v * 0x1p-90f;
-}
-
 template <bool OUT, class F> static cudaError_t with_width(int d_model, F f) {
     return d_model == 2048   ? f(few_packed_kernel<2048, OUT>, few_packed_shape<2048, OUT>())
            : d_model == 2560 ? f(few_packed_kernel<2560, OUT>, few_packed_shape<2560, OUT>())
@@ -293,7 +274,7 @@ template <bool OUT, class F> static cudaError_t with_width(int d_model, F f) {
 template <bool OUT> static cudaError_t run(const device *d, int layer, const few_args &args) {
     const layer_weights &w = d->layers[layer];
     const few_packed_args p = {(const char *)(OUT ? w.packed_out : w.packed_in),
-                               taken(OUT ? w.packed_out_by : w.packed_in_by)};
+                               packed_taken(OUT ? w.packed_out_by : w.packed_in_by)};
     return with_width<OUT>(d->g.d_model, [&](auto kernel, auto shape) {
         few_args a = args;
         a.n_slots = slots_for<shape.NW * 32, OUT>(d, a);

@@ -8,7 +8,7 @@
 //                     in_proj and out_proj of up to 4)
 //   skinny.cu   4     elsewhere and in odd shapes (Mamba-2: 3)
 //   resident.cu       5 to 64 rows of Mamba-1's published widths (2.8b: from 3 on, 130m: from 9):
-//                     one launch for all layers
+//                     one launch for all layers (resident_packed.cuh: to 16 of large ones)
 //   medium.cu   4     to 64 rows (Mamba-2: 16)
 //   product.cu  6 up  otherwise: norm, in_proj, conv, x_proj (xproj.cu, to a thousand tokens or
 //                     more), advance and / or scan, out_proj

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // in_proj and out_proj of Mamba-1 in 12 bits a weight, for kernels whose time is that of reading
-// weights (solo_large.cu, few_packed.cu): a copy beside the bf16 one, which all others read.
+// weights (solo_large.cu, few_packed.cu, resident_packed.cuh): a copy beside the bf16 one, which
+// all others read.
 //
 // A weight's eight exponent bits take few values: nearly all weights of a matrix are within 2^15 of
 // its largest. So they are kept as floats of four exponent bits, seven fraction bits and a sign,
@@ -42,6 +43,24 @@ __device__ __forceinline__ uint4 unpack(uint2 s, uint32_t e) {
     last |= e >> 4 & 0x07800780;
     last |= __funnelshift_l(s.y, s.y, 4) & 0x80078007;
     return make_uint4(s.x & KEPT, s.y & KEPT, e & KEPT, last);
+}
+
+// Two bf16 that such weights are multiplied by, times 2^90.
+__device__ __forceinline__ uint32_t given(uint32_t two) {
+    uint32_t v;
+    asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(v) : "r"(two), "r"(0x6c806c80u));
+    return v;
+}
+__device__ __forceinline__ uint4 given(const uint4 &v) {
+    return make_uint4(given(v.x), given(v.y), given(v.z), given(v.w));
+}
+// What their sums are multiplied by. by: packed_by(), a bf16 twice.
+inline float packed_taken(uint32_t by) {
+    union {
+        uint32_t bits;
+        float v;
+    } one = {by << 16};
+    return one.v * 0x1p-90f;
 }
 
 } // namespace ssm

@@ -73,6 +73,9 @@
 //     in uniform registers: whole steps, in turns, before 2.31 (b8
 //     1.83, now 1.775; b64 of 130m 0.404, now 0.397, 370m 0.831, 0.816,
 //     790m 1.075, 1.037, 1.4b 1.373, 1.325)                                             2.25
+//   + weights in 12 bits for up to 16 rows (resident_packed.cuh): whole
+//     steps, in one run, before 1.84 (b8 1.82, now 1.68; 1.4b b8 1.083, 1.012,
+//     b16 1.085, 1.002; 790m 0.831, 0.771, 0.850, 0.777)                        1.69
 // (In turns on one machine: rows 1 and 2 of H100, 1 and 3 of H200, and 1 and 4 at b16.) The fifth
 // line with fp32 states 3.05 to 2.86, the sixth 2.92 to 2.84; 130m b64 (whole steps) 0.451 to
 // 0.440. The seventh alone: 130m 0.393 to 0.385, and without the exchanges fp32 states 2.76 to
@@ -259,11 +262,13 @@
 //   exponents differ in fewer bits: 1.04 and 1.07 J at 8 rows (1.11, 1.09), no time at 8 or 64.
 // - The ring's warp sleeping 32 ns between looks: the same.
 //
-// Weights in 12 bits (packed.cuh), unpacked in the ring by four more warps: the same bits, but
-// b8 1.91 ms (1.78), b64 2.29 (2.25); without unpacking, wrong sums, 1.63 and 2.08. A quarter fewer
-// bytes are worth 0.15 ms and unpacking costs 0.2 to 0.3: all that workers do takes longer beside
-// it, and slots come late. With weights as the first operand, unpacked to registers, b8 2.21 and
-// b64 2.71 (large-steps.md has both).
+// Weights in 12 bits (packed.cuh) for more rows: unpacked in the ring by four more warps they gave
+// the same bits, but b8 1.91 ms (1.78), b64 2.29 (2.25); without unpacking, wrong sums, 1.63
+// and 2.08. As wgmma's first operand, unpacked to registers, b8 2.21, b64 2.71 (large-steps.md has
+// both). What resident_packed.cuh does would need, for 32 rows, 80 KB of token rows and 40 KB of
+// the peer's sums.
+#include <type_traits>
+
 #include "clusters.cuh"
 #include "resident_fill.cuh"
 #include "resident_out.cuh"
@@ -272,7 +277,13 @@ namespace ssm {
 
 #if SSM_HOPPER
 
-template <int NW, class S>
+struct unpacked_worker { // in place of packed_worker
+    template <class B, class W> __device__ __forceinline__ unpacked_worker(const B &, W &) {
+    }
+};
+
+// P: in_proj and out_proj are packed.
+template <int NW, class S, bool P>
 __device__ __forceinline__ void work(const resident_args &a, const resident_block<NW> &b) {
     typedef resident_shape<NW> shape;
     resident_worker<NW> w(a);
@@ -281,28 +292,45 @@ __device__ __forceinline__ void work(const resident_args &a, const resident_bloc
     if (token < a.tokens)
         w.own = a.rows[token];
     resident_states<NW, S> states(a, b, w.warp);
-    w.in_layer = ring_source<NW, S>::in_layer(b.mine);
+    w.in_layer = ring_source<NW, S, P>::in_layer(b.mine);
     first_input(a, b, w);
+    [[maybe_unused]] std::conditional_t<P, packed_worker<NW>, unpacked_worker> packed(b, w);
 #pragma unroll 1
     for (int i = 0; i < a.n_layers; i++, w.first += w.in_layer) {
         w.layer = i;
         uint32_t raw[shape::IN_BLOCKS];
-        const float by = in_proj_x(a, b, w, raw);
-        x_proj_parts(a, b, w);
-        keep_inputs(a, b, w, raw);
         float z[shape::GROUP_ROWS / 2] = {};
-        in_columns(b, w, true, z);
-        send_z(b, w, z);
-        states.constants(b, w);
-        states.advance(a, b, w, z, by);
-        out_proj_shares(a, b, w);
+        if constexpr (P) {
+            const float by = packed.in_proj_x(a, raw);
+            x_proj_parts(a, b, w);
+            if (packed.part == 0)
+                keep_inputs(a, b, w, raw);
+            packed.in_columns(true, z);
+            packed.give(z, b.peer_place() + shape::FROM_PEER, b.z_arrived);
+            states.constants(b, w);
+            states.ask_sums(a, b, w);
+            packed.keep_z(z, by);
+            states.advance(a, b, w);
+            packed.out_proj_shares(a);
+        } else {
+            const float by = in_proj_x(a, b, w, raw);
+            x_proj_parts(a, b, w);
+            keep_inputs(a, b, w, raw);
+            in_columns(b, w, true, z);
+            send_z(b, w, z);
+            states.constants(b, w);
+            states.ask_sums(a, b, w);
+            keep_z(b, w, z, by);
+            states.advance(a, b, w);
+            out_proj_shares(a, b, w);
+        }
         residual(a, b, w);
     }
 }
 
 #endif
 
-template <int NW, class S>
+template <int NW, class S, bool P>
 __global__ void __launch_bounds__(RESIDENT_THREADS, 1)
     resident_kernel(const __grid_constant__ resident_args a) {
 #if SSM_HOPPER
@@ -310,22 +338,25 @@ __global__ void __launch_bounds__(RESIDENT_THREADS, 1)
     const resident_block<NW> b(shared, a.tokens);
     if (threadIdx.x == 0)
         b.init();
-    b.clear_absent(a.tokens);
+    if (!P)
+        b.clear_absent(a.tokens);
     __syncthreads();
     cluster_arrive();
     cluster_wait(); // the peer's barriers are ready
     if (threadIdx.x < RESIDENT_WORKERS) {
         more_registers<216>();
-        work<NW, S>(a, b);
+        work<NW, S, P>(a, b);
     } else {
         fewer_registers<72>();
         const int warp = threadIdx.x / 32 - RESIDENT_WARPS;
         if (warp == 0)
-            fill_ring<NW, S>(a, b);
-        else if (warp <= X_WARPS)
-            fill_x(a, b, threadIdx.x - RESIDENT_WORKERS - 32);
-        else
+            fill_ring<NW, S, P>(a, b);
+        else if (warp > X_WARPS)
             carry_sums(a, b);
+        else if constexpr (P)
+            fill_x_packed(a, b, threadIdx.x - RESIDENT_WORKERS - 32);
+        else
+            fill_x(a, b, threadIdx.x - RESIDENT_WORKERS - 32);
     }
     __syncwarp();
     cluster_arrive();
@@ -335,26 +366,24 @@ __global__ void __launch_bounds__(RESIDENT_THREADS, 1)
 
 // ---- host side
 
-template <class S, class F> static bool with_width(int d_model, F f) {
+template <class S, class F> static bool with_width(int d_model, bool packed, F f) {
+#define WIDTH(NW, P)                                                                               \
+    f(resident_kernel<NW, S, P>, (int)resident_shape<NW>::BYTES, (int)resident_shape<NW>::BOX)
     switch (d_model) {
     case 32 * 24:
-        return f(resident_kernel<24, S>, (int)resident_shape<24>::BYTES,
-                 (int)resident_shape<24>::BOX);
+        return WIDTH(24, false);
     case 32 * 32:
-        return f(resident_kernel<32, S>, (int)resident_shape<32>::BYTES,
-                 (int)resident_shape<32>::BOX);
+        return WIDTH(32, false);
     case 32 * 48:
-        return f(resident_kernel<48, S>, (int)resident_shape<48>::BYTES,
-                 (int)resident_shape<48>::BOX);
+        return packed ? WIDTH(48, true) : WIDTH(48, false);
     case 32 * 64:
-        return f(resident_kernel<64, S>, (int)resident_shape<64>::BYTES,
-                 (int)resident_shape<64>::BOX);
+        return packed ? WIDTH(64, true) : WIDTH(64, false);
     case 32 * 80:
-        return f(resident_kernel<80, S>, (int)resident_shape<80>::BYTES,
-                 (int)resident_shape<80>::BOX);
+        return packed ? WIDTH(80, true) : WIDTH(80, false);
     default:
         return false;
     }
+#undef WIDTH
 }
 
 static bool resident_model_fits(const device *d) {
@@ -377,9 +406,10 @@ struct resident_launch : cluster_launch {
 };
 
 template <class S> static bool holds_all(const device *d) {
-    return with_width<S>(d->g.d_model, [&](auto kernel, int bytes, int) {
+    auto holds = [&](auto kernel, int bytes, int) {
         return resident_launch(d, bytes).most(kernel) >= RESIDENT_CLUSTERS;
-    });
+    }; // weights may be packed or not
+    return with_width<S>(d->g.d_model, false, holds) && with_width<S>(d->g.d_model, true, holds);
 }
 
 bool resident_room(const device *d) {
@@ -427,6 +457,9 @@ static bool fill_arguments(device *d, const batch &b, int box, resident_args *a)
         l.dt_proj = (const bf16 *)w.dt_proj;
         l.conv_weight = w.conv_weight, l.conv_bias = w.conv_bias, l.dt_bias = w.dt_bias;
         l.decay = w.decay, l.skip = w.skip;
+        l.packed_in = (const char *)w.packed_in, l.packed_out = (const char *)w.packed_out;
+        l.packed_in_by = packed_taken(w.packed_in_by);
+        l.packed_out_by = packed_taken(w.packed_out_by);
         l.next_norm = i + 1 < g.n_layers ? d->layers[i + 1].norm : NULL;
     }
     return made;
@@ -434,7 +467,8 @@ static bool fill_arguments(device *d, const batch &b, int box, resident_args *a)
 
 template <class S> static cudaError_t run(device *d, const batch &b) {
     cudaError_t rc = cudaErrorNotSupported;
-    with_width<S>(d->g.d_model, [&](auto kernel, int bytes, int box) {
+    const bool packed = d->weights_packed && b.n <= RESIDENT_PACKED_ROWS;
+    with_width<S>(d->g.d_model, packed, [&](auto kernel, int bytes, int box) {
         resident_args a = {};
         rc = fill_arguments(d, b, box, &a) ? resident_launch(d, bytes).run(kernel, a)
                                            : cudaErrorNotSupported;

@@ -39,6 +39,8 @@ struct resident_layer {
     const bf16 *dt_proj;
     const float *conv_weight, *conv_bias, *dt_bias, *decay, *skip; // as layer_weights
     const float *next_norm; // of the layer that follows; NULL: none
+    const char *packed_in, *packed_out;
+    float packed_in_by, packed_out_by; // what sums of these are multiplied by
 };
 
 // What blocks tell each other; each counter in 128 bytes of its own.
@@ -97,6 +99,7 @@ template <int NW> struct resident_shape {
         // in_proj: slots of all rows of x, or of z, and two pieces of columns
         BOX = NW,
         IN_SLOTS = IN_PIECES / 2,
+        X_BARRIERS = (int)X_STAGES > (int)IN_SLOTS ? (int)X_STAGES : (int)IN_SLOTS,
         KEPT_SLOTS = X_STAGES / 2, // of x, whose token rows z begins with
         GROUP_ROWS =
             (NW / 8 + 1) / 2 * 8, // a group's; of an odd number of eights one is made twice
@@ -126,7 +129,7 @@ template <int NW> struct resident_shape {
     static_assert((int)IN_PIECES >= (int)X_STAGES, "some of x to begin z with");
     static_assert((int)CONSTANTS <= (int)FROM_PEER, "where x's sums were");
     static_assert(HALF_ROWS * CHANNELS * 8 <= PEER, "delta");
-    static_assert((2 * SLOTS + 2 * X_STAGES + 22) * 8 <= BARRIERS, "their room");
+    static_assert((2 * SLOTS + 2 * X_BARRIERS + 22) * 8 <= BARRIERS, "their room");
     static_assert((int)BYTES <= (int)RESIDENT_SHARED, "all");
 
     // Where a token row's 16 bytes of a share of x_proj lie in the row, so that eight rows' are
@@ -240,10 +243,10 @@ template <int NW> struct resident_block {
         memory = p;
         slots = shared_address(p), x_ring = slots + shape::SLOTS * shape::SLOT;
         full = slots + shape::BYTES - shape::BARRIERS, empty = full + shape::SLOTS * 8;
-        x_full = empty + shape::SLOTS * 8, x_empty = x_full + X_STAGES * 8;
-        arrived = x_empty + X_STAGES * 8, z_arrived = arrived + 8 * 8, go = z_arrived + 8 * 8,
-        y_go = go + 8, told = y_go + 8, open = told + 8, constants = open + 8,
-        limit = constants + 8;
+        x_full = empty + shape::SLOTS * 8, x_empty = x_full + shape::X_BARRIERS * 8;
+        arrived = x_empty + shape::X_BARRIERS * 8, z_arrived = arrived + 8 * 8,
+        go = z_arrived + 8 * 8, y_go = go + 8, told = y_go + 8, open = told + 8,
+        constants = open + 8, limit = constants + 8;
     }
     __device__ __forceinline__ char *slot(int i) const {
         return memory + i * shape::SLOT;
@@ -266,7 +269,7 @@ template <int NW> struct resident_block {
     __device__ __forceinline__ void init() const { // one thread
         for (int i = 0; i < shape::SLOTS; i++)
             barrier_init(full + i * 8, 1), barrier_init(empty + i * 8, RESIDENT_WARPS);
-        for (int i = 0; i < X_STAGES; i++)
+        for (int i = 0; i < shape::X_BARRIERS; i++)
             barrier_init(x_full + i * 8, X_WARPS * 32),
                 barrier_init(x_empty + i * 8, RESIDENT_WARPS);
         for (int i = 0; i < 8; i++)

@@ -235,9 +235,9 @@ template <int NW, class S> struct resident_states {
         }
     }
 
-    __device__ __forceinline__ void advance(const resident_args &a, const resident_block<NW> &b,
-                                            resident_worker<NW> &w,
-                                            const float (&z)[shape::GROUP_ROWS / 2], float by) {
+    // x_proj's sums, once they are there, to shared memory: under way.
+    __device__ __forceinline__ void ask_sums(const resident_args &a, const resident_block<NW> &b,
+                                             const resident_worker<NW> &w) const {
         barrier_wait(b.open, w.layer & 1);
         char *dt = b.staged();
         float *bc = (float *)(dt + HALF_ROWS * shape::DT_PITCH);
@@ -251,7 +251,11 @@ template <int NW, class S> struct resident_states {
         for (int i = threadIdx.x; i < b.mine * 8; i += RESIDENT_WORKERS)
             copy_async(bc + i / 8 * shape::BC_PITCH + i % 8 * 4, from_bc + i * 4, true);
         copies_commit();
-        keep_z(b, w, z, by);
+    }
+    __device__ __forceinline__ void advance(const resident_args &a, const resident_block<NW> &b,
+                                            resident_worker<NW> &w) {
+        char *dt = b.staged();
+        const float *bc = (const float *)(dt + HALF_ROWS * shape::DT_PITCH);
         copies_wait();
         workers_sync();
         deltas(b, w, dt);

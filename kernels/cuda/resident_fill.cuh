@@ -5,6 +5,7 @@
 
 #include "medium.cuh"
 #include "resident_advance.cuh"
+#include "resident_packed.cuh"
 
 namespace ssm {
 
@@ -12,7 +13,8 @@ namespace ssm {
 
 // What goes through the ring, in the order in which it is used: weights of all layers and the
 // rank's tokens' states. One warp.
-template <int NW, class S> struct ring_source {
+// P: in_proj and out_proj are packed.
+template <int NW, class S, bool P> struct ring_source {
     typedef resident_shape<NW> shape;
     typedef resident_states<NW, S> states;
     const resident_args &a;
@@ -46,32 +48,73 @@ template <int NW, class S> struct ring_source {
     __device__ __forceinline__ void fetch_maps(int layer) const {
         if (lane == 0 && layer < a.n_layers) {
             const resident_weights &l = a.weights[layer];
-            map_prefetch(&l.in), map_prefetch(&l.x), map_prefetch(&l.out);
+            map_prefetch(&l.x);
+            if (!P)
+                map_prefetch(&l.in), map_prefetch(&l.out);
         }
     }
 
-    // Slot j of a layer into the ring's slot `at`, or (-1) to L2.
-    __device__ __forceinline__ void ask(int layer, int j, int at) const {
+    // Packed: a group's rows of x or z, those of one of solo_large.cu's blocks, by the rank's
+    // (at / 2)-th 256 columns.
+    __device__ __forceinline__ void packed_in(const char *weights, int at, bool z, uint32_t full,
+                                              uint32_t to, int place) const {
+        typedef packed_shape<NW> packed;
+        const int slot = (z ? NW / 8 : 0) + b.rank * packed::TURNS + at / 2;
+        const char *from =
+            weights + ((size_t)slot * PACKED_BLOCKS + b.cluster * 2 + at % 2) * packed::TAKEN;
+        if (lane == 0 && place >= 0) {
+            barrier_expect(full, packed::TAKEN);
+            copy_run(to, from, packed::TAKEN, full, once);
+        } else if (lane == 0) {
+            prefetch_run(from, packed::TAKEN);
+        }
+    }
+    // A group's rows of out_proj, those of four of solo_large.cu's blocks, by the split's (j /
+    // 2)-th 128 columns: a lane a block's S, or E.
+    __device__ __forceinline__ void packed_out(const char *weights, int j, uint32_t full,
+                                               uint32_t to, int place) const {
+        typedef packed_shape<NW> packed;
+        enum : uint32_t { S_BYTES = packed::TILES * 512, E_BYTES = S_BYTES / 2 };
+        const int column = b.split * packed::OUT_TURNS + j / 2; // of 128
+        const int block = b.tile * 8 + j % 2 * 4 + lane % 4;
+        const bool e = lane >= 4;
+        const char *from = weights +
+                           ((size_t)(column / 4) * PACKED_BLOCKS + block) * packed::TAKEN +
+                           (e ? packed::TAKEN_E : 0) + column % 4 * (e ? E_BYTES : S_BYTES);
+        if (lane == 0 && place >= 0)
+            barrier_expect(full, packed::TAKEN);
+        __syncwarp();
+        if (lane < 8 && place >= 0)
+            copy_run(to + (e ? packed::OUT_E : 0) + lane % 4 * (e ? E_BYTES : S_BYTES), from,
+                     e ? E_BYTES : S_BYTES, full, once);
+        else if (lane < 8)
+            prefetch_run(from, e ? E_BYTES : S_BYTES);
+    }
+
+    // Slot j of a layer into the ring's slot `place`, or (-1) to L2.
+    __device__ __forceinline__ void ask(int layer, int j, int place) const {
         const resident_weights &l = a.weights[layer];
-        const uint32_t full = b.full + at * 8, to = b.slots + at * shape::SLOT;
+        const uint32_t full = b.full + place * 8, to = b.slots + place * shape::SLOT;
         const bool leads = lane == 0;
         auto expect = [&](int bytes) {
-            if (leads && at >= 0)
+            if (leads && place >= 0)
                 barrier_expect(full, (uint32_t)bytes);
         };
         auto box = [&](int offset, const CUtensorMap *map, int column, int row) {
-            if (leads && at >= 0)
+            if (leads && place >= 0)
                 copy_box(to + offset, map, column, row, full, once);
             else if (leads)
                 prefetch_box(map, column, row);
         };
         auto run = [&](bool on, int offset, const void *from, int bytes) {
-            if (on && at >= 0)
+            if (on && place >= 0)
                 copy_run(to + offset, from, (uint32_t)bytes, full, once);
             else if (on)
                 prefetch_run(from, (uint32_t)bytes);
         };
         auto in = [&](int at, int row) {
+            if constexpr (P)
+                return packed_in(a.layers[layer].packed_in, at, row > 0, full, to, place);
             const int column = (b.rank * shape::IN_PIECES + 2 * at) * PIECE;
             expect(shape::SLOT);
             box(0, &l.in, column, row + b.cluster * NW);
@@ -85,10 +128,10 @@ template <int NW, class S> struct ring_source {
             return box(0, &l.x, b.cluster * NW, j * X_PROJ_ROWS);
         }
         j -= shape::X_SLOTS;
-        if (j < shape::KEPT_SLOTS) // of z: those whose token rows are still there
+        if (!P && j < shape::KEPT_SLOTS) // of z: those whose token rows are still there
             return in(j + shape::IN_SLOTS - shape::KEPT_SLOTS, shape::INNER);
         if (j < shape::IN_SLOTS)
-            return in(j - shape::KEPT_SLOTS, shape::INNER);
+            return in(j - (P ? 0 : (int)shape::KEPT_SLOTS), shape::INNER);
         j -= shape::IN_SLOTS;
         if (j < shape::DT_SLOTS) {
             const int row = j * DT_ROWS;
@@ -108,6 +151,8 @@ template <int NW, class S> struct ring_source {
                        states::ROW_BYTES);
         }
         j -= n_states;
+        if constexpr (P)
+            return packed_out(a.layers[layer].packed_out, j, full, to, place);
         expect(shape::SLOT);
         box(0, &l.out, (b.split * shape::OUT_PIECES + j) * PIECE, b.tile * shape::TILE_ROWS);
     }
@@ -117,11 +162,11 @@ template <int NW, class S> struct ring_source {
 // that the workers hold up (ask_up_to): what blocks tell each other would queue up behind them.
 // While all that was asked for is there and no slot is free, L2 is asked for what follows, a
 // little slower than memory gives it.
-template <int NW, class S>
+template <int NW, class S, bool P>
 __device__ __forceinline__ void fill_ring(const resident_args &a, const resident_block<NW> &b) {
     typedef resident_shape<NW> shape;
     enum { PACE = shape::SLOT / 20 }; // cycles
-    const ring_source<NW, S> source(a, b);
+    const ring_source<NW, S, P> source(a, b);
     const int in_layer = source.in_layer(b.mine), n = in_layer * a.n_layers;
     turn<shape::SLOTS> slot, landing, last;
     int ahead = 0, asked_at = 0; // the next slot that L2 is not asked for yet
@@ -163,6 +208,18 @@ __device__ __forceinline__ void fill_ring(const resident_args &a, const resident
     }
 }
 
+// What these wait for, one thread for all of them: fewer ask sooner.
+__device__ __forceinline__ void hear(const resident_counts::counter *c, int target,
+                                     uint32_t barrier, int layer, int thread) {
+    if (thread == 0) {
+        count_wait(c, target);
+        barrier_arrive(barrier);
+    }
+    __syncwarp();
+    if (thread >= 32)
+        barrier_wait(barrier, layer & 1);
+}
+
 // Token rows once they are there, by X_WARPS warps: not by the copy engine, where they would queue
 // up behind the weights. A stage's barrier counts each thread's copies as they land; those that
 // multiply fence them, for a fence here would wait for all that are under way.
@@ -173,16 +230,6 @@ __device__ __forceinline__ void fill_x(const resident_args &a, const resident_bl
     turn<X_STAGES> stage;
     const int chunk = thread % 8, first = thread / 8;  // 16 bytes of every
     const int step = X_WARPS * 4, n = a.tokens / step; // so many rows
-    // One thread of a block asks: fewer ask sooner.
-    auto hear = [&](const resident_counts::counter *c, int target, uint32_t barrier, int i) {
-        if (thread == 0) {
-            count_wait(c, target);
-            barrier_arrive(barrier);
-        }
-        __syncwarp();
-        if (thread >= 32)
-            barrier_wait(barrier, i & 1);
-    };
     auto ask = [&](const bf16 *from, int pitch, int pieces) {
         from += (size_t)first * pitch + chunk * 8;
         char *to = b.x_place() + first * 128 + (chunk ^ first % 8) * 16;
@@ -201,12 +248,46 @@ __device__ __forceinline__ void fill_x(const resident_args &a, const resident_bl
     };
 #pragma unroll 1
     for (int i = 0; i < a.n_layers; i++) {
-        hear(&a.scratch->counts.input, RESIDENT_BLOCKS * (i + 1), b.go, i);
+        hear(&a.scratch->counts.input, RESIDENT_BLOCKS * (i + 1), b.go, i, thread);
         const bf16 *u = a.u + b.rank * shape::IN_PIECES * PIECE;
         ask(u, shape::WIDTH, shape::IN_PIECES);
         ask(u, shape::WIDTH, shape::IN_PIECES - X_STAGES); // z's turn: it has the last ones
-        hear(&a.scratch->counts.y[b.split], RESIDENT_TILES * (i + 1), b.y_go, i);
+        hear(&a.scratch->counts.y[b.split], RESIDENT_TILES * (i + 1), b.y_go, i, thread);
         ask(a.y + b.split * shape::OUT_PIECES * PIECE, shape::INNER, shape::OUT_PIECES);
+    }
+}
+
+// The same for packed weights: 128 columns of 16 rows a stage, u once.
+template <int NW>
+__device__ __forceinline__ void fill_x_packed(const resident_args &a, const resident_block<NW> &b,
+                                              int thread) {
+    typedef packed_shape<NW> shape;
+    enum { PARTS = 16, STEP = X_WARPS * 32 / PARTS, ROWS = RESIDENT_PACKED_ROWS };
+    turn<shape::STAGES> stage;
+    const int part = thread % PARTS, first = thread / PARTS; // 16 bytes of every STEP rows
+    char *to = b.x_place() + part / 8 * (shape::STAGE / 2);
+    auto ask = [&](const bf16 *from, int pitch, int stages) {
+        from += (size_t)first * pitch + part * 8;
+#pragma unroll 1
+        for (int p = 0; p < stages; p++) {
+            barrier_wait(b.x_empty + stage.at * 8, stage.phase ^ 1);
+#pragma unroll
+            for (int k = 0; k < ROWS; k += STEP) {
+                const int row = first + k;
+                if (row < a.tokens)
+                    copy_async(to + stage.at * shape::STAGE + row * 128 + (part % 8 ^ row % 8) * 16,
+                               from + (size_t)k * pitch + p * 2 * PIECE, true);
+            }
+            copies_arrive(b.x_full + stage.at * 8);
+            stage.next();
+        }
+    };
+#pragma unroll 1
+    for (int i = 0; i < a.n_layers; i++) {
+        hear(&a.scratch->counts.input, RESIDENT_BLOCKS * (i + 1), b.go, i, thread);
+        ask(a.u + b.rank * shape::IN_PIECES * PIECE, shape::WIDTH, shape::STAGES);
+        hear(&a.scratch->counts.y[b.split], RESIDENT_TILES * (i + 1), b.y_go, i, thread);
+        ask(a.y + b.split * shape::OUT_PIECES * PIECE, shape::INNER, shape::OUT_TURNS);
     }
 }
 

@@ -1,0 +1,290 @@
+// SPDX-License-Identifier: Apache-2.0
+// resident.cu of up to 16 rows with in_proj and out_proj in 12 bits a weight (packed.cuh): the
+// products, and what stands right behind them. Everything else is resident.cu's.
+//
+// Token rows, 16 at most, are the first operand of a warp's matrix instruction (m16n8k16), weights
+// the second, as few_packed.cu has them: unpacked in registers, times 2^90 on the other side. The
+// groups' instruction would take 64 token rows, and weights from shared memory alone.
+//
+// A slot of the ring in in_proj is one of solo_large.cu's slots as it lies there: half of the
+// cluster's rows, a group of warps', by 256 columns, a quarter of which is a warp's. So four warps'
+// sums are added up, with four of the peer's: what is the peer's goes there from each warp, the
+// rest to the group's first warp, which has the channels from then on (of 16 rows each block ends
+// eight). In out_proj a slot has a group's rows by 128 columns, a warp's its quarter of the rows.
+//
+// All of a block's columns of u stay in shared memory from x to z: stages of token rows have 128
+// columns of 16 rows, as two tiles of 128 bytes a row, 16-byte parts swapped by row.
+#ifndef SSM_KERNELS_CUDA_RESIDENT_PACKED_CUH
+#define SSM_KERNELS_CUDA_RESIDENT_PACKED_CUH
+
+#include "packed.cuh"
+#include "resident_out.cuh"
+
+namespace ssm {
+
+enum { RESIDENT_PACKED_ROWS = 16 };
+
+template <int NW> struct packed_shape : resident_shape<NW> {
+    typedef resident_shape<NW> base;
+    enum {
+        TILES = NW / 16,               // packed_tiles()
+        TAKEN = TILES * 4 * 32 * 24,   // bytes of solo_large.cu's slot, a block's
+        TAKEN_E = TILES * 4 * 32 * 16, // where its E begin
+        OUT_ROWS = NW / 4,             // of out_proj, a block's
+        OUT_FULL = OUT_ROWS / 8,       // tiles of each 64 columns; four rows may be left
+        MIXED = OUT_ROWS % 8 != 0,
+        OUT_E = TAKEN_E, // of four blocks' rows by 128 columns
+        STAGE = RESIDENT_PACKED_ROWS * 256,
+        STAGES = base::IN_SLOTS,
+        TURNS = base::IN_PIECES / 4,          // of 256 columns
+        OUT_TURNS = base::OUT_PIECES / 2,     // of 128
+        PART = TILES * 256,                   // bytes of a warp's sums of eight tokens
+        PARTS = X_STAGES * X_STAGE - 6 * PART // where those that stay here lie behind the stages
+    };
+    static_assert((int)TAKEN <= (int)base::SLOT, "a slot");
+    static_assert((int)TILES == (int)base::IN_BLOCKS, "a group's rows are a block's there");
+    static_assert(STAGES * STAGE <= PARTS, "stages");
+    static_assert((int)STAGES <= (int)base::X_BARRIERS, "barriers");
+    // A group never looks at slots that are the other's: before it looks at a place again, what was
+    // asked for right behind them must have come.
+    static_assert((int)base::SLOTS_FLIGHT < (int)base::SLOTS, "turns");
+};
+
+#if SSM_HOPPER
+
+__device__ __forceinline__ void arrive_twice(uint32_t barrier) {
+    asm volatile("{\n.reg .b64 token;\n"
+                 "mbarrier.arrive.shared.b64 token, [%0], 2;\n}" ::"r"(barrier)
+                 : "memory");
+}
+
+template <int NW> struct packed_worker {
+    typedef packed_shape<NW> shape;
+    enum { TILES = shape::TILES };
+    const resident_block<NW> &b;
+    resident_worker<NW> &w;
+    turn<shape::STAGES> x;
+    int part; // of a slot's columns, or rows
+
+    __device__ __forceinline__ packed_worker(const resident_block<NW> &block,
+                                             resident_worker<NW> &worker)
+        : b(block), w(worker), part(worker.warp % 4) {
+    }
+    // A lane's sixteen columns of 64, of tokens g and g + 8.
+    struct operand {
+        uint4 v[2][2];
+    };
+    __device__ __forceinline__ void load(operand &o, int stage, int tile) const {
+        const char *at = b.x_place() + stage * shape::STAGE + tile * (shape::STAGE / 2);
+#pragma unroll
+        for (int t = 0; t < 2; t++) {
+#pragma unroll
+            for (int u = 0; u < 2; u++)
+                o.v[t][u] =
+                    given(*(const uint4 *)(at + (t * 8 + w.g) * 128 + ((2 * w.q + u) ^ w.g) * 16));
+        }
+    }
+    static __device__ __forceinline__ void multiply(float (&c)[4], const operand &o,
+                                                    const uint4 &lower, const uint2 &upper) {
+#pragma unroll
+        for (int u = 0; u < 2; u++) {
+            const uint4 v = u ? unpack(make_uint2(lower.z, lower.w), upper.y)
+                              : unpack(make_uint2(lower.x, lower.y), upper.x);
+            const uint4 &s = o.v[0][u], &t = o.v[1][u];
+            mma(c, s.x, t.x, s.y, t.y, v.x, v.y);
+            mma(c, s.z, t.z, s.w, t.w, v.z, v.w);
+        }
+    }
+    // The group's next slot; bits: of sums that all that was read has gone into.
+    __device__ __forceinline__ int slot_wait() {
+        if (w.group)
+            w.slot.next();
+        barrier_wait(b.full + w.slot.at * 8, w.slot.phase);
+        return w.slot.at;
+    }
+    __device__ __forceinline__ void slot_done(uint32_t bits) {
+        if (w.lane == 0)
+            arrive_twice(b.empty + w.slot.at * 8 + (bits & w.zero));
+        w.slot.next();
+        if (!w.group)
+            w.slot.next();
+    }
+
+    // in_proj's rows of x, or z: [4 i + ...] as columns()' sums, of a quarter of the columns.
+    __device__ __forceinline__ void in_columns(bool is_z, float (&acc)[4 * TILES]) {
+        float(&c)[TILES][4] = (float(&)[TILES][4])acc;
+        operand o;
+#pragma unroll 1
+        for (int i = 0; i < shape::TURNS; i++) {
+            if (part / 2)
+                x.next();
+            barrier_wait(b.x_full + x.at * 8, x.phase);
+            load(o, x.at, part % 2);
+            const char *from = b.slot(slot_wait());
+            const uint4 *s = (const uint4 *)from + part * TILES * 32 + w.lane;
+            const uint2 *e = (const uint2 *)(from + shape::TAKEN_E) + part * TILES * 32 + w.lane;
+            uint32_t bits = 0;
+#pragma unroll
+            for (int t = 0; t < TILES; t++)
+                multiply(c[t], o, s[t * 32], e[t * 32]);
+#pragma unroll
+            for (int t = 0; t < TILES; t++)
+                bits |= __float_as_uint(c[t][0]);
+            __syncwarp();
+            if (w.lane == 0 && is_z)
+                arrive_twice(b.x_empty + x.at * 8 + (bits & w.zero));
+            slot_done(bits);
+            x.next();
+            if (part / 2 == 0)
+                x.next();
+        }
+        if (!is_z)
+            x.phase ^= 1; // as it was
+    }
+
+    // The peer's tokens' sums to it, the own ones to the group's first warp. place: for the peer's.
+    __device__ __forceinline__ void give(const float (&acc)[4 * TILES], char *place,
+                                         uint32_t barriers) const {
+        to_peer(b, w, acc, place, barriers);
+        if (part > 0) {
+            float2 *to = (float2 *)(parts() + (part - 1) * shape::PART) + w.lane;
+#pragma unroll
+            for (int i = 0; i < TILES; i++)
+                to[i * 32] = b.rank ? make_float2(acc[4 * i + 2], acc[4 * i + 3])
+                                    : make_float2(acc[4 * i], acc[4 * i + 1]);
+        }
+        asm volatile("bar.sync %0, 128;" ::"r"(w.group + 2) : "memory");
+    }
+    __device__ __forceinline__ char *parts() const {
+        return b.x_place() + shape::PARTS + w.group * 3 * shape::PART;
+    }
+    // By the group's first warp, once the peer's are there.
+    __device__ __forceinline__ void wait_peer(uint32_t barriers) const {
+#pragma unroll
+        for (int k = 0; k < 4; k++)
+            barrier_wait(barriers + (w.warp + k) * 8, w.layer & 1);
+    }
+    // The i-th pair of channels, all columns: as both().
+    __device__ __forceinline__ uint32_t all(const float (&acc)[4 * TILES], const char *place, int i,
+                                            float by) const {
+        float2 v[8];
+        v[0] = b.rank ? make_float2(acc[4 * i + 2], acc[4 * i + 3])
+                      : make_float2(acc[4 * i], acc[4 * i + 1]);
+#pragma unroll
+        for (int k = 1; k < 4; k++)
+            v[k] = ((const float2 *)(parts() + (k - 1) * shape::PART))[w.lane + i * 32];
+#pragma unroll
+        for (int k = 0; k < 4; k++)
+            v[4 + k] = ((const float2 *)(place + (w.warp + k) * shape::PART))[w.lane + i * 32];
+#pragma unroll
+        for (int k = 0; k < 8; k += 4) {
+            v[k].x = (v[k].x + v[k + 1].x) + (v[k + 2].x + v[k + 3].x);
+            v[k].y = (v[k].y + v[k + 1].y) + (v[k + 2].y + v[k + 3].y);
+        }
+        return pack_bf16((v[0].x + v[4].x) * by, (v[0].y + v[4].y) * by);
+    }
+
+    // in_proj_x() and what follows it there.
+    __device__ __forceinline__ float in_proj_x(const resident_args &a,
+                                               uint32_t (&raw)[shape::IN_BLOCKS]) {
+        resident_taps<NW> conv;
+        conv.ask(a, b, w);
+        const int token = token_of(b.rank, w.own_place());
+        barrier_wait(b.go, w.layer & 1);
+        const float4 squares = load_shared_sum(&a.scratch->squares[token][w.q * 4]);
+        float acc[4 * TILES] = {};
+        in_columns(false, acc);
+        give(acc, b.peer_place(), b.arrived);
+        const float by = scale_of<NW>(a, squares) * a.layers[w.layer].packed_in_by;
+        if (part == 0) {
+            wait_peer(b.arrived);
+            uint32_t *to = (uint32_t *)(b.x() + w.own_place() * shape::PITCH) +
+                           (w.group * shape::GROUP_ROWS + 2 * w.q) / 2;
+#pragma unroll
+            for (int i = 0; i < shape::IN_BLOCKS; i++) {
+                raw[i] = all(acc, b.peer_place(), i, by);
+                to[i * 4] = conv.convolve(i, raw[i]);
+            }
+        }
+        workers_sync();
+        if (threadIdx.x == 0)
+            b.ask_up_to(w.first + shape::IN_SLOTS + shape::X_SLOTS);
+        return by;
+    }
+    __device__ __forceinline__ void keep_z(const float (&acc)[4 * TILES], float by) const {
+        if (part > 0)
+            return;
+        const char *place = b.peer_place() + shape::FROM_PEER;
+        wait_peer(b.z_arrived);
+        uint32_t *z = (uint32_t *)(b.z() + w.own_place() * shape::PITCH) +
+                      (w.group * shape::GROUP_ROWS + 2 * w.q) / 2;
+#pragma unroll
+        for (int i = 0; i < shape::IN_BLOCKS; i++)
+            z[i * 4] = all(acc, place, i, by);
+    }
+
+    __device__ __forceinline__ void out_proj_shares(const resident_args &a) {
+        enum { FULL = shape::OUT_FULL };
+        float c[FULL][4] = {}, mixed[2][4] = {};
+#pragma unroll 1
+        for (int i = 0; i < shape::OUT_TURNS; i++) {
+            if (i == shape::OUT_TURNS - 1 && threadIdx.x == 0)
+                b.ask_up_to(w.first + w.in_layer);
+            operand o[2];
+            barrier_wait(b.x_full + x.at * 8, x.phase);
+            load(o[0], x.at, 0), load(o[1], x.at, 1);
+            const char *from = b.slot(slot_wait());
+            const uint4 *s = (const uint4 *)from + part * TILES * 32 + w.lane;
+            const uint2 *e = (const uint2 *)(from + shape::OUT_E) + part * TILES * 32 + w.lane;
+#pragma unroll
+            for (int r = 0; r < 2; r++) {
+#pragma unroll
+                for (int f = 0; f < FULL; f++)
+                    multiply(c[f], o[r], s[(r * FULL + f) * 32], e[(r * FULL + f) * 32]);
+            }
+            if (shape::MIXED) {
+                const uint4 lower = s[2 * FULL * 32];
+                const uint2 upper = e[2 * FULL * 32];
+                multiply(mixed[0], o[0], lower, upper), multiply(mixed[1], o[1], lower, upper);
+            }
+            uint32_t bits = __float_as_uint(mixed[0][0]) | __float_as_uint(mixed[1][0]);
+#pragma unroll
+            for (int f = 0; f < FULL; f++)
+                bits |= __float_as_uint(c[f][0]);
+            __syncwarp();
+            if (w.lane == 0)
+                barrier_arrive(b.x_empty + x.at * 8 + (bits & w.zero));
+            slot_done(bits);
+            x.next();
+        }
+        const float by = a.layers[w.layer].packed_out_by;
+        float *to = shares_of<NW>(a) + (size_t)(b.split * RESIDENT_ROWS + w.g) * shape::WIDTH +
+                    b.tile * shape::TILE_ROWS + w.group * NW + part * shape::OUT_ROWS + 2 * w.q;
+#pragma unroll
+        for (int t = 0; t < 2; t++) {
+            float *row = to + (size_t)t * 8 * shape::WIDTH;
+            const bool live = w.g + 8 * t < a.tokens;
+#pragma unroll
+            for (int f = 0; f < FULL; f++) {
+                if (live)
+                    *(float2 *)(row + f * 8) = make_float2(c[f][2 * t] * by, c[f][2 * t + 1] * by);
+            }
+            if (shape::MIXED) { // four rows of the first 64 columns, the same of the second
+                const float lo = __shfl_down_sync(~0u, mixed[1][2 * t], 2);
+                const float hi = __shfl_down_sync(~0u, mixed[1][2 * t + 1], 2);
+                if (live && w.q < 2)
+                    *(float2 *)(row + FULL * 8) =
+                        make_float2((mixed[0][2 * t] + lo) * by, (mixed[0][2 * t + 1] + hi) * by);
+            }
+        }
+        workers_sync();
+        if (threadIdx.x == 0)
+            count_up(&a.scratch->counts.shares[b.tile]);
+    }
+};
+
+#endif
+
+} // namespace ssm
+
+#endif
