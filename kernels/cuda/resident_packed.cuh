@@ -45,9 +45,11 @@ template <int NW> struct packed_shape : resident_shape<NW> {
     static_assert((int)TILES == (int)base::IN_BLOCKS, "a group's rows are a block's there");
     static_assert(STAGES * STAGE <= PARTS, "stages");
     static_assert((int)STAGES <= (int)base::X_BARRIERS, "barriers");
-    // A group never looks at slots that are the other's: before it looks at a place again, what was
-    // asked for right behind them must have come.
-    static_assert((int)base::SLOTS_FLIGHT < (int)base::SLOTS, "turns");
+    // A group never waits for the other's slots. Before it comes to such a place again, one or two
+    // turns on from what it waited for last, that slot must have come, or the wait, which knows odd
+    // passes from even ones alone, would end too soon: of what is asked for behind it, only
+    // SLOTS_FLIGHT can be under way with it.
+    static_assert((int)base::SLOTS_FLIGHT + 2 <= (int)base::SLOTS, "turns");
 };
 
 #if SSM_HOPPER
