@@ -38,9 +38,19 @@ static void on_work(uv_work_t *work) {
 
 static void on_worked(uv_work_t *work, int status);
 
+// Whether the first in line may begin: alone always, beside others if there is memory for it.
+static bool may_start(loop *l, encode *e) {
+    if (l->n_encodes >= encode_share(l->server->n_loops)) {
+        return false;
+    }
+    const size_t bytes = ENCODE_SCRATCH * e->bytes;
+    e->scratch = budget_take(&l->server->budget, bytes) ? bytes : 0;
+    return e->scratch > 0 || l->n_encodes == 0;
+}
+
 static void start_next(loop *l) {
     encode *e = l->encodes;
-    if (e && l->n_encodes < encode_share(l->server->n_loops)) {
+    if (e && may_start(l, e)) {
         l->encodes = e->next;
         l->n_encodes++;
         const int rc = uv_queue_work(&l->uv, &e->work, on_work, on_worked);
@@ -54,6 +64,7 @@ static void on_worked(uv_work_t *work, int status) {
     loop *l = e->loop;
     l->n_works--;
     l->n_encodes--;
+    budget_give(&l->server->budget, e->scratch);
     start_next(l);
     e->done(e);
 }
@@ -76,6 +87,7 @@ int encode_start(encode *e, loop *l) {
     }
     e->work.data = e;
     e->loop = l;
+    e->bytes = bytes;
     if (bytes > ENCODE_INLINE) {
         join(l, e);
         return 1;

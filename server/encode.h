@@ -5,7 +5,8 @@
 // A text of many megabytes has its thread for seconds, and calls at sessions are on the pool, too.
 // So the loops together have ENCODES_AT_ONCE there and keep the others in line themselves, and the
 // pool has threads beyond these: beside eight clients with 10 MB each a look at a session took 3 to
-// 5 s while all shared libuv's four threads.
+// 5 s while all shared libuv's four threads. One begins beside others only if --max-request-memory
+// has room for what it needs meanwhile: four texts of 4 MB would take 200 MB of a small container.
 #ifndef SSMD_ENCODE_H
 #define SSMD_ENCODE_H
 
@@ -21,6 +22,7 @@ enum {
     ENCODE_INLINE = 64 << 10,
     ENCODES_AT_ONCE = 4, // 30 MB/s or so, more than any engine reads; at least one a loop
     ENCODE_OTHERS = 4,   // threads that are left to others
+    ENCODE_SCRATCH = 8,  // bytes that a text's byte takes while it is tokenized, about
 };
 
 typedef struct encode_item {
@@ -37,14 +39,15 @@ typedef struct encode {
     // Makes the texts first, where the texts become ids; NULL: they are there. 0 or a code.
     int (*prepare)(struct encode *e);
     size_t prepare_bytes; // about what it has to read
-    // Makes of the ids what is wanted, where they were made; NULL: nothing.
+    // Makes of the ids what is wanted, where they were made, or fails (rc, err); NULL: nothing.
     void (*finish)(struct encode *e);
     int rc; // out: 0 or the first failure's code
     ssm_error err;
     void (*done)(struct encode *e); // on the loop thread
     void *owner;
     struct loop *loop;
-    struct encode *next; // of the loop's line
+    struct encode *next;   // of the loop's line
+    size_t bytes, scratch; // to read; of the budget, meanwhile
     uv_work_t work;
 } encode;
 

@@ -76,22 +76,40 @@ def test_in_the_company_of_other_models(client, served_models):
 # ---- long texts
 
 
-def test_long_texts_do_not_hold_up_sessions(client):
-    """Twelve texts of 4 MB are in line; a session is looked at and forked before most are read."""
-    client.complete("ROMEO:", session="beside", max_tokens=1)
-    body = b'{"content":"%s"}' % (b"What light through yonder window breaks? " * 100_000)
-    texts = [client.raw() for _ in range(12)]
+LONG_TEXT = b'{"content":"%s"}' % (b"What light through yonder window breaks? " * 100_000)
+
+
+def send_texts(client, n):
+    texts = [client.raw() for _ in range(n)]
     for raw in texts:
-        raw.send_request("POST", "/tokenize", body, client.header_lines())
+        raw.send_request("POST", "/tokenize", LONG_TEXT, client.header_lines())
+    return texts
+
+
+def test_long_texts_do_not_hold_up_sessions(start):
+    """Twelve texts of 4 MB are in line; a session is looked at and forked before most are read."""
+    client = start("--max-request-memory", "2G").client
+    client.complete("ROMEO:", session="beside", max_tokens=1)
+    texts = send_texts(client, 12)
     assert client.get("/v1/sessions/beside").status == 200
     assert client.post("/v1/sessions/beside/fork", {"id": "besides"}).status == 201
     answered = select.select([raw.socket for raw in texts], [], [], 0)[0]
     for raw in texts:
         assert raw.read_answer()[0] == 200
         raw.close()
-    for name in ("beside", "besides"):
-        client.request("DELETE", f"/v1/sessions/{name}")
     assert len(answered) < 8
+
+
+def test_long_lists_that_nobody_reads_take_bounded_memory(start):
+    """Texts, their ids and answers count until they are sent: what does not fit is told to come again."""
+    server = start("--max-request-memory", "64M", "--cache-bytes", "16M")
+    texts = send_texts(server.client, 16)
+    answers = [raw.read_answer() for raw in texts]
+    assert {status for status, *_ in answers} == {200, 503}
+    for raw in texts:
+        raw.close()
+    assert server.resident_bytes("VmHWM") < 192 << 20
+    wait_until(lambda: server.client.post("/tokenize", LONG_TEXT).status == 200, 10, "one fits again")
 
 
 def test_many_ids_do_not_hold_up_others(client):
