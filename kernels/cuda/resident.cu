@@ -264,9 +264,9 @@
 //
 // Weights in 12 bits (packed.cuh) for more rows: unpacked in the ring by four more warps they gave
 // the same bits, but b8 1.91 ms (1.78), b64 2.29 (2.25); without unpacking, wrong sums, 1.63
-// and 2.08. As wgmma's first operand, unpacked to registers, b8 2.21, b64 2.71 (large-steps.md has
-// both). What resident_packed.cuh does would need, for 32 rows, 80 KB of token rows and 40 KB of
-// the peer's sums.
+// and 2.08. As wgmma's first operand, unpacked to registers, b8 2.21, b64 2.71. By
+// resident_packed.cuh for 32 rows, token rows fetched twice for want of room, b24 2.05 (1.91), b32
+// 2.13 (2.00). large-steps.md has all three.
 #include <type_traits>
 
 #include "clusters.cuh"
