@@ -155,20 +155,16 @@ template <class SHAPE> struct few_packed_worker {
         barrier_wait(shared_address(ring.full + at), phase);
         const uint4 *s = (const uint4 *)from + part * TILES * 32 + lane;
         const uint2 *e = (const uint2 *)(from + SHAPE::E_AT) + part * TILES * 32 + lane;
+        const uint4 none[2] = {};
         uint32_t bits = 0;
 #pragma unroll
         for (int t = 0; t < TILES; t++) {
             const uint4 lower = s[t * 32];
             const uint2 upper = e[t * 32];
-#pragma unroll
-            for (int u = 0; u < 2; u++) {
-                const uint4 w = u ? unpack(make_uint2(lower.z, lower.w), upper.y)
-                                  : unpack(make_uint2(lower.x, lower.y), upper.x);
-                const uint4 x0 = v[0][u];
-                const uint4 x1 = PARTS > 1 ? v[PARTS - 1][u] : make_uint4(0, 0, 0, 0);
-                mma(c[t], x0.x, x1.x, x0.y, x1.y, w.x, w.y);
-                mma(c[t], x0.z, x1.z, x0.w, x1.w, w.z, w.w);
-            }
+            if constexpr (PARTS > 1)
+                multiply_packed(c[t], v[0], v[1], lower, upper);
+            else
+                multiply_packed(c[t], v[0], none, lower, upper);
         }
 #pragma unroll
         for (int t = 0; t < TILES; t++)

@@ -54,6 +54,19 @@ __device__ __forceinline__ uint32_t given(uint32_t two) {
 __device__ __forceinline__ uint4 given(const uint4 &v) {
     return make_uint4(given(v.x), given(v.y), given(v.z), given(v.w));
 }
+// c [16 token rows][8 weight rows] += a lane's sixteen columns of 64 (packed_format.h) of a tile of
+// weights, times its token rows' g and g + 8, two sixteen-byte parts of each.
+__device__ __forceinline__ void multiply_packed(float (&c)[4], const uint4 (&row)[2],
+                                                const uint4 (&row8)[2], const uint4 &lower,
+                                                const uint2 &upper) {
+#pragma unroll
+    for (int u = 0; u < 2; u++) {
+        const uint4 v = u ? unpack(make_uint2(lower.z, lower.w), upper.y)
+                          : unpack(make_uint2(lower.x, lower.y), upper.x);
+        mma(c, row[u].x, row8[u].x, row[u].y, row8[u].y, v.x, v.y);
+        mma(c, row[u].z, row8[u].z, row[u].w, row8[u].w, v.z, v.w);
+    }
+}
 // What their sums are multiplied by. by: packed_by(), a bf16 twice.
 inline float packed_taken(uint32_t by) {
     union {

@@ -88,14 +88,7 @@ template <int NW> struct packed_worker {
     }
     static __device__ __forceinline__ void multiply(float (&c)[4], const operand &o,
                                                     const uint4 &lower, const uint2 &upper) {
-#pragma unroll
-        for (int u = 0; u < 2; u++) {
-            const uint4 v = u ? unpack(make_uint2(lower.z, lower.w), upper.y)
-                              : unpack(make_uint2(lower.x, lower.y), upper.x);
-            const uint4 &s = o.v[0][u], &t = o.v[1][u];
-            mma(c, s.x, t.x, s.y, t.y, v.x, v.y);
-            mma(c, s.z, t.z, s.w, t.w, v.z, v.w);
-        }
+        multiply_packed(c, o.v[0], o.v[1], lower, upper);
     }
     // The group's next slot; bits: of sums that all that was read has gone into.
     __device__ __forceinline__ int slot_wait() {
