@@ -127,7 +127,7 @@ __device__ __forceinline__ void few_packed_ask(const few_args &a, const char *we
     }
 }
 
-// A warp that multiplies. mine: its sums, of this lane's token and weight rows.
+// A warp that multiplies.
 template <class SHAPE> struct few_packed_worker {
     enum { TILES = SHAPE::TILES, PARTS = SHAPE::PARTS };
     const few_args &a;
@@ -176,7 +176,7 @@ template <class SHAPE> struct few_packed_worker {
         if ((at += 2) >= ring.n_slots)
             at -= ring.n_slots, phase ^= 1;
     }
-    // To [row] of the lane's token.
+    // Sums to [row] of the lane's token, times `by`.
     __device__ __forceinline__ void store(const float (&c)[TILES][4], float *mine, float by) const {
         const auto put = [&](int row, float lo, float hi, bool on) {
             if (on && g < a.batch)

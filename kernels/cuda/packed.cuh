@@ -35,6 +35,10 @@
 
 namespace ssm {
 
+// What such weights, times 2^-base and some of them subnormal, are multiplied by is given this, so
+// that sums are far from that.
+constexpr float PACKED_GIVEN = 0x1p90f;
+
 // A unit's weights in bf16, in order, times 2^-base.
 __device__ __forceinline__ uint4 unpack(uint2 s, uint32_t e) {
     enum : uint32_t { KEPT = 0x87ff87ff };
@@ -45,7 +49,7 @@ __device__ __forceinline__ uint4 unpack(uint2 s, uint32_t e) {
     return make_uint4(s.x & KEPT, s.y & KEPT, e & KEPT, last);
 }
 
-// Two bf16 that such weights are multiplied by, times 2^90.
+// Two bf16 times PACKED_GIVEN.
 __device__ __forceinline__ uint32_t given(uint32_t two) {
     uint32_t v;
     asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(v) : "r"(two), "r"(0x6c806c80u));
@@ -73,7 +77,7 @@ inline float packed_taken(uint32_t by) {
         uint32_t bits;
         float v;
     } one = {by << 16};
-    return one.v * 0x1p-90f;
+    return one.v / PACKED_GIVEN;
 }
 
 } // namespace ssm

@@ -90,13 +90,14 @@ template <int NW> struct packed_worker {
                                                     const uint4 &lower, const uint2 &upper) {
         multiply_packed(c, o.v[0], o.v[1], lower, upper);
     }
-    // The group's next slot; bits: of sums that all that was read has gone into.
+    // The group's next slot, once it is there.
     __device__ __forceinline__ int slot_wait() {
         if (w.group)
             w.slot.next();
         barrier_wait(b.full + w.slot.at * 8, w.slot.phase);
         return w.slot.at;
     }
+    // bits: of sums that all that was read of it has gone into (give_back).
     __device__ __forceinline__ void slot_done(uint32_t bits) {
         if (w.lane == 0)
             arrive_twice(b.empty + w.slot.at * 8 + (bits & w.zero));

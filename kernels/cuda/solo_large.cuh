@@ -73,11 +73,10 @@ template <int M, class S, bool P> struct large_shape {
         YS = US + M / 2,                         // [INNER / 2]
         PACKETS = YS + INNER / 2,
     };
-    // Packed weights are multiplied as they are unpacked, times 2^-base, some of them subnormal, by
-    // numbers times 2^90, so that sums are far from that. What both leave is taken from the sums.
-    static constexpr float GIVEN = P ? 0x1p90f : 1;
+    // What packed weights are multiplied by carries; that and 2^-base are taken from the sums.
+    static constexpr float GIVEN = P ? PACKED_GIVEN : 1;
     static __device__ __forceinline__ float taken(uint32_t by) {
-        return P ? low_half(by) * 0x1p-90f : 1;
+        return P ? low_half(by) / PACKED_GIVEN : 1;
     }
     static_assert(INNER % (8 * BLOCKS) == 0 && N_X % 32 == 0 && X_WARPS >= 2, "warps");
     static_assert(OUT_ROWS <= 32 && OUT_ROWS % 4 == 0, "lanes");
