@@ -50,6 +50,9 @@
 //     wgmma and in pieces, norms a warp a
 //     row, convolution and tails in one
 //   + warps in roles (scan_roles.cu)         2.71 / 10.7  24.9 / 181     - / 10.6      22.2 / 170
+//   + products with the norm (wide.cuh),     2.02 / 9.9   22.1 / 166 to 173
+//     quarters, conv_xproj.cu
+//   + decays in the states (scan_wgmma.cu)                22.0 / 165 to 170
 //
 // A traced layer of the step before the last, us: 2.8b 8 x 2,048: in_proj 1,038 (827 TFLOP/s), scan
 // 996, out_proj 555 (774), convolution 134, norm 73, x_proj 53; one prompt: 132, 206 in three

@@ -74,6 +74,19 @@ template <int C> struct scan_pairs {
 // scan.cu: bf16, 16 states, a width that the tuned scans take
 bool scan_fits(const device *d);
 
+// How whole prompts are scanned: channels a block, of which an SM holds one.
+struct scan_form {
+    int channels, most_rank;
+    size_t shared;
+    float cycles; // a token, measured
+    cudaError_t (*run)(device *d, int layer, const batch &b);
+};
+// The one of fewer cycles for so many prompts; a may be NULL.
+const scan_form *scan_better(const device *d, int32_t n_spans, const scan_form *a,
+                             const scan_form *b);
+// scan_wgmma.cu's best, or NULL.
+const scan_form *scan_wgmma_form(const device *d, int32_t n_spans);
+
 // scan_roles.cu: whole prompts, where that takes less than so many cycles a token.
 bool scan_roles_win(const device *d, int32_t n_spans, float cycles);
 cudaError_t scan_roles(device *d, int layer, const batch &b);

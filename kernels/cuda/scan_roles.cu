@@ -95,6 +95,10 @@
 // - one scan warp of five groups a scheduler 686. Without the read ahead at a tile's end, which is
 //   for nothing, 631, where 626 with it (both with places of vectors from a table).
 //
+// On Hopper scan_wgmma.cu's forms take fewer cycles where blocks of 128 channels and more fill the
+// card; which form it is, is decided here. What is said above of 8 x 2,048 was measured before
+// them.
+//
 // In a step of 8 x 2,048 of 2.8b this kernel runs at 1.44 GHz (median of clocks read within it;
 // alone 1.78), for one prompt at 1.55, which is what it takes longer there.
 #include "scan_quarters.cuh"
@@ -138,38 +142,35 @@ template <class B> static cudaError_t run(device *d, int layer, const batch &b) 
     });
 }
 
-struct form {
-    int channels, most_rank;
-    size_t shared;
-    float cycles; // a token, measured
-    cudaError_t (*run)(device *d, int layer, const batch &b);
-};
-template <class B> static constexpr form form_of(int most_rank, float cycles) {
+template <class B> static constexpr scan_form form_of(int most_rank, float cycles) {
     return {B::form::CHANNELS, most_rank, B::form::BYTES, cycles, run<B>};
 }
-static const form forms[] = {
+static const scan_form forms[] = {
     form_of<scan_quarters<2, 1, 8, 2>>(64, 39), // G, PARTS, MAKERS, DT
     form_of<scan_quarters<5, 2, 8, 5>>(160, 85),
     form_of<scan_block<3, 4, 8, 4, 2, 5>>(160, 282), // C, FULL, WARPS, TEAMS, SIZE, DT
     form_of<scan_block<1, 12, 12, 6, 2, 2>>(64, 174),
 };
 
-static float cycles(const device *d, int32_t n_spans, const form &f) {
+static float cycles(const device *d, int32_t n_spans, const scan_form &f) {
     return (float)ceil_div(n_spans * ceil_div(d->g.d_inner, f.channels), d->n_sms) * f.cycles;
 }
 
-static const form *choose(const device *d, int32_t n_spans) {
-    const form *best = NULL;
-    for (const form &f : forms) {
-        const bool fits = d->g.dt_rank <= f.most_rank && f.shared + 1024 <= d->shared_sm;
-        if (fits && (!best || cycles(d, n_spans, f) < cycles(d, n_spans, *best)))
-            best = &f;
-    }
+const scan_form *scan_better(const device *d, int32_t n_spans, const scan_form *a,
+                             const scan_form *b) {
+    const bool fits = d->g.dt_rank <= b->most_rank && b->shared + 1024 <= d->shared_sm;
+    return fits && (!a || cycles(d, n_spans, *b) < cycles(d, n_spans, *a)) ? b : a;
+}
+
+static const scan_form *choose(const device *d, int32_t n_spans) {
+    const scan_form *best = scan_wgmma_form(d, n_spans);
+    for (const scan_form &f : forms)
+        best = scan_better(d, n_spans, best, &f);
     return best;
 }
 
 bool scan_roles_win(const device *d, int32_t n_spans, float others) {
-    const form *f = choose(d, n_spans);
+    const scan_form *f = choose(d, n_spans);
     return f && cycles(d, n_spans, *f) < others;
 }
 

@@ -146,8 +146,8 @@ static int32_t long_plan(int32_t vocab, int which, bool fresh, int32_t *tokens,
     return n;
 }
 
-// So many channels that one prompt fills a card, or four do (scan_roles.cu's forms); no multiple
-// of any block's. The second: of blocks of 16.
+// So many channels that one prompt fills a card, or four do (scan_roles.cu's forms), or eight
+// (scan_wgmma.cu); no multiple of any block's. The second: of blocks of 16.
 const small_shape broad = {.name = "mamba broad",
                            .kind = SSM_BLOCK_MAMBA,
                            .n_layers = 1,

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Steps of more than 64 rows and prompts at widths of published models, at odd counts: xproj.cu's
-// forms against the reference. Prompts that conv_xproj.cu takes: the same bits at any place and
-// beside a decode row, which sends them another way, and near what they come to alone.
+// forms against the reference. Prompts that conv_xproj.cu or scan_wgmma.cu take: the same bits at
+// any place and beside a decode row, which sends the first another way, and near what they come to
+// alone.
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -76,11 +77,12 @@ START_TEST(many_rows_and_prompts_of_published_widths_agree) {
 }
 END_TEST
 
-// ---- conv_xproj.cu
+// ---- conv_xproj.cu, scan_wgmma.cu
 
 enum { MOST_PROMPTS = 12, MOST_TOKENS = 16384, BOTH_SLOTS = 40 };
 
-// Prompts apart from each other in tiles of 72, prompts that must share tiles, tiles of 128 and 64.
+// Prompts apart from each other in tiles of 72, prompts that must share tiles, tiles of 128 and 64;
+// every other plan with fp16 states.
 static const struct joint_plan {
     int shape, n;
     int32_t lengths[MOST_PROMPTS];
@@ -90,6 +92,12 @@ static const struct joint_plan {
     {0, 5, {5000, 4097, 3, 4100, 700}},
     {4, 5, {2000, 3, 1500, 65, 400}},
     {4, 5, {5000, 4097, 3, 4100, 1600}},
+    // scan_wgmma.cu's forms, in their order: 320 channels a block, 256, 192, 128 twice
+    {4, 8, {300, 1, 17, 64, 333, 2, 16, 47}},
+    {3, 8, {15, 301, 1, 32, 33, 160, 3, 700}},
+    {2, 8, {2, 65, 400, 18, 31, 1, 256, 129}},
+    {4, 3, {700, 5, 161}},
+    {1, 8, {16, 90, 1, 257, 513, 4, 30, 79}},
 };
 enum { N_JOINT = sizeof joint_plans / sizeof joint_plans[0] };
 
@@ -137,8 +145,8 @@ START_TEST(prompts_of_a_large_step_are_the_same_bits_in_any_company) {
     small_model m;
     rig r;
     small_model_create(&m, &published[plan->shape], SSM_DTYPE_BF16, 61);
-    rig_open_for(&r, "cuda", &m.weights, SSM_DTYPE_BF16, SSM_DTYPE_F32, BOTH_SLOTS + 1, 64,
-                 MOST_TOKENS);
+    rig_open_for(&r, "cuda", &m.weights, SSM_DTYPE_BF16, _i % 2 ? SSM_DTYPE_F16 : SSM_DTYPE_F32,
+                 BOTH_SLOTS + 1, 64, MOST_TOKENS);
     for (int turn = 0; turn < 4; turn++) { // the last with a decode row
         const bool row = turn == 3;
         step_joint(&r, plan, turn, row, true);
