@@ -388,7 +388,8 @@ cudaError_t xproj(device *d, int layer, const batch &b);
 // resident.cu: all layers of such a step of Mamba-1 in one launch
 bool resident_room(const device *d); // once, at opening: whether the card holds all its blocks
 bool resident_fits(const device *d, int32_t n);
-size_t resident_bytes(const device *d); // of its scratch; 0: never used
+int32_t resident_rows(const device *d, int32_t n); // of a step that is best for n rows; 0: others'
+size_t resident_bytes(const device *d);            // of its scratch; 0: never used
 cudaError_t resident_layers(device *d, const batch &b);
 
 // advance_replay.cu, advance_replay_fold.cu: Mamba-1's fp32 states in steps of so many rows, which

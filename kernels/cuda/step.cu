@@ -170,12 +170,11 @@ static int capture(device *d, int32_t bucket, int turn, cudaGraphExec_t *out, ss
     return 0;
 }
 
-// Rows that n decode rows are rounded up to. 2.8b: eight in one launch (resident.cu) take 1.75 ms,
-// four by few.cu 2.55.
+// Rows that n decode rows are rounded up to.
 static int32_t decode_bucket(const device *d, int32_t n) {
-    const int32_t bucket = step_bucket(n), next = 2 * bucket;
-    const bool room = next <= d->max_rows && next <= step_bucket(d->max_tokens);
-    return bucket == 4 && d->g.d_model == 2560 && room && resident_fits(d, next) ? next : bucket;
+    const int32_t bucket = step_bucket(n), rows = resident_rows(d, bucket);
+    return rows > bucket && rows <= d->max_rows && rows <= step_bucket(d->max_tokens) ? rows
+                                                                                      : bucket;
 }
 
 int steps_create(device *d, ssm_error *err) {
