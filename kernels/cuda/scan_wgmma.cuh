@@ -141,7 +141,7 @@ template <class S> struct scan_wgmma_block {
 
         // A body begins with states that its first token's decays are in, and with all else of its
         // tokens; delta and x are read a body earlier, so that the next decays can be made beside
-        // this one's sums. row, bc: of a body's first token, from a stage's first.
+        // this one's sums. row, bc: from a stage's first.
         float b[TOKENS][STATES], c[TOKENS][STATES], d[2], x[2], dx[2], own_x, second;
         const int delta0 = S::DELTA_AT + in_block * 4, bc0 = S::BC_AT + q * STATES * 4;
         const int x0 = in_block / S::HALF * S::BOX + in_block % S::HALF * 2;
@@ -173,7 +173,7 @@ template <class S> struct scan_wgmma_block {
         barrier_wait(full(0), 0);
         barrier_wait(made(0), 0);
         int stage = 0, turn = 0, buffer = 0, buffer_turn = 0;
-        int row = 0, bc = 0, delta = 0; // of a pair of bodies, from a stage's or a buffer's first
+        int row = 0, bc = 0, delta = 0; // of a round, from a stage's or a buffer's first
         fetch_bc(bc);
         fetch_dx(row, delta);
 #pragma unroll
@@ -351,6 +351,7 @@ template <class S> struct scan_wgmma_block {
         }
         wgmma_commit();
         wgmma_wait<0>();
+        team_sync(team); // each warp has read dt, whose place is written again two tiles on
 #pragma unroll
         for (int m = 0; m < S::M64; m++) {
 #pragma unroll
