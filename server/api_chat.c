@@ -31,7 +31,10 @@ static void free_apply(struct apply *a) {
 
 static void on_gone(void *work) {
     struct apply *a = work;
-    a->ex = NULL; // freed when the pool is done with it
+    a->ex = NULL;
+    if (encode_drop(&a->encode)) {
+        free_apply(a);
+    } // otherwise when the pool is done with it
 }
 
 static const exchange_listener listener = {.on_gone = on_gone};

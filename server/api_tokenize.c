@@ -124,7 +124,11 @@ static void on_encoded(encode *e) {
 }
 
 static void on_gone(void *work) {
-    ((struct tokenize *)work)->ex = NULL;
+    struct tokenize *t = work;
+    t->ex = NULL;
+    if (encode_drop(&t->encode)) {
+        free_tokenize(t);
+    } // otherwise when the pool is done with it
 }
 
 static void on_nothing(void *work) {

@@ -176,6 +176,9 @@ static void on_gone(void *work) {
         log_fields(c);
     }
     completer_leave(c);
+    if (c->encoding && encode_drop(&c->encode)) {
+        c->encoding = false;
+    }
     completer_free_if_over(c);
 }
 

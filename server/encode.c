@@ -48,9 +48,9 @@ static bool may_start(loop *l, encode *e) {
     return e->scratch > 0 || l->n_encodes == 0;
 }
 
-static void start_next(loop *l) {
-    encode *e = l->encodes;
-    if (e && may_start(l, e)) {
+static void start_some(loop *l) {
+    encode *e;
+    while ((e = l->encodes) && may_start(l, e)) {
         l->encodes = e->next;
         l->n_encodes++;
         const int rc = uv_queue_work(&l->uv, &e->work, on_work, on_worked);
@@ -65,7 +65,7 @@ static void on_worked(uv_work_t *work, int status) {
     l->n_works--;
     l->n_encodes--;
     budget_give(&l->server->budget, e->scratch);
-    start_next(l);
+    start_some(l);
     e->done(e);
 }
 
@@ -77,7 +77,23 @@ static void join(loop *l, encode *e) {
     *l->last_encode = e;
     l->last_encode = &e->next;
     l->n_works++;
-    start_next(l);
+    start_some(l);
+}
+
+bool encode_drop(encode *e) {
+    loop *l = e->loop;
+    for (encode **at = l ? &l->encodes : NULL; at && *at; at = &(*at)->next) {
+        if (*at == e) {
+            *at = e->next;
+            if (!e->next) {
+                l->last_encode = at;
+            }
+            l->n_works--;
+            start_some(l); // what is behind it may need less memory
+            return true;
+        }
+    }
+    return false;
 }
 
 int encode_start(encode *e, loop *l) {

@@ -10,6 +10,7 @@
 #ifndef SSMD_ENCODE_H
 #define SSMD_ENCODE_H
 
+#include <stdbool.h>
 #include <stddef.h>
 
 #include <uv.h>
@@ -58,8 +59,11 @@ int encode_share(int n_loops); // of ENCODES_AT_ONCE, a loop's
 void encode_size_pool(int n_loops);
 
 // Calls done exactly once: before it returns 0 if the texts are short, later if not; returns 1
-// then. The encode and its texts must stay until done. It cannot be cancelled.
+// then. The encode and its texts must stay until done.
 int encode_start(encode *e, struct loop *loop);
+// Nobody waits for it any more. True if it was in line still: it is the caller's again and done is
+// not called. False if it is on the pool, which cannot be stopped, is over, or never began.
+bool encode_drop(encode *e);
 void encode_dispose(encode *e);
 
 #endif

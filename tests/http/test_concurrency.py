@@ -100,6 +100,47 @@ def test_long_texts_do_not_hold_up_sessions(start):
     assert len(answered) < 8
 
 
+def test_texts_in_line_leave_with_their_clients(start):
+    """Of twelve texts of 4 MB all but one lose their clients: those that are in line are not read."""
+    server = start("--max-request-memory", "2G")
+
+    def seconds(stay):
+        before = server.cpu_seconds()
+        texts = send_texts(server.client, 12)
+        for raw in texts[stay:]:
+            raw.close()
+        for raw in texts[:stay]:
+            assert raw.read_answer()[0] == 200
+            raw.close()
+        taken = [server.cpu_seconds()]
+        while len(taken) < 4 or taken[-1] > taken[-4]:  # what had begun goes on
+            time.sleep(0.1)
+            taken.append(server.cpu_seconds())
+        return taken[-1] - before
+
+    seconds(1)
+    assert min(seconds(1) for _ in range(3)) < 0.75 * min(seconds(12) for _ in range(2))
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("path, body", [
+    ("/tokenize", '{"content":"%s"}'), ("/v1/completions", '{"prompt":"%s","max_tokens":1}'),
+    ("/v1/chat/completions", '{"messages":[{"role":"user","content":"%s"}],"max_tokens":1}'),
+    ("/apply-template", '{"messages":[{"role":"user","content":"%s"}]}')])
+def test_clients_leave_a_line_of_texts(start, path, body):
+    """Sixteen texts of 400 KB, and nobody is there to have them: the server goes on, and ends as always."""
+    server = start("--max-request-memory", "2G")
+    assert server.client.post(path, (body % "ROMEO:").encode()).status == 200
+    text = (body % ("What light through yonder window breaks? " * 10_000)).encode()
+    texts = [server.client.raw() for _ in range(16)]
+    for raw in texts:
+        raw.send_request("POST", path, text, server.client.header_lines())
+    for raw in texts[::2] + texts[1::2]:
+        raw.close()
+    assert server.client.get("/livez").status == 200
+    idle(server.client)
+
+
 def test_long_lists_that_nobody_reads_take_bounded_memory(start):
     """Texts, their ids and answers count until they are sent: what does not fit is told to come again."""
     server = start("--max-request-memory", "64M", "--cache-bytes", "16M")

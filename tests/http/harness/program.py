@@ -134,6 +134,12 @@ class Program:
             self.process.kill()
             self.process.wait()
 
+    def cpu_seconds(self):
+        """What all its threads have taken."""
+        with open(f"/proc/{self.process.pid}/stat") as stat:
+            fields = stat.read().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def resident_bytes(self, field="VmRSS"):
         with open(f"/proc/{self.process.pid}/status") as status:
             for line in status:
