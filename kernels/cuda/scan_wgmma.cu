@@ -39,6 +39,11 @@
 // Not kept: makers' products and softplus in a loop over 64 channels, 10 KB of code less: 576, but
 // 256 channels a block take 9% more.
 //
+// Tried and dropped, where this takes 568 to 583: warps of two sets with 120 registers instead of
+// 96 (setmaxnreg) 612; decays made one body earlier 630; the gate before the sums 576 to 585, a sum
+// in two chains 584 to 588, the two channels' updates interleaved 587 to 597, x and delta asked for
+// before the sums 575 to 592: the order that the compiler makes of it is what counts.
+//
 // Without exponentials, gate, products and softplus the second line takes 590 us, and 442 where x
 // and z are not copied either: 48 copies by row a tile held up the one team. The third takes 450
 // so: not bandwidth (B and C cost 2.1 cycles of the SM a 16-byte read, measured) but how early a
