@@ -171,10 +171,7 @@ static void on_gone(void *work) {
     ((task *)work)->ex = NULL;
 }
 
-static void on_nothing(void *work) {
-}
-
-static const exchange_listener listener = {on_gone, on_nothing, on_nothing};
+static const exchange_listener listener = {.on_gone = on_gone};
 
 // ---- the handlers
 

@@ -131,10 +131,7 @@ static void on_gone(void *work) {
     } // otherwise when the pool is done with it
 }
 
-static void on_nothing(void *work) {
-}
-
-static const exchange_listener listener = {on_gone, on_nothing, on_nothing};
+static const exchange_listener listener = {.on_gone = on_gone};
 
 // Reads the body and starts what it asks for.
 static void begin(exchange *ex, int (*read)(exchange *, struct tokenize *, ssm_error *)) {

@@ -213,7 +213,9 @@ void conn_sweep(struct loop *l, uint64_t now) {
             conn_shutdown(c);
         } else if (ex && ex->listener && now - ex->progress > ping) {
             ex->progress = now;
-            ex->listener->on_idle(ex->work);
+            if (ex->listener->on_idle) {
+                ex->listener->on_idle(ex->work);
+            }
         }
     }
 }

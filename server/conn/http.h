@@ -60,7 +60,8 @@ typedef enum exchange_state {
     EXCHANGE_ANSWERED,
 } exchange_state;
 
-// Whom an exchange tells while its handler's work goes on. Called on the loop thread.
+// Whom an exchange tells while its handler's work goes on. Called on the loop thread. Who has no
+// stream leaves the last two NULL.
 typedef struct exchange_listener {
     void (*on_gone)(void *work);    // the client left; the exchange must not be used any more
     void (*on_proceed)(void *work); // a stream that was told to stop has drained

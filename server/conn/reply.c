@@ -133,7 +133,7 @@ static ssize_t read_stream(void *cls, uint64_t position, char *to, size_t max) {
     compact(ex);
     if (ex->pressed && left - n < HTTP_STREAM_LOW) {
         ex->pressed = false;
-        if (ex->listener) {
+        if (ex->listener && ex->listener->on_proceed) {
             ex->listener->on_proceed(ex->work);
         }
     }

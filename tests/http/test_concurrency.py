@@ -141,6 +141,21 @@ def test_clients_leave_a_line_of_texts(start, path, body):
     idle(server.client)
 
 
+@pytest.mark.parametrize("path, body", [
+    ("/tokenize", '{"content":"%s"}'), ("/apply-template", '{"messages":[{"role":"user","content":"%s"}]}')])
+def test_who_waits_in_line_for_longer_than_a_ping_is_answered(start, path, body):
+    """There is no stream to keep awake: a text waits behind eight others, is idle meanwhile, and has its answer."""
+    client = start("--max-request-memory", "2G", "--ping-interval", "0.1").client
+    texts = send_texts(client, 8)
+    with client.raw() as raw:
+        text = "What light through yonder window breaks? " * 2_000
+        raw.send_request("POST", path, (body % text).encode(), client.header_lines())
+        assert raw.read_answer()[0] == 200
+    for raw in texts:
+        assert raw.read_answer()[0] == 200
+        raw.close()
+
+
 def test_long_lists_that_nobody_reads_take_bounded_memory(start):
     """Texts, their ids and answers count until they are sent: what does not fit is told to come again."""
     server = start("--max-request-memory", "64M", "--cache-bytes", "16M")
