@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Barriers in shared memory (mbarrier), by address, and Hopper's bulk copies, whose bytes they
-// count: one thread asks for up to all of shared memory. Stores go the other way in groups that
-// their thread waits for.
+// Barriers in shared memory (mbarrier), by address, named ones of some of a block's threads, and
+// Hopper's bulk copies, whose bytes the first count: one thread asks for up to all of shared
+// memory. Stores go the other way in groups that their thread waits for.
 //
 // A barrier's phase is over when all arrivals that it was made for and all bytes that were expected
 // are there; who waits knows the parity of the phase. Ampere has barriers without bytes.
@@ -61,6 +61,14 @@ __device__ __forceinline__ void barrier_wait(uint32_t at, uint32_t parity) {
                  : "memory");
 }
 #undef TRY_WAIT
+
+// Named barriers: `threads` in all take part.
+__device__ __forceinline__ void named_sync(int id, int threads) {
+    asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+__device__ __forceinline__ void named_arrive(int id, int threads) {
+    asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
 
 #if SSM_BULK
 

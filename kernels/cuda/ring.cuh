@@ -41,14 +41,6 @@ __device__ __forceinline__ void ring_arrive_after(uint64_t *bar, float sum) {
                  : "memory");
 }
 
-// Named barriers: `threads` in all take part.
-__device__ __forceinline__ void named_sync(int id, int threads) {
-    asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
-}
-__device__ __forceinline__ void named_arrive(int id, int threads) {
-    asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
-}
-
 // Two runs of weight rows, each in groups of eight (the last may be short).
 struct row_runs {
     int first[2], count[2];

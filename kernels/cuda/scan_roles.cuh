@@ -355,7 +355,7 @@ template <int C, int FULL, int WARPS, int TEAMS, int SIZE, int DT> struct scan_b
         if (SIZE == 1)
             __syncwarp();
         else
-            asm volatile("bar.sync %0, %1;" ::"r"(stage + 1), "n"(SIZE * 32) : "memory");
+            named_sync(stage + 1, SIZE * 32);
     }
     __device__ __forceinline__ void run_maker(int maker) const {
         const int lane = threadIdx.x & 31, stage = maker / SIZE, part = maker % SIZE;

@@ -320,7 +320,7 @@ template <class S> struct scan_wgmma_block {
             *(uint4 *)(memory + delta + n * S::DELTA_ROW + i * 16) = make_uint4(0, 0, 0, 0);
     }
     __device__ __forceinline__ void team_sync(int team) const {
-        asm volatile("bar.sync %0, %1;" ::"r"(team + 1), "n"(S::TEAM) : "memory");
+        named_sync(team + 1, S::TEAM);
     }
 
     __device__ __forceinline__ void make_tile(int t, int team, int thread) const {
