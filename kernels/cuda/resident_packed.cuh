@@ -149,7 +149,7 @@ template <int NW> struct packed_worker {
                 to[i * 32] = b.rank ? make_float2(acc[4 * i + 2], acc[4 * i + 3])
                                     : make_float2(acc[4 * i], acc[4 * i + 1]);
         }
-        asm volatile("bar.sync %0, 128;" ::"r"(w.group + 2) : "memory");
+        named_sync(w.group + 2, 128);
     }
     __device__ __forceinline__ char *parts() const {
         return b.x_place() + shape::PARTS + w.group * 3 * shape::PART;
