@@ -374,12 +374,13 @@ int solo_squares(const device *d);       // partial sums that it leaves for the 
 size_t solo_bytes(const device *d);      // of its scratch; 0: never used
 cudaError_t solo_layers(device *d, const batch &b);
 
-// medium.cu: the same for 9 to 64 rows on Hopper
+// medium.cu: the same for 9 to 64 rows on Hopper, of large Mamba-2 models for 3 to 64
 bool medium_fits(const device *d, int32_t n);
-int32_t medium_tiles(const device *d); // of out_proj, at most; 0: never used
+int32_t medium_rows(const device *d, int32_t n); // of a step that is best for n rows; 0: others'
+int32_t medium_tiles(const device *d);           // of out_proj, at most; 0: never used
 cudaError_t medium_in(device *d, int layer, const batch &b);
 cudaError_t medium_x(device *d, int layer, const batch &b);
-cudaError_t medium_out(device *d, int layer, const batch &b);
+cudaError_t medium_out(device *d, int layer, const batch &b, bool fold_norm);
 
 // xproj.cu: Mamba-1's x_proj in larger steps on Hopper
 bool xproj_fits(const device *d, const batch &b);

@@ -9,7 +9,8 @@
 //   skinny.cu   4     elsewhere and in odd shapes (Mamba-2: 3)
 //   resident.cu       5 to 64 rows of Mamba-1's published widths (2.8b: from 3 on, 130m: from 9):
 //                     one launch for all layers (resident_packed.cuh: to 16 of large ones)
-//   medium.cu   4     to 64 rows (Mamba-2: 16)
+//   medium.cu   4     to 64 rows (Mamba-2: 3, in_proj, advance and out_proj, and of large models
+//                     from 3 rows on)
 //   product.cu  6 up  otherwise: norm, in_proj, conv, x_proj (xproj.cu, to a thousand tokens or
 //                     more), advance and / or scan, out_proj
 //   wide.cuh    5 up  such steps of Mamba-1 in bf16 on Hopper, to 3,072 or 4,096 tokens: in_proj
@@ -146,10 +147,11 @@ static int medium_layer(device *d, int layer, const batch &b, ssm_error *err) {
         if (d->g.bc_dt_norm)
             SSM_CUDA(d, small_norms(d, b.n, 1), err);
     }
-    SSM_TRY(advance(d, layer, b, 1, false, err));
-    if (d->g.kind == SSM_BLOCK_MAMBA2)
+    const bool mamba2 = d->g.kind == SSM_BLOCK_MAMBA2, fold_norm = mamba2 && d->g.n_groups == 1;
+    SSM_TRY(advance(d, layer, b, 1, fold_norm, err));
+    if (mamba2 && !fold_norm)
         SSM_CUDA(d, gated_norm(d, d->layers[layer], d->y, b.n, b.decode), err);
-    SSM_CUDA(d, medium_out(d, layer, b), err);
+    SSM_CUDA(d, medium_out(d, layer, b, fold_norm), err);
     return 0;
 }
 
@@ -159,9 +161,9 @@ int forward(device *d, const batch &b, ssm_error *err) {
     if (b.decode && solo_fits(d, b.n))
         return solo_step(d, b, err);
     const bool resident = b.decode && resident_fits(d, b.n);
-    if (!resident && b.decode && few_fits(d, b.n))
-        return few_step(d, b, err);
     const bool medium = b.decode && medium_fits(d, b.n);
+    if (!resident && !medium && b.decode && few_fits(d, b.n))
+        return few_step(d, b, err);
     const bool skinny = !medium && b.decode && skinny_fits(d, b.n);
     if (resident)
         SSM_CUDA(d, resident_layers(d, b), err);

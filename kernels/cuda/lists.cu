@@ -82,7 +82,8 @@ static int32_t take_entry(device *d, const ssm_segment *s) {
 static bool writes_at_once(const device *d, int32_t n_rows, bool decode) {
     if (d->g.kind == SSM_BLOCK_MAMBA)
         return d->replays && !advance_replay_fits(d, n_rows);
-    return d->replays && decode && d->g.d_model >= 512 && n_rows <= FEW_ROWS && few_fits(d, n_rows);
+    return d->replays && decode && d->g.d_model >= 512 && n_rows <= FEW_ROWS &&
+           !medium_fits(d, n_rows) && few_fits(d, n_rows);
 }
 
 // In such a step: the entries that the slot's base is without until it begins.

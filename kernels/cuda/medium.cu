@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Products for 9 to 64 rows on Hopper, where resident.cu does not fit (Mamba-2 to 16 rows, biases,
-// other widths): the weights once, at the rate of the memory, with what comes before and after them
-// in the same launch (medium_kernel.cuh).
+// Products for 9 to 64 rows on Hopper (Mamba-2 of 2,048 channels and more: from 3 on), where
+// resident.cu does not fit (Mamba-2, biases, other widths): the weights once, at the rate of the
+// memory, with what comes before and after them in the same launch (medium_kernel.cuh).
 //
 // - Token rows are the matrix instruction's first operand (64, however many there are), weight rows
 //   its second: those come in any multiple of 8, so every block gets an even share. Two groups of
@@ -15,9 +15,10 @@
 //   each peer by the copy engine, and are added up in order of rank: the same bits in every run.
 // - After in_proj: the convolution, whose history is asked for when the ring is free; a block's
 //   first group takes rows of x and its second rows of z (Mamba-1), so that blocks have even work.
-//   After out_proj: the residual, and the next layer's input: residual times norm weight, and a
-//   token's sum of squares over the tile, by which in_proj scales its sums. Only the first layer
-//   has a norm of its own.
+//   After out_proj: the norm of what was gated, if it has one group (sums scaled by the squares
+//   that the advance left, so that nobody norms), the residual, and the next layer's input:
+//   residual times norm weight, and a token's sum of squares over the tile, by which in_proj scales
+//   its sums. Only the first layer has a norm of its own.
 // - x_proj: few weights, so blocks share the tokens too. It lets the advance start only when
 //   in_proj is done: x and z may be read before the wait (advance_short.cu).
 //
@@ -35,6 +36,16 @@
 // Boxes of weights whose maps let L2 take 128 bytes from memory and not 256, which are the next
 // box's, too: memory gives 4.64 TB/s and not 4.3 by a bench of boxes alone, and mamba2-2.7b's steps
 // of 16 rows take 2.675 ms (2.776; another card 2.661, 2.777; H200, fp16 states).
+// Mamba-2: before (to 8 rows few.cu, to 16 this behind a gated norm, then cuBLASLt) and this from 3
+// or 9 to 64 rows without that norm, in turns on one H200 (2026-11-29), fp16 states; four rows of
+// 2.7b 2.53 and 2.25; in brackets what is left to few.cu:
+//                      b8             b16            b32            b64
+//   2.7b               3.20   2.36    2.68   2.65    3.38   3.13    4.23   4.26
+//   2.7b, fp32 states  2.98   2.59    2.97   2.97    4.30   3.86    5.80   5.70
+//   1.3b               1.50   1.39    1.57   1.56    2.06   1.83    2.62   2.50
+//   780m               1.10  (1.13)   1.24   1.20    1.69   1.41    2.10   1.94
+//   370m               0.77  (0.86)   0.98   0.92    1.38   1.08    1.55   1.34
+//   130m               0.40  (0.38)   0.44   0.41    0.60   0.44    0.71   0.57
 // Predicted for the first rung: 3.0 at 2.8b b64, 2.4 at b16. In_proj alone in a chain of itself
 // takes 18.8 us at 64 rows and 16.9 at 16, 12.6 more for every further 52 MB (4.15 TB/s): what is
 // missing is not the rate but the ends, 6 us a kernel.
@@ -57,11 +68,9 @@
 // 64: 5.10 ms where cuBLASLt takes 4.73; 512 rows: in_proj 43 us against 39, out_proj 37
 // against 28.
 //
-// Open: whether blocks of a cluster meet on an SM (xproj.cu: they do, at 20 to 50%); Mamba-2 beyond
-// 16 rows (an earlier rung took 6.5 ms where cuBLASLt takes 6.24 at 2.7b b64);
-// tokens shared by multicast, so that more than 64 rows pay; the convolution's tail; rows beyond
-// the tokens are a stage's weights, where zeros would take the matrix units half the energy
-// (resident.cu).
+// Open: whether blocks of a cluster meet on an SM (xproj.cu: they do, at 20 to 50%); tokens shared
+// by multicast, so that more than 64 rows pay; the convolution's tail; rows beyond the tokens are a
+// stage's weights, where zeros would take the matrix units half the energy (resident.cu).
 #include <cudaTypedefs.h>
 
 #include "clusters.cuh"
@@ -176,19 +185,29 @@ static cudaError_t run_any(const device *d, const void *w, const void *x, int co
 
 // ---- a layer's products
 
+// Where few.cu does not take them: of large Mamba-2 models its products lose more to each further
+// row than eight rows cost here.
+static int32_t fewest(const device *d) {
+    return d->g.kind == SSM_BLOCK_MAMBA2 && d->g.d_model >= 2048 ? 3 : FEW_ROWS + 1;
+}
+
+int32_t medium_rows(const device *d, int32_t n) {
+    const int32_t rows = (n + 7) / 8 * 8;
+    return n >= fewest(d) && medium_fits(d, rows) ? rows : 0;
+}
+
 bool medium_fits(const device *d, int32_t n) {
     const ssm_geometry &g = d->g;
-    return d->weight_type == SSM_DTYPE_BF16 && d->arch == 90 && n > 8 &&
-           n <= (g.kind == SSM_BLOCK_MAMBA2 ? 16 : MOST_TOKENS) && n % 8 == 0 &&
-           g.d_model % 8 == 0 && g.d_inner % 8 == 0 && d->n_in % 4 == 0 && d->n_x % 4 == 0 &&
-           g.conv_dim % 8 == 0 && g.d_conv <= 4;
+    return d->weight_type == SSM_DTYPE_BF16 && d->arch == 90 && n >= fewest(d) &&
+           n <= MOST_TOKENS && n % 8 == 0 && g.d_model % 8 == 0 && g.d_inner % 8 == 0 &&
+           d->n_in % 4 == 0 && d->n_x % 4 == 0 && g.conv_dim % 8 == 0 && g.d_conv <= 4;
 }
 
 int32_t medium_tiles(const device *d) { // of out_proj, at most
     int32_t most = 0;
     if (d->weight_type != SSM_DTYPE_BF16 || d->arch != 90)
         return 0;
-    for (int n = 16; n <= MOST_TOKENS; n += 8) {
+    for (int n = 8; n <= MOST_TOKENS; n += 8) {
         const int tiles = plan_of(d, MEDIUM_OUT, d->g.d_model, n).tiles;
         most = tiles > most ? tiles : most;
     }
@@ -222,8 +241,12 @@ cudaError_t medium_x(device *d, int layer, const batch &b) {
     return run_any<8, MEDIUM_SUMS>(d, d->layers[layer].x_proj, d->xc, d->g.d_inner, a);
 }
 
-cudaError_t medium_out(device *d, int layer, const batch &b) {
+cudaError_t medium_out(device *d, int layer, const batch &b, bool fold_norm) {
     medium_args a = {};
+    if (fold_norm) {
+        a.squares = d->squares, a.n_squares = d->g.n_heads;
+        a.per_width = 1.f / d->g.d_inner, a.eps = d->g.gate_eps;
+    }
     a.n_rows = d->g.d_model, a.tokens = b.n, a.out = d->residual,
     a.bias = d->layers[layer].out_bias;
     if (layer + 1 < d->g.n_layers) {

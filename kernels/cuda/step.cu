@@ -172,7 +172,8 @@ static int capture(device *d, int32_t bucket, int turn, cudaGraphExec_t *out, ss
 
 // Rows that n decode rows are rounded up to.
 static int32_t decode_bucket(const device *d, int32_t n) {
-    const int32_t bucket = step_bucket(n), rows = resident_rows(d, bucket);
+    const int32_t bucket = step_bucket(n), resident = resident_rows(d, bucket),
+                  rows = resident > 0 ? resident : medium_rows(d, bucket);
     return rows > bucket && rows <= d->max_rows && rows <= step_bucket(d->max_tokens) ? rows
                                                                                       : bucket;
 }

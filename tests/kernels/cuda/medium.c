@@ -17,6 +17,9 @@ static const small_shape published[] = {
     {"mamba 1024, biases", SSM_BLOCK_MAMBA, 2, 1024, 2048, 16, 4, 64, 0, 0, 515, false, true,
      false},
     {"falcon 1024", SSM_BLOCK_MAMBA, 1, 1024, 2048, 16, 4, 64, 0, 0, 515, true, false, false},
+    {"mamba2 768", SSM_BLOCK_MAMBA2, 2, 768, 1536, 128, 4, 0, 24, 1, 515, false, false, true},
+    {"mamba2 2560", SSM_BLOCK_MAMBA2, 2, 2560, 5120, 128, 4, 0, 80, 1, 515, false, false, true},
+    {"mamba2 groups", SSM_BLOCK_MAMBA2, 2, 1024, 2048, 128, 4, 0, 32, 8, 515, false, true, false},
 };
 enum {
     N_PUBLISHED = sizeof published / sizeof published[0],
