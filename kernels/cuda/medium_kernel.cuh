@@ -25,6 +25,30 @@ __device__ __forceinline__ void put_sums(const medium_args &a, const medium_shar
     }
 }
 
+// A token's scale, from its partial sums of squares: a warp a token, all loads in one trip.
+template <int SPLITS>
+__device__ __forceinline__ void sum_squares(const medium_args &a, const medium_shared &s, int from,
+                                            int tokens) {
+    constexpr int WARPS = MEDIUM_THREADS / 32, EACH = MOST_TOKENS / SPLITS / WARPS;
+    const int lane = threadIdx.x & 31, warp = threadIdx.x / 32;
+    float sum[EACH] = {};
+#pragma unroll
+    for (int k = 0; k < EACH; k++) {
+        const float *part = a.squares + (size_t)(from + warp + k * WARPS) * a.n_squares;
+        if (warp + k * WARPS < tokens) {
+#pragma unroll 4
+            for (int i = lane; i < a.n_squares; i += 32)
+                sum[k] += part[i];
+        }
+    }
+#pragma unroll
+    for (int k = 0; k < EACH; k++) {
+        const float all = warp_sum(sum[k]);
+        if (lane == 0 && warp + k * WARPS < tokens)
+            s.scale[warp + k * WARPS] = rsqrtf(all * a.per_width + a.eps);
+    }
+}
+
 #endif
 
 // NW: weight rows of a group's instruction; SPLITS: blocks of a cluster.
@@ -94,16 +118,8 @@ __global__ void __launch_bounds__(MEDIUM_THREADS, 2)
         for (int p = 0; p < ahead; p++)
             fill.inputs(p, p);
     }
-    if (a.squares) {
-        for (int t = threadIdx.x; t < tokens; t += MEDIUM_THREADS) {
-            const float *part = a.squares + (size_t)(from + t) * a.n_squares;
-            float sum = 0;
-#pragma unroll 8
-            for (int i = 0; i < a.n_squares; i++)
-                sum += part[i];
-            s.scale[t] = rsqrtf(sum * a.per_width + a.eps);
-        }
-    }
+    if (a.squares)
+        sum_squares<SPLITS>(a, s, from, tokens);
 
     const int j = warp / 4; // group
     float acc[NW / 2];
@@ -211,12 +227,15 @@ __global__ void __launch_bounds__(MEDIUM_THREADS, 2)
     if (AFTER == MEDIUM_OUT && a.u) {
         const int there = min(a_token, (a.n_rows - tile * a.tile_pitch) / 4);
         __syncthreads();
-        for (int t = threadIdx.x; t < tokens; t += MEDIUM_THREADS) {
+        const int lane = threadIdx.x & 31;
+        for (int t = warp; t < tokens; t += MEDIUM_THREADS / 32) {
             float sum = 0;
-#pragma unroll 8
-            for (int i = 0; i < there; i++)
+#pragma unroll 2
+            for (int i = lane; i < there; i += 32)
                 sum += s.parts[t * (a_token + 1) + i];
-            a.next_squares[(size_t)(from + t) * (gridDim.x / SPLITS) + tile] = sum;
+            sum = warp_sum(sum);
+            if (lane == 0)
+                a.next_squares[(size_t)(from + t) * (gridDim.x / SPLITS) + tile] = sum;
         }
     }
     cluster_arrive();

@@ -62,10 +62,13 @@
 // 32 bytes a head, 164,000 lone sectors between the reads of a layer: 12 us. What is left of the
 // distance to bare copies: appends (8 us at 512 rows), the fold's writes, warps that end late.
 //
-// Tried and dropped: 4 warps of 3 stages (+5%), half items with 8 or 12 warps (+10 to 25%: an
-// item's scalar work counts twice), items dealt in eights by an atomic counter (no gain over
-// ranges), evict_first on the base (none), quarter items for one row (-0.3 us, slower from 8 rows
-// on).
+// Tried and dropped: 6 warps and half of an SM's memory, so that the next product's blocks fill
+// their rings beside it (2.7b, fp16, whole steps beside 12 warps, by medium.cu: b8 2.27 ms
+// for 2.31, but b16 2.57 for 2.56, b32 3.14 for 3.04, b64 4.40 for 4.24; 130m b16 0.447 for 0.406:
+// those begin 12 us earlier and end when they did); 4 warps of 3 stages (+5%), half items with 8 or
+// 12 warps (+10 to 25%: an item's scalar work counts twice), items dealt in eights by an atomic
+// counter (no gain over ranges), evict_first on the base (none), quarter items for one row (-0.3
+// us, slower from 8 rows on).
 #include "bulk.cuh"
 #include "replay_item.cuh"
 #include "types.cuh"
