@@ -46,11 +46,16 @@
 // end nothing is hidden. With histories asked for in L2 by the idle warps 130m 1.511 (1.545 before,
 // another run), but 370m 2.314 (2.293); with token rows shared by two blocks the same as without.
 //
+// 1.4b's 256 rows in tiles of 64 together 3.07 ms, 3.13 with cuBLASLt (one run).
+//
 // Where 2.8b's 512 rows spend it in a step (%globaltimer, us, the card held to 1.36 to 1.41 GHz by
 // its 700 W): first tile 21 (18.7 by its instructions at that clock), second 22, beside which the
 // first one's end takes 14 to 17, the last end 6: 0.7 until sums are scaled and packed, then for
 // each of four stages 0.4 for z, 1.0 for x, its convolution and stores. Nothing there waits for
 // histories.
+//
+// Tried and dropped: 96 to 256 rows of 2.8b and 1.4b so, in tiles of 40, 80 and 32 channels
+// (large-steps.md).
 //
 // Tried and dropped, 2.8b b512, ms a step beside 8.70 to 8.78 in the same process, bits the same
 // (*: with x_proj in tiles of 128 rows, large-steps.md, which alone costs 0.0 to 0.04):
@@ -110,9 +115,9 @@ static const rows_form forms[] = {
 // and 1,024 rows alone (above).
 static bool fits(const device *d, int32_t n, const rows_form &f) {
     const int of_rows = ceil_div(n, 128), inner = d->g.d_inner;
-    if (f.most_turns == 1) { // 1.4b's 256 rows fill the card, too, but were not timed
+    if (f.most_turns == 1) {
         const int tiles = of_rows * (inner / f.half);
-        return inner % f.half == 0 && d->g.d_model < 2048 && tiles <= d->n_sms &&
+        return inner % f.half == 0 && d->g.d_model <= 2048 && tiles <= d->n_sms &&
                tiles * 10 >= d->n_sms * 9;
     }
     if (n < 512 || d->g.d_model < 1024 || inner % (2 * f.half) != 0)
