@@ -87,7 +87,7 @@ const option_row option_table[] = {
      "bf16, or of 16-bit integers where a CPU has only those)",
      ENGINE, false},
     {"packed-weights", OPTION_STRING, FIELD(packed_weights), "auto", 0, 0, "auto|off", "WHEN",
-     "auto: a GPU that has kernels for them holds large bf16 weights of Mamba-1 once more in 12 "
+     "auto: a GPU that has kernels for them holds large bf16 weights once more in 12 "
      "bits, which steps of few sessions read faster, if that takes at most an eighth of its free "
      "memory; off: never",
      ENGINE, false},

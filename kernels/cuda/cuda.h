@@ -366,7 +366,7 @@ cudaError_t few_out(device *d, int layer, const batch &b, bool fold_norm);
 // n_squares: partial sums of the residual's squares; 0: a block of few_out's
 cudaError_t few_head(device *d, const batch &b, int n_squares);
 
-// solo.cu: all layers of a step of one row of small Mamba-1 models in one launch, on Hopper
+// solo.cu: all layers of a step of one row of published models in one launch, on Hopper
 bool solo_room(const device *d); // once, at opening: whether the card holds all its blocks
 bool solo_fits(const device *d, int32_t n);
 bool solo_reads_packed(const device *d); // packed.cuh: where there are any
@@ -374,7 +374,7 @@ int solo_squares(const device *d);       // partial sums that it leaves for the 
 size_t solo_bytes(const device *d);      // of its scratch; 0: never used
 cudaError_t solo_layers(device *d, const batch &b);
 
-// medium.cu: the same for 9 to 64 rows on Hopper, of large Mamba-2 models for 3 to 64
+// medium.cu: the same for 9 to 64 rows on Hopper, of large Mamba-2 models for 3 or 5 to 64
 bool medium_fits(const device *d, int32_t n);
 int32_t medium_rows(const device *d, int32_t n); // of a step that is best for n rows; 0: others'
 int32_t medium_tiles(const device *d);           // of out_proj, at most; 0: never used

@@ -14,7 +14,7 @@ enum {
     STREAM_GROUPS = 3,        // of eight rows of out_proj a block, at most
     FLIGHT_BYTES = 48 * 1024, // asked for ahead of the kernels before
 };
-enum few_kind { FEW_IN, FEW_IN_X, FEW_OUT, FEW_HEAD };
+enum few_kind { FEW_IN, FEW_IN_X, FEW_IN_Z, FEW_OUT, FEW_HEAD }; // _X, _Z: x, then z
 
 // x_proj's sums in fixed point: one is 2^32, a block's share below 2^22.
 constexpr float X_ONE = 4294967296.f, X_MOST = 4194304.f;

@@ -268,7 +268,7 @@ __device__ __forceinline__ void end_warps(const few_args &a, const few_shared &s
                                           const row_runs &runs, int n_cols) {
     const int t = threadIdx.x - RING_CONSUMERS, warp = t >> 5;
     const int first = runs.first[0], n = runs.count[0];
-    if (KIND == FEW_IN || KIND == FEW_IN_X)
+    if (KIND == FEW_IN || KIND == FEW_IN_X || KIND == FEW_IN_Z)
         fetch_before(a, s, first, n, t);
     if (KIND == FEW_IN_X)
         fetch_x_proj(a, s, first, n, t);
@@ -288,7 +288,8 @@ __device__ __forceinline__ void end_warps(const few_args &a, const few_shared &s
     named_sync(END_BARRIER, END_THREADS);
 
     int chunk = 0;
-    const int n_runs = KIND == FEW_IN_X ? 2 : 1, chunks = (n + CHUNK - 1) / CHUNK * n_runs;
+    const int n_runs = KIND == FEW_IN_X || KIND == FEW_IN_Z ? 2 : 1,
+              chunks = (n + CHUNK - 1) / CHUNK * n_runs;
 #pragma unroll 1
     for (int run = 0; run < n_runs; run++) {
 #pragma unroll 1

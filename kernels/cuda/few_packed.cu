@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// few.cu's in_proj and out_proj of Mamba-1's larger published models (790m, 1.4b, 2.8b) with
+// few.cu's in_proj and out_proj of larger published models (1.4b, 2.8b; Mamba-2's 1.3b, 2.7b) with
 // weights in 12 bits (packed.cuh): the same launches, the same ends (few_end.cuh), three quarters
-// of the bytes.
+// of the bytes. Mamba-2's rows of B, C and dt stay in bf16 and have warps of their own, one row of
+// each a block (few_rest).
 //
 // 128 blocks have what solo_large.cu's blocks have, in the order in which it lies for them: a slot
 // of the ring is one copy, all of the block's rows (in_proj: of x, then of z; 2.8b 40) by 256
@@ -26,8 +27,9 @@
 //   two slots under way and not three               1.488            0.835   0.998
 //   (resident.cu, eight rows                                1.784            1.062)
 // So 2.8b takes that from three rows on. 790m: two rows 0.682 (few.cu 0.679), four 0.804 (0.756).
-// Slots of in_proj and out_proj, 2.8b b2: 8 and 2 1.624, 6 and 2 1.602; 1.4b b2: 10 and 4 0.866, 8
-// and 4 0.876, 10 and 2 0.922.
+// Mamba-2, so too, before and with this: 2.7b b2 2.02 and 1.65, b4 2.23 (medium.cu) and 2.01; 1.3b
+// b2 1.10 and 0.99, b4 1.32 and 1.21. Slots of in_proj and out_proj, 2.8b b2: 8 and 2 1.624, 6 and
+// 2 1.602; 1.4b b2: 10 and 4 0.866, 8 and 4 0.876, 10 and 2 0.922.
 #include "few_end.cuh"
 #include "packed.cuh"
 
@@ -203,11 +205,82 @@ template <class SHAPE> struct few_packed_worker {
 
 #endif
 
-template <int M, bool OUT>
+#if SSM_BULK
+
+// in_proj's rows of B, C and dt, which stay in bf16: a warp a row, one of each a block. They have
+// the time that x and z take.
+enum { FEW_REST_WARPS = 3 };
+template <class SHAPE> __device__ __forceinline__ void few_rest(const few_args &a, int warp) {
+    enum { M = SHAPE::K, INNER = 2 * M };
+    const int lane = threadIdx.x % 32, at = warp * PACKED_BLOCKS + blockIdx.x; // of these rows
+    const int row_at = 2 * INNER + at, c = INNER + at, kept = a.width - 1;
+    const bool is_dt = warp == 2, on = row_at < a.n_rows, mine = on && lane < a.batch;
+    const bf16 *from = a.weight + (size_t)(on ? row_at : 0) * M + lane * 8;
+    if (on)
+        ask_l2((const char *)(from - lane * 8), M * 2);
+    // The lane's token's convolution, without its newest input.
+    row r = {-1, -1, 0, 0};
+    float before = 0, tap = 0;
+    if (mine)
+        r = a.rows[lane];
+    if (mine && !is_dt) {
+        before = a.conv_bias[c], tap = a.conv_weight[(size_t)kept * a.channels + c];
+#pragma unroll
+        for (int j = 1; j < 4; j++) {
+            const int e = r.ring - j < 0 ? r.ring - j + kept : r.ring - j;
+            if (j <= kept && r.slot >= 0 && !r.fresh)
+                before += a.conv_weight[(size_t)(kept - j) * a.channels + c] *
+                          to_float(a.ring[((size_t)r.slot * kept + e) * a.channels + c]);
+        }
+    }
+    dependency_wait();
+    if (!on)
+        return;
+    float sum[FEW_PACKED_ROWS] = {}, scale = 0;
+#pragma unroll 2
+    for (int i = 0; i < M / 256; i++) {
+        float w[8], x[8];
+        load<8>(from + i * 256, w);
+#pragma unroll
+        for (int t = 0; t < FEW_PACKED_ROWS; t++) {
+            if (t >= a.batch)
+                break;
+            const uint4 of = __ldcg((const uint4 *)(a.x + (size_t)t * M + i * 256 + lane * 8));
+            load<8>((const bf16 *)&of, x);
+#pragma unroll
+            for (int k = 0; k < 8; k++)
+                sum[t] += w[k] * x[k];
+        }
+    }
+    float v = 0;
+#pragma unroll
+    for (int t = 0; t < FEW_PACKED_ROWS; t++) {
+        if (t >= a.batch)
+            break;
+        float squares = 0;
+#pragma unroll 4
+        for (int i = lane; i < a.n_squares; i += 32)
+            squares += __ldcg(a.squares + t * a.squares_pitch + i);
+        const float all = warp_sum(sum[t]), of = warp_sum(squares);
+        if (lane == t)
+            v = all, scale = rsqrtf(of / M + a.eps);
+    }
+    v *= scale;
+    if (mine && is_dt)
+        a.xz[(size_t)lane * a.width_out + row_at] = from_float<bf16>(v);
+    else if (mine && r.slot >= 0)
+        a.xc[(size_t)lane * a.channels + c] =
+            from_float<bf16>(convolve_last(a, r, c, v, before, tap));
+}
+
+#endif
+
+// TWO: Mamba-2, whose in_proj has z's rows before x's.
+template <int M, bool OUT, bool TWO>
 __global__ void __launch_bounds__(512, 2) few_packed_kernel(few_args a, few_packed_args p) {
 #if SSM_BULK
     typedef few_packed_shape<M, OUT> shape;
-    constexpr few_kind KIND = OUT ? FEW_OUT : FEW_IN_X;
+    constexpr few_kind KIND = OUT ? FEW_OUT : TWO ? FEW_IN_Z : FEW_IN_X;
     extern __shared__ __align__(128) char shared[];
     __shared__ uint64_t barriers[3][BESIDE_SLOTS];
     __shared__ float scale[FEW_ROWS];
@@ -215,6 +288,8 @@ __global__ void __launch_bounds__(512, 2) few_packed_kernel(few_args a, few_pack
     const int warp = threadIdx.x / 32;
     row_runs runs;
     runs.first[0] = blockIdx.x * shape::ROWS, runs.first[1] = a.second + runs.first[0];
+    if (TWO && !OUT)
+        runs.first[1] = runs.first[0], runs.first[0] += 2 * M;
     runs.count[0] = runs.count[1] = shape::ROWS;
     const few_packed_ring ring = {shared,      barriers[0], barriers[1],
                                   barriers[2], a.n_slots,   shape::place(a.batch)};
@@ -228,6 +303,10 @@ __global__ void __launch_bounds__(512, 2) few_packed_kernel(few_args a, few_pack
     __syncthreads();
     if (warp == RING_WARPS + END_WARPS)
         return few_packed_ask<shape>(a, p.weights, ring);
+    if constexpr (TWO && !OUT) {
+        if (warp > RING_WARPS + END_WARPS)
+            return few_rest<shape>(a, warp - (RING_WARPS + END_WARPS + 1));
+    }
     const few_shared s = carve(a, shared + (size_t)a.n_slots * ring.place);
     if (warp >= RING_WARPS)
         return end_warps<KIND>(a, s, scale, runs, shape::K);
@@ -261,27 +340,29 @@ template <int M, bool OUT> static int slots_for(const device *d, const few_args 
     return min(left / few_packed_shape<M, false>::place(a.batch) / 2 * 2, (int)BESIDE_SLOTS);
 }
 
-template <bool OUT, class F> static cudaError_t with_width(int d_model, F f) {
-    return d_model == 2048   ? f(few_packed_kernel<2048, OUT>, few_packed_shape<2048, OUT>())
-           : d_model == 2560 ? f(few_packed_kernel<2560, OUT>, few_packed_shape<2560, OUT>())
+template <bool OUT, bool TWO, class F> static cudaError_t with_width(int d_model, F f) {
+    return d_model == 2048   ? f(few_packed_kernel<2048, OUT, TWO>, few_packed_shape<2048, OUT>())
+           : d_model == 2560 ? f(few_packed_kernel<2560, OUT, TWO>, few_packed_shape<2560, OUT>())
                              : cudaErrorInvalidValue;
 }
 
-template <bool OUT> static cudaError_t run(const device *d, int layer, const few_args &args) {
+template <bool OUT, bool TWO>
+static cudaError_t run(const device *d, int layer, const few_args &args) {
     const layer_weights &w = d->layers[layer];
     const few_packed_args p = {(const char *)(OUT ? w.packed_out : w.packed_in),
                                packed_taken(OUT ? w.packed_out_by : w.packed_in_by)};
-    return with_width<OUT>(d->g.d_model, [&](auto kernel, auto shape) {
+    const int threads = RING_THREADS + (TWO ? FEW_REST_WARPS * 32 : 0);
+    return with_width<OUT, TWO>(d->g.d_model, [&](auto kernel, auto shape) {
         few_args a = args;
         a.n_slots = slots_for<shape.NW * 32, OUT>(d, a);
         a.flight = FLIGHT;
         const size_t shared = (size_t)a.n_slots * shape.place(a.batch) + few_beside_ring(a);
         const cudaError_t rc = few_prepare(kernel, shared);
-        return rc ? rc : launch(d, kernel, dim3(PACKED_BLOCKS), RING_THREADS, shared, true, a, p);
+        return rc ? rc : launch(d, kernel, dim3(PACKED_BLOCKS), threads, shared, true, a, p);
     });
 }
 
-// Of 1.4b and 2.8b; 790m by few.cu takes as long with two rows and less with four.
+// Of these widths; 790m by few.cu takes as long with two rows and less with four.
 bool few_packed_fits(const device *d, int batch) {
     return (d->g.d_model == 2048 || d->g.d_model == 2560) && batch <= FEW_PACKED_ROWS;
 }
@@ -291,13 +372,14 @@ int few_packed_blocks(void) {
 }
 
 cudaError_t few_packed_in(const device *d, int layer, const few_args &a) {
-    return run<false>(d, layer, a);
+    return d->g.kind == SSM_BLOCK_MAMBA2 ? run<false, true>(d, layer, a)
+                                         : run<false, false>(d, layer, a);
 }
 
 cudaError_t few_packed_out(const device *d, int layer, const few_args &a) {
     few_args once = a;
     once.buffers = 1; // its rows' sums are handed on at once
-    return run<true>(d, layer, once);
+    return run<true, false>(d, layer, once);
 }
 
 } // namespace ssm

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Products for 9 to 64 rows on Hopper (Mamba-2 of 2,048 channels and more: from 3 on), where
-// resident.cu does not fit (Mamba-2, biases, other widths): the weights once, at the rate of the
-// memory, with what comes before and after them in the same launch (medium_kernel.cuh).
+// Products for 9 to 64 rows on Hopper (Mamba-2 of 2,048 channels and more: from 5 on, or from 3
+// where few_packed.cu has no weights), where resident.cu does not fit (Mamba-2, biases, other
+// widths): the weights once, at the rate of the memory, with what comes before and after them in
+// the same launch (medium_kernel.cuh).
 //
 // - Token rows are the matrix instruction's first operand (64, however many there are), weight rows
 //   its second: those come in any multiple of 8, so every block gets an even share. Two groups of
@@ -80,6 +81,7 @@
 #include <cudaTypedefs.h>
 
 #include "clusters.cuh"
+#include "few.cuh"
 #include "medium_kernel.cuh"
 
 namespace ssm {
@@ -198,9 +200,11 @@ static cudaError_t run_any(const device *d, const void *w, const void *x, int co
 // ---- a layer's products
 
 // Where few.cu does not take them: of large Mamba-2 models its products lose more to each further
-// row than eight rows cost here.
+// row than eight rows cost here, unless their weights are packed.
 static int32_t fewest(const device *d) {
-    return d->g.kind == SSM_BLOCK_MAMBA2 && d->g.d_model >= 2048 ? 3 : FEW_ROWS + 1;
+    if (d->g.kind != SSM_BLOCK_MAMBA2 || d->g.d_model < 2048)
+        return FEW_ROWS + 1;
+    return d->weights_packed && few_packed_fits(d, 4) ? 5 : 3;
 }
 
 int32_t medium_rows(const device *d, int32_t n) {

@@ -41,12 +41,15 @@ __global__ void largest_kernel(const bf16 *weights, int columns, unsigned *of_ro
     atomicMax(of_columns + blockIdx.x * COLUMNS + threadIdx.x, most[threadIdx.x]);
 }
 
-// A unit a thread. changed: weights that are not what they were.
-__global__ void pack_kernel(const bf16 *from, char *to, bool in_proj, int nw, int base,
-                            unsigned *changed) {
+// A unit a thread. z_first: in_proj's rows of z stand before those of x. changed: weights that are
+// not what they were.
+__global__ void pack_kernel(const bf16 *from, char *to, bool in_proj, bool z_first, int nw,
+                            int base, unsigned *changed) {
     const unsigned units = (unsigned)((in_proj ? 32 : 64) * nw / PACKED_UNIT); // of a row
     const unsigned i = blockIdx.x * blockDim.x + threadIdx.x;
-    const packed_place place = packed_place_of(in_proj, nw, (int)(i / units), (int)(i % units));
+    const int inner = 64 * nw, row = (int)(i / units);
+    const int at = !z_first ? row : row < inner ? row + inner : row - inner;
+    const packed_place place = packed_place_of(in_proj, nw, at, (int)(i % units));
     const uint4 four = *(const uint4 *)(from + (size_t)i * PACKED_UNIT);
     const uint32_t words[4] = {four.x, four.y, four.z, four.w};
     uint32_t packed[3] = {};
@@ -76,8 +79,12 @@ struct packed_matrix {
     uint32_t most;
 };
 
+static int in_rows(const device *d) { // of x and z: Mamba-2's others stay as they are
+    return 2 * d->g.d_inner;
+}
+
 static size_t in_bytes(const device *d) {
-    return (size_t)d->n_in * d->g.d_model / 2 * 3;
+    return (size_t)in_rows(d) * d->g.d_model / 2 * 3;
 }
 
 static size_t layer_bytes(const device *d) {
@@ -89,7 +96,7 @@ static packed_matrix matrix(const device *d, int i) {
     const int m = d->g.d_model, inner = d->g.d_inner;
     const size_t layer = i / 2 * layer_bytes(d);
     return i % 2 ? packed_matrix{(const bf16 *)w.out_proj, m, inner, layer + in_bytes(d), 0}
-                 : packed_matrix{(const bf16 *)w.in_proj, d->n_in, m, layer, 0};
+                 : packed_matrix{(const bf16 *)w.in_proj, in_rows(d), m, layer, 0};
 }
 
 // What is found out about weights: on the host, and on the device meanwhile.
@@ -149,7 +156,8 @@ static int pack_all(device *d, packed_facts *f, ssm_error *err) {
         const dim3 grid((unsigned)((size_t)m.rows * m.columns / PACKED_UNIT / 256));
         SSM_CUDA(d,
                  launch(d, pack_kernel, grid, 256, 0, false, m.weights, (char *)d->packed + m.at,
-                        i % 2 == 0, d->g.d_model / 32, packed_base(f->most[i]), changed + i),
+                        i % 2 == 0, i % 2 == 0 && d->g.kind == SSM_BLOCK_MAMBA2, d->g.d_model / 32,
+                        packed_base(f->most[i]), changed + i),
                  err);
     }
     SSM_TRY(facts_read(d, f, err));
@@ -211,7 +219,7 @@ int weights_pack(device *d, ssm_error *err) {
     if (bytes > free_bytes / PACKED_SHARE)
         return 0;
     packed_facts f = {(size_t)d->g.n_layers * 2, 0, NULL, NULL, NULL};
-    f.sums = (size_t)d->n_in + 2 * d->g.d_model + d->g.d_inner;
+    f.sums = (size_t)in_rows(d) + 2 * d->g.d_model + d->g.d_inner;
     f.host = (unsigned *)calloc(facts_words(f), sizeof *f.host);
     f.most = (uint32_t *)calloc(f.n, sizeof *f.most);
     const int rc = f.host && f.most

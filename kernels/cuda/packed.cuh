@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// in_proj and out_proj of Mamba-1 in 12 bits a weight, for kernels whose time is that of reading
-// weights (solo_large.cu, few_packed.cu, resident_packed.cuh): a copy beside the bf16 one, which
-// all others read.
+// in_proj and out_proj in 12 bits a weight, for kernels whose time is that of reading weights
+// (solo_large.cu, solo_large_mamba2.cu, few_packed.cu, resident_packed.cuh): a copy beside the bf16
+// one, which all others read. Of Mamba-2's in_proj the rows of x and of z.
 //
 // A weight's eight exponent bits take few values: nearly all weights of a matrix are within 2^15 of
 // its largest. So they are kept as floats of four exponent bits, seven fraction bits and a sign,
@@ -18,15 +18,16 @@
 // multiplies them: what they are multiplied by is larger, and 2^base is put to the sums.
 //
 // Layout: what a block of solo_large.cu takes into one slot of its ring lies in a row, all blocks'
-// first slots before all second ones: in_proj [x, z][slot][block], out_proj [slot][block], 128
-// blocks, 10 slots at 2.8b. A slot has the block's rows of in_proj by 256 columns (2.8b: 40 rows)
-// or of out_proj by 512 (20), in the order in which four warps read them, each its quarter of the
-// columns: a tile of eight rows by 64 columns is sixteen weights, two units, a lane (row: lane /
-// 4). out_proj's rows beyond a multiple of eight are four: their tile has both runs of 64 columns.
-// First all units' S: [warp][tile][lane][unit], then E. A unit is three words: S has the first two,
-// E the third. They are its first three pairs of weights as bf16 with the upper four bits of the
-// exponent missing; in these bits of each half lies what the fourth pair needs, so that 9
-// instructions on integers unpack eight weights. packed_format.h has the same as C.
+// first slots before all second ones: in_proj [x, z][slot][block] (Mamba-2 stores z first),
+// out_proj [slot][block], 128 blocks, 10 slots at 2.8b. A slot has the block's rows of in_proj by
+// 256 columns (2.8b: 40 rows) or of out_proj by 512 (20), in the order in which four warps read
+// them, each its quarter of the columns: a tile of eight rows by 64 columns is sixteen weights, two
+// units, a lane (row: lane / 4). out_proj's rows beyond a multiple of eight are four: their tile
+// has both runs of 64 columns. First all units' S: [warp][tile][lane][unit], then E. A unit is
+// three words: S has the first two, E the third. They are its first three pairs of weights as bf16
+// with the upper four bits of the exponent missing; in these bits of each half lies what the fourth
+// pair needs, so that 9 instructions on integers unpack eight weights. packed_format.h has the same
+// as C.
 #ifndef SSM_KERNELS_CUDA_PACKED_CUH
 #define SSM_KERNELS_CUDA_PACKED_CUH
 

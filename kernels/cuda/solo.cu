@@ -4,11 +4,11 @@
 // counts is how often something crosses the card, and how long warps work in between.
 //
 // - 130m: 12 clusters of eight blocks, a block an SM, launched cooperatively (how many such
-// clusters
-//   a card holds depends on its GPCs: an H200 held 15). A block has 16 channels: their rows of
-//   in_proj (x and z), convolution, dt_proj, states. A cluster has 128: these columns of x_proj and
-//   out_proj, whose rows its blocks share. So what clusters tell each other are x_proj's 80 sums
-//   and out_proj's 768, twice a layer; all else stays in a cluster. 370m: 8 clusters, 32 channels.
+//   clusters a card holds depends on its GPCs: an H200 held 15). A block has 16 channels: their
+//   rows of in_proj (x and z), convolution, dt_proj, states. A cluster has 128: these columns of
+//   x_proj and out_proj, whose rows its blocks share. So what clusters tell each other are
+//   x_proj's 80 sums and out_proj's 768, twice a layer; all else stays in a cluster. 370m: 8
+//   clusters, 32 channels.
 // - Warps have one part each, and wait for what it needs. A layer:
 //     in_proj     eight warps, columns in eight; x to the block's shared memory, z after it
 //     after       convolution, SiLU: x to the cluster
@@ -129,18 +129,24 @@ template <class SHAPE> struct solo_launch : cluster_launch {
     }
 };
 
+static bool is_mamba2(const device *d) {
+    return d->g.kind == SSM_BLOCK_MAMBA2;
+}
+
+static bool is_large(const device *d) { // by solo_large.cu, or solo_large_mamba2.cu
+    return d->g.d_model > (is_mamba2(d) ? 768 : 1024);
+}
+
 static bool model_fits(const device *d) {
     const ssm_geometry &g = d->g;
     const int m = g.d_model;
     const bool known = m == 768 || m == 1024 || m == 1536 || m == 2048 || m == 2560;
-    if (d->arch != 90 || d->weight_type != SSM_DTYPE_BF16 || g.kind != SSM_BLOCK_MAMBA)
+    if (d->arch != 90 || d->weight_type != SSM_DTYPE_BF16 || is_lti(d) || !known ||
+        g.d_inner != 2 * m || g.d_conv < 2 || g.d_conv > 4 || g.n_layers > SOLO_LAYERS)
         return false;
-    return known && g.d_inner == 2 * m && g.dt_rank == m / 16 && g.d_state == 16 && g.d_conv >= 2 &&
-           g.d_conv <= 4 && !g.bc_dt_norm && g.n_layers <= SOLO_LAYERS;
-}
-
-static bool is_large(const device *d) {
-    return d->g.d_model > 1024;
+    if (is_mamba2(d))
+        return is_large(d) && g.n_groups == 1 && g.d_state == 128 && g.head_dim == 64;
+    return g.dt_rank == m / 16 && g.d_state == 16 && !g.bc_dt_norm;
 }
 
 // Clusters of eight need as many SMs of a GPC: how many fit differs from card to card.
@@ -155,7 +161,7 @@ bool solo_room(const device *d) {
     if (!model_fits(d))
         return false;
     if (is_large(d))
-        return solo_large_room(d);
+        return is_mamba2(d) ? solo_large_mamba2_room(d) : solo_large_room(d);
     return with_state_type(d->state_type, [&](auto s) { return card_fits<decltype(s)>(d); });
 }
 
@@ -182,7 +188,9 @@ enum { COUNTER_BYTES = 128 };
 size_t solo_bytes(const device *d) {
     if (!d->solo_room)
         return 0;
-    int packets = is_large(d) ? solo_large_packets(d) : 0;
+    int packets = !is_large(d)   ? 0
+                  : is_mamba2(d) ? solo_large_mamba2_packets(d)
+                                 : solo_large_packets(d);
     with_width<float>(d->g.d_model, [&](auto, auto shape) {
         packets = decltype(shape)::PACKETS;
         return true;
@@ -195,11 +203,12 @@ static void fill_arguments(const device *d, const batch &b, solo_args *a) {
     a->tokens = b.tokens, a->drawn = d->drawn, a->rows = b.rows;
     a->embedding = (const bf16 *)d->embedding, a->first_norm = d->layers[0].norm;
     a->ring = (bf16 *)d->ring, a->state = (char *)d->state;
-    a->ring_pitch = (size_t)d->n_slots * (g.d_conv - 1) * g.d_inner;
-    a->state_pitch = (size_t)d->n_slots * g.d_inner * 16 * type_bytes(d->state_type);
+    a->ring_pitch = (size_t)d->n_slots * (g.d_conv - 1) * g.conv_dim;
+    a->state_pitch = (size_t)d->n_slots * g.d_inner * g.d_state * type_bytes(d->state_type);
     a->launches = (unsigned *)d->solo, a->packets = (uint2 *)((char *)d->solo + COUNTER_BYTES);
     a->u = (bf16 *)d->u, a->squares = d->out_squares;
     a->n_layers = g.n_layers, a->width = g.d_conv, a->eps = g.norm_eps;
+    a->gate_eps = g.gate_eps, a->dt_min = g.dt_min, a->dt_max = g.dt_max;
     for (int i = 0; i < g.n_layers; i++) {
         const layer_weights &w = d->layers[i];
         solo_layer &l = a->layers[i];
@@ -209,6 +218,7 @@ static void fill_arguments(const device *d, const batch &b, solo_args *a) {
         l.packed_in_by = w.packed_in_by, l.packed_out_by = w.packed_out_by;
         l.conv_weight = w.conv_weight, l.conv_bias = w.conv_bias, l.dt_bias = w.dt_bias;
         l.decay = w.decay, l.skip = w.skip;
+        l.rest = l.in_proj + (size_t)2 * g.d_inner * g.d_model, l.gate_norm = w.gate_norm;
         l.next_norm = i + 1 < g.n_layers ? d->layers[i + 1].norm : d->norm_f;
     }
 }
@@ -226,7 +236,7 @@ cudaError_t solo_layers(device *d, const batch &b) {
     solo_args a = {};
     fill_arguments(d, b, &a);
     if (is_large(d))
-        return solo_large_layers(d, a);
+        return is_mamba2(d) ? solo_large_mamba2_layers(d, a) : solo_large_layers(d, a);
     return with_state_type(d->state_type, [&](auto s) { return run<decltype(s)>(d, a); });
 }
 

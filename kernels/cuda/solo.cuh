@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // What solo_*.cuh share: arguments, which warp does what, how a block's shared memory is dealt. See
-// solo.cu for the design.
+// solo.cu for the design, solo_large.cu and solo_large_mamba2.cu for those of larger models.
 #ifndef SSM_KERNELS_CUDA_SOLO_CUH
 #define SSM_KERNELS_CUDA_SOLO_CUH
 
@@ -20,6 +20,9 @@ struct solo_layer {
     uint32_t packed_in_by, packed_out_by;
     const float *conv_weight, *conv_bias, *dt_bias, *decay, *skip; // as layer_weights
     const float *next_norm; // of the layer that follows, or the last norm
+    // Mamba-2: in_proj's rows of B, C and dt; the gated norm's weight
+    const bf16 *rest;
+    const float *gate_norm;
 };
 
 struct solo_args {
@@ -27,8 +30,8 @@ struct solo_args {
     const row *rows;
     const bf16 *embedding;
     const float *first_norm;
-    bf16 *ring;                     // [layer][slot][d_conv - 1][d_inner]
-    char *state;                    // S [layer][slot][d_inner][16]
+    bf16 *ring;                     // [layer][slot][d_conv - 1][conv_dim]
+    char *state;                    // S [layer][slot][d_inner][d_state]
     size_t ring_pitch, state_pitch; // numbers of a layer, bytes of a layer
     uint2 *packets;                 // solo_exchange.cuh
     unsigned *launches;             // so far
@@ -36,14 +39,18 @@ struct solo_args {
     float *squares;                 // [d_model / 16] partial sums
     int n_layers, width;            // width: d_conv
     float eps;
+    float gate_eps, dt_min, dt_max; // Mamba-2
     solo_layer layers[SOLO_LAYERS];
 };
 
-// solo_large.cu: the same of larger models
+// solo_large.cu: the same of larger models; solo_large_mamba2.cu: of Mamba-2
 enum { LARGE_BLOCKS = 128 };
 bool solo_large_room(const device *d);
 int solo_large_packets(const device *d);
 cudaError_t solo_large_layers(const device *d, const solo_args &a);
+bool solo_large_mamba2_room(const device *d);
+int solo_large_mamba2_packets(const device *d);
+cudaError_t solo_large_mamba2_layers(const device *d, const solo_args &a);
 
 // M: d_model, CH: channels of a block, S: states' type.
 template <int M, int CH, class S> struct solo_shape {

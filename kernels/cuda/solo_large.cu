@@ -53,99 +53,20 @@
 // what y waits for between 7 and 11 us, when in most blocks the first warp's sums of z and these
 // totals are there (the other warps have no stamps; the compiler moves reads of the clock over
 // barriers unless they depend on a value).
-#include "clusters.cuh"
-#include "solo_large_packed.cuh"
-#include "solo_large_rows.cuh"
-#include "solo_large_states.cuh"
-#include "types.cuh"
+#include "solo_large_kernel.cuh"
 
 namespace ssm {
 
-template <int M, class S, bool P>
-__global__ void __launch_bounds__(large_shape<M, S, P>::THREADS, 1)
-    large_kernel(const __grid_constant__ solo_args a) {
-#if SSM_HOPPER
-    typedef large_shape<M, S, P> shape;
-    extern __shared__ __align__(128) char shared[];
-    const large_block<shape> b(shared);
-    const int warp = threadIdx.x / 32;
-    dependents_start();
-    if (threadIdx.x == 0)
-        b.init();
-    __syncthreads();
-    if (warp < shape::WARPS) {
-        if constexpr (P)
-            large_multiply(large_packed<shape>(a, b));
-        else
-            large_multiply(large_products<shape>(a, b));
-    } else if (warp < shape::STATE_WARP) {
-        large_x(a, b);
-    } else if (warp < shape::ASK_WARP) {
-        large_advance(a, b);
-    } else if constexpr (P) {
-        large_ask(a, large_packed_asks<shape>(b));
-    } else {
-        large_ask(a, large_asks<shape>(b));
-    }
-    // All have read the counter: every warp that does had a part in what this thread has now.
-    if (blockIdx.x == 0 && threadIdx.x == (shape::STATE_WARP - 1) * 32)
-        *a.launches += 1;
-#endif
-}
-
-// ---- host side
-
-template <class S, bool P, class F> static bool with_width(int d_model, F f) {
-    switch (d_model) {
-    case 1536:
-        return f(large_kernel<1536, S, P>, large_shape<1536, S, P>());
-    case 2048:
-        return f(large_kernel<2048, S, P>, large_shape<2048, S, P>());
-    case 2560:
-        return f(large_kernel<2560, S, P>, large_shape<2560, S, P>());
-    default:
-        return false;
-    }
-}
-template <class F> static bool with_kernel(const device *d, bool packed, F f) {
-    return with_state_type(d->state_type, [&](auto s) {
-        typedef decltype(s) S;
-        return packed ? with_width<S, true>(d->g.d_model, f)
-                      : with_width<S, false>(d->g.d_model, f);
-    });
-}
-
-// All blocks wait for each other, so all must be there at once.
-template <class SHAPE> struct large_launch : cluster_launch {
-    large_launch(const device *d)
-        : cluster_launch(d, dim3(SHAPE::BLOCKS), SHAPE::THREADS, SHAPE::BYTES, 1, WITH_ALL_BLOCKS) {
-    }
-};
-
-bool solo_large_room(const device *d) { // weights may be packed or not
-    const auto there = [&](auto kernel, auto shape) {
-        typedef decltype(shape) shape_of;
-        return large_launch<shape_of>(d).most(kernel) >= shape_of::BLOCKS;
-    };
-    return with_kernel(d, false, there) && with_kernel(d, true, there);
+bool solo_large_room(const device *d) {
+    return large_room<false>(d);
 }
 
 int solo_large_packets(const device *d) {
-    int packets = 0;
-    with_kernel(d, false, [&](auto, auto shape) {
-        packets = decltype(shape)::PACKETS;
-        return true;
-    });
-    return packets;
+    return large_packets<false>(d);
 }
 
 cudaError_t solo_large_layers(const device *d, const solo_args &a) {
-    cudaError_t rc = cudaErrorNotSupported;
-    with_kernel(d, d->weights_packed, [&](auto kernel, auto shape) {
-        rc = large_launch<decltype(shape)>(d).run(kernel, a);
-        return true;
-    });
-    return rc;
+    return large_layers<false>(d, a);
 }
 
 } // namespace ssm

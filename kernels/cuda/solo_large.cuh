@@ -18,15 +18,22 @@ constexpr int large_part(int nb) {
     return nb % 5 == 0 ? 5 : nb % 4 == 0 ? 4 : 3;
 }
 
-// M: d_model, S: states' type; P: in_proj and out_proj in 12 bits a weight (packed.cuh).
-template <int M, class S, bool P> struct large_shape {
+// Mamba-2's published heads, states and groups.
+enum { LARGE_HEAD = 64, LARGE_STATES = 128, LARGE_CONV_BC = 2 * LARGE_STATES };
+
+// M: d_model, S: states' type; P: in_proj and out_proj in 12 bits a weight (packed.cuh); TWO:
+// Mamba-2 (solo_large_mamba2.cu).
+template <int M, class S, bool P, bool TWO> struct large_shape {
     typedef S state;
     enum {
+        GATED = TWO, // out_proj's sums are those of a gated norm's input
         WIDTH = M,
         BLOCKS = LARGE_BLOCKS,
         INNER = 2 * M,
         RANK = M / 16,
-        N_X = RANK + 32,
+        N_X = TWO ? LARGE_CONV_BC + 8 : RANK + 32, // Mamba-2: B, C, and a block's heads' dt
+        CONV = TWO ? INNER + LARGE_CONV_BC : INNER,
+        HEADS = INNER / LARGE_HEAD,
         CH = INNER / BLOCKS,   // channels of a block
         OUT_ROWS = M / BLOCKS, // of out_proj, and of the residual
         GROUPS = CH / 8,       // of eight rows of in_proj's x, and of its z
@@ -36,8 +43,8 @@ template <int M, class S, bool P> struct large_shape {
         IN_CB = large_part(IN_NB), // of a slot
         OUT_NB = INNER / (WARPS * 32),
         OUT_CB = large_part(OUT_NB),
-        X_WARP = WARPS, // x_proj, a lane a row
-        X_WARPS = N_X / 32,
+        X_WARP = WARPS, // x_proj, a lane a row; Mamba-2: a row of B, of C, of dt
+        X_WARPS = TWO ? 3 : N_X / 32,
         STATE_WARP = X_WARP + X_WARPS, // convolution and states, eight channels each
         STATE_WARPS = CH / 8,
         ASK_WARP = STATE_WARP + STATE_WARPS, // asks for the weights
@@ -57,8 +64,9 @@ template <int M, class S, bool P> struct large_shape {
         OUT_PARTS = Z_PARTS + WARPS * CH * 4,         // [warp][OUT_GROUPS * 8]
         OWN = OUT_PARTS + WARPS * OUT_GROUPS * 8 * 4, // x
         XDB = OWN + CH * 4,                           // x_proj's sums
-        SQUARES = XDB + N_X * 4,                      // [warp]
-        BARRIERS = SQUARES + WARPS * 4,
+        SQUARES = XDB + N_X * 4,                      // [warp] of the input
+        Y_SQUARES = SQUARES + WARPS * 4,              // [warp] of what is gated
+        BARRIERS = Y_SQUARES + (TWO ? WARPS * 4 : 0),
         MOST_SLOTS = 24,
         BESIDE = BARRIERS + 2 * MOST_SLOTS * 8,
         ROOM = (227 * 1024 - BESIDE) / SLOT,
@@ -69,16 +77,19 @@ template <int M, class S, bool P> struct large_shape {
         TOTALS = 0, // [N_X / 4][TOTALS_PITCH] of x_proj
         TOTALS_PITCH = 64,
         BASES = TOTALS + N_X / 4 * TOTALS_PITCH, // [N_X]
-        US = BASES + N_X,                        // [M / 2]
+        REST = 0,                                // Mamba-2: [B, C, dt][block], in their place
+        US = TWO ? 3 * BLOCKS : BASES + N_X,     // [M / 2]
         YS = US + M / 2,                         // [INNER / 2]
         PACKETS = YS + INNER / 2,
     };
     // What packed weights are multiplied by carries; that and 2^-base are taken from the sums.
     static constexpr float GIVEN = P ? PACKED_GIVEN : 1;
+    static constexpr bool PACKED = P;
     static __device__ __forceinline__ float taken(uint32_t by) {
         return P ? low_half(by) / PACKED_GIVEN : 1;
     }
-    static_assert(INNER % (8 * BLOCKS) == 0 && N_X % 32 == 0 && X_WARPS >= 2, "warps");
+    static_assert(INNER % (8 * BLOCKS) == 0 && (TWO || N_X % 32 == 0) && X_WARPS >= 2, "warps");
+    static_assert(!TWO || ((int)LARGE_STATES == BLOCKS && HEADS <= BLOCKS), "a row each of B, C");
     static_assert(OUT_ROWS <= 32 && OUT_ROWS % 4 == 0, "lanes");
     static_assert(SQUARES % 16 == 0 && XDB % 16 == 0 && OWN % 16 == 0, "alignment");
     static_assert(SLOT % 128 == 0 && US % 2 == 0 && YS % 2 == 0, "alignment");
@@ -87,7 +98,7 @@ template <int M, class S, bool P> struct large_shape {
 #if SSM_HOPPER
 
 // Named barriers: what one kind of warps leaves for another.
-enum { LARGE_X = 1, LARGE_OWN, LARGE_Z, LARGE_XDB, LARGE_OUT };
+enum { LARGE_X = 1, LARGE_OWN, LARGE_Z, LARGE_XDB, LARGE_OUT, LARGE_U };
 
 // ---- packets
 

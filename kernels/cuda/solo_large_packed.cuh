@@ -73,10 +73,24 @@ template <class SHAPE> struct large_packed : large_worker<SHAPE> {
         return slot * 512 + part * 128 + chunk % 32 * 4;
     }
     // Four columns are the first operand's registers as they lie: 16 bytes, [64 columns][4][q].
+    static __device__ __forceinline__ int place(int chunk) {
+        return chunk / 16 * 256 + chunk % 4 * 64 + chunk % 16 / 4 * 16;
+    }
     static __device__ __forceinline__ void put(uint32_t to, int chunk, uint32_t v, uint32_t w) {
-        to += chunk / 16 * 256 + chunk % 4 * 64 + chunk % 16 / 4 * 16;
+        to += place(chunk);
         asm volatile("st.shared.v4.u32 [%0], {%1,%2,%3,%2};" ::"r"(to), "r"(v), "r"(0), "r"(w)
                      : "memory");
+    }
+    // As large_products': sixteen lanes a group of warps.
+    static __device__ __forceinline__ int dealt_column(int i, int lane) {
+        const int run = i / (shape::IN_NB / 2), chunks = i % (shape::IN_NB / 2);
+        return (chunks * 2 + lane / 16) * 256 + run * 64 + lane % 16 * 4;
+    }
+    static __device__ __forceinline__ uint2 dealt_input(uint32_t u, int i, int lane) {
+        const int run = i / (shape::IN_NB / 2), chunks = i % (shape::IN_NB / 2);
+        const uint4 v = load_shared(u + (lane / 16 * 4 + run) * shape::IN_NB * 128 + chunks * 256 +
+                                    place(lane % 16));
+        return make_uint2(v.x, v.z);
     }
     __device__ __forceinline__ uint32_t u_at() const {
         return b.address(shape::U) + warp * shape::IN_NB * 128;

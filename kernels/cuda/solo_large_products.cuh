@@ -60,8 +60,9 @@ template <class SHAPE> struct large_asks {
     __device__ __forceinline__ void layer(const solo_layer &l) {
 #pragma unroll 1
         for (int z = 0; z < 2; z++)
-            rows(l.in_proj + (size_t)(z * shape::INNER + b.first) * shape::WIDTH, shape::CH,
-                 shape::WIDTH, shape::WARPS * shape::IN_CB * 32, shape::IN_PITCH);
+            rows(l.in_proj +
+                     (size_t)((shape::GATED ? 1 - z : z) * shape::INNER + b.first) * shape::WIDTH,
+                 shape::CH, shape::WIDTH, shape::WARPS * shape::IN_CB * 32, shape::IN_PITCH);
         rows(l.out_proj + (size_t)blockIdx.x * shape::OUT_ROWS * shape::INNER, shape::OUT_ROWS,
              shape::INNER, shape::WARPS * shape::OUT_CB * 32, shape::OUT_PITCH);
     }
@@ -188,6 +189,19 @@ template <class SHAPE> struct large_products : large_worker<SHAPE> {
     __device__ __forceinline__ int out_column(int chunk) const {
         return column<shape::OUT_CB>(chunk);
     }
+    // All columns dealt to 32 lanes in fours, a lane's i-th: of what eight lanes have in a row, in
+    // each of the warps' parts. Where it begins, and the input's four numbers there (u: the
+    // block's input).
+    static __device__ __forceinline__ int dealt_column(int i, int lane) {
+        return ((i / shape::IN_CB * 4 + lane / 8) * shape::IN_CB * 8 + i % shape::IN_CB * 8 +
+                lane % 8) *
+               4;
+    }
+    static __device__ __forceinline__ uint2 dealt_input(uint32_t u, int i, int lane) {
+        const int run = i / shape::IN_CB, of_warp = run % 2 * 4 + lane / 8;
+        const int chunk = run / 2 * shape::IN_CB * 8 + i % shape::IN_CB * 8 + lane % 8;
+        return load_shared2(u + of_warp * shape::IN_NB * 64 + chunk * 8);
+    }
     __device__ __forceinline__ uint32_t u_at() const {
         return b.address(shape::U) + warp * shape::IN_NB * 64;
     }
@@ -244,8 +258,16 @@ template <class WORKER> __device__ __forceinline__ void large_multiply(WORKER w)
         square = warp_sum(square);
         if (w.lane == 0)
             w.b.floats(shape::SQUARES)[w.warp] = square;
+        if constexpr (shape::GATED)
+            solo_signal<LARGE_U>((shape::WARPS + shape::X_WARPS) * 32);
         w.in_proj();
-        w.template collect<shape::OUT_NB>(w.a.packets + shape::YS, tag, out, put_out);
+        const float gated =
+            w.template collect<shape::OUT_NB>(w.a.packets + shape::YS, tag, out, put_out);
+        if constexpr (shape::GATED) {
+            const float all = warp_sum(gated);
+            if (w.lane == 0)
+                w.b.floats(shape::Y_SQUARES)[w.warp] = all;
+        }
         w.out_proj();
     }
 }

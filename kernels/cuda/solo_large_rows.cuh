@@ -13,7 +13,7 @@ namespace ssm {
 template <class SHAPE> struct large_rows {
     typedef SHAPE shape;
     const solo_args &a;
-    const float *parts;
+    const float *parts, *gated;
     int lane, at;
     float r, norm;
 
@@ -22,7 +22,7 @@ template <class SHAPE> struct large_rows {
         lane = threadIdx.x % 32;
         const int mine = min(lane, shape::OUT_ROWS - 1);
         at = blockIdx.x * shape::OUT_ROWS + mine;
-        parts = b.floats(shape::OUT_PARTS) + mine;
+        parts = b.floats(shape::OUT_PARTS) + mine, gated = b.floats(shape::Y_SQUARES);
         const int32_t token = known_token(a.tokens[0], a.drawn);
         r = to_float(a.embedding[(size_t)token * shape::WIDTH + at]);
         norm = load_once1(a.layers[0].next_norm + at);
@@ -30,8 +30,10 @@ template <class SHAPE> struct large_rows {
     // The next layer's input, to all blocks; the last one's, to the head.
     __device__ __forceinline__ void step(int layer, uint32_t tag) {
         solo_sync<LARGE_OUT>((shape::WARPS + 1) * 32);
-        r += sum_of<shape::WARPS, shape::OUT_GROUPS * 8>(parts) *
-             shape::taken(a.layers[layer].packed_out_by);
+        float by = shape::taken(a.layers[layer].packed_out_by);
+        if constexpr (shape::GATED)
+            by *= rsqrt_fast(sum_of<shape::WARPS, 1>(gated) * (1.f / shape::INNER) + a.gate_eps);
+        r += sum_of<shape::WARPS, shape::OUT_GROUPS * 8>(parts) * by;
         const float u = r * norm, odd = __shfl_down_sync(~0u, u, 1);
         const float r1 = __shfl_down_sync(~0u, r, 1), square = r * r + r1 * r1;
         const bool gives = lane % 2 == 0 && lane < shape::OUT_ROWS;

@@ -73,10 +73,12 @@ template <class SHAPE> struct large_states {
     }
 };
 
-template <class SHAPE>
-__device__ __forceinline__ void large_advance(const solo_args &a, const large_block<SHAPE> &b) {
+// STATES: large_states, or large_heads (solo_large_mamba2.cuh).
+template <class STATES>
+__device__ __forceinline__ void large_advance(const solo_args &a,
+                                              const large_block<typename STATES::shape> &b) {
     uint32_t tag = first_tag(a);
-    large_states<SHAPE> states(a, b);
+    STATES states(a, b);
     states.fetch(0);
 #pragma unroll 1
     for (int layer = 0; layer < a.n_layers; layer++, tag++)

@@ -28,6 +28,10 @@ static const small_shape published[] = {
      true},
     {"mamba 768, conv of 3", SSM_BLOCK_MAMBA, 5, 768, 1536, 16, 3, 48, 0, 0, 515, false, false,
      false},
+    {"mamba2 2048", SSM_BLOCK_MAMBA2, 2, 2048, 4096, 128, 4, 0, 64, 1, 515, false, false, true},
+    {"mamba2 1536, conv of 3", SSM_BLOCK_MAMBA2, 4, 1536, 3072, 128, 3, 0, 48, 1, 515, false, false,
+     true},
+    {"mamba2 1024", SSM_BLOCK_MAMBA2, 3, 1024, 2048, 128, 4, 0, 32, 1, 515, false, false, true},
 };
 enum { N_PUBLISHED = sizeof published / sizeof published[0], FEW_STEPS = 3 };
 
@@ -134,7 +138,7 @@ END_TEST
 
 // Steps of one row, which solo.cu and solo_large.cu take where they can, and of two, which they
 // never do, in turns: of the same sequence, which starts anew in between.
-static const int turn_shapes[] = {0, 9, 10, 2};
+static const int turn_shapes[] = {0, 9, 10, 2, 7, 12};
 enum { N_TURNS = sizeof turn_shapes / sizeof turn_shapes[0] };
 START_TEST(one_row_and_two_take_turns) {
     const small_shape *shape = &published[turn_shapes[_i / 2]];

@@ -16,6 +16,10 @@ static const small_shape published[] = {
     {"mamba 1536", SSM_BLOCK_MAMBA, 2, 1536, 3072, 16, 4, 96, 0, 0, 516, false, false, true},
     {"mamba 2048", SSM_BLOCK_MAMBA, 2, 2048, 4096, 16, 4, 128, 0, 0, 516, false, false, true},
     {"mamba 2560", SSM_BLOCK_MAMBA, 2, 2560, 5120, 16, 4, 160, 0, 0, 516, false, false, true},
+    {"mamba2 1536", SSM_BLOCK_MAMBA2, 2, 1536, 3072, 128, 4, 0, 48, 1, 516, false, false, true},
+    {"mamba2 2048", SSM_BLOCK_MAMBA2, 2, 2048, 4096, 128, 4, 0, 64, 1, 516, false, false, true},
+    {"mamba2 2560", SSM_BLOCK_MAMBA2, 2, 2560, 5120, 128, 4, 0, 80, 1, 516, false, false, true},
+    {"mamba2 1024", SSM_BLOCK_MAMBA2, 3, 1024, 2048, 128, 4, 0, 32, 1, 516, false, false, true},
 };
 // Without kernels for packed weights.
 static const small_shape others[] = {
