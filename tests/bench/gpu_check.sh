@@ -69,7 +69,7 @@ cuda_step=$(program cuda_step)
     date -u +%F
     nvidia-smi --query-gpu=name,driver_version --format=csv,noheader
 } | tee "$out/device.txt"
-for case in device states prompts large wide; do
+for case in device few medium packed states prompts large wide; do
     check "test_cuda-$case" env CK_RUN_CASE="$case" "$test_cuda"
 done
 # Where they are built: these read the source tree.

@@ -59,21 +59,22 @@ int main(int argc, char **argv) {
     Suite *suite = suite_create("cuda");
     TCase *tc = suite_case(suite, "device"), *states = suite_case(suite, "states"),
           *prompts = suite_case(suite, "prompts"), *large = suite_case(suite, "large"),
-          *wide_case = suite_case(suite, "wide");
+          *wide_case = suite_case(suite, "wide"), *few = suite_case(suite, "few"),
+          *medium = suite_case(suite, "medium"), *packed = suite_case(suite, "packed");
     if (argc > 2) { // test_cuda few N: this width alone; race N: this form of a step
         if (part == PART_RACE)
             plans_tests(tc, part, atoi(argv[2]));
-        few_tests(tc, states, part, atoi(argv[2]));
-        medium_tests(tc, part, atoi(argv[2]));
+        few_tests(few, states, part, atoi(argv[2]));
+        medium_tests(medium, part, atoi(argv[2]));
         xproj_tests(large, part, atoi(argv[2]));
         wide_tests(wide_case, part, atoi(argv[2]));
-        packed_tests(wide_case, part, atoi(argv[2]));
+        packed_tests(packed, part, atoi(argv[2]));
         return suite_run(suite);
     }
     plans_tests(tc, part, -1);
     rows_tests(tc, part);
-    few_tests(tc, states, part, -1);
-    medium_tests(tc, part, -1);
+    few_tests(few, states, part, -1);
+    medium_tests(medium, part, -1);
     sampling_tests(tc, part);
     if (part == PART_ALL)
         tcase_add_test(tc, too_many_sessions_say_how_many_would_fit);
@@ -85,7 +86,7 @@ int main(int argc, char **argv) {
     prompts_tests(prompts, part);
     large_tests(large, part);
     head_tests(large, part);
-    packed_tests(wide_case, part, -1);
+    packed_tests(packed, part, -1);
     openings_tests(wide_case, part);
     xproj_tests(large, part, -1);
     wide_tests(wide_case, part, -1);
