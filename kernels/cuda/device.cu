@@ -41,6 +41,8 @@
 //     (resident.cu; predicted 2.1 to 2.5)
 //   + Mamba-2 states written every 16                                           17.4
 //     tokens (replay.cu; predicted 17)
+//   mamba2-2.7b's b1, b8, b64: 1.86, 3.18, 4.34; one row in one launch, weights in 12 bits
+//     (solo_large_mamba2.cu; predicted 1.25), medium.cu's products: 1.27, 2.29, 4.15
 //
 // Prompts of 2,048, one / eight, ms:        130m          2.8b         mamba2-130m   2.7b
 //   official code                           13.3 / 19.6   36.8 / 234      - / 27.2      - / 207
