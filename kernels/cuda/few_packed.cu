@@ -37,8 +37,9 @@ namespace ssm {
 
 enum {
     FEW_PACKED_ROWS = 4,
-    OUT_SLOTS = 4, // of out_proj's ring
-    FLIGHT = 2     // slots asked for at once ahead of the kernels before
+    FEW_REST_WARPS = 3, // of Mamba-2's other rows
+    OUT_SLOTS = 4,      // of out_proj's ring
+    FLIGHT = 2          // slots asked for at once ahead of the kernels before
 };
 
 // M: d_model.
@@ -203,13 +204,8 @@ template <class SHAPE> struct few_packed_worker {
     }
 };
 
-#endif
-
-#if SSM_BULK
-
 // in_proj's rows of B, C and dt, which stay in bf16: a warp a row, one of each a block. They have
 // the time that x and z take.
-enum { FEW_REST_WARPS = 3 };
 template <class SHAPE> __device__ __forceinline__ void few_rest(const few_args &a, int warp) {
     enum { M = SHAPE::K, INNER = 2 * M };
     const int lane = threadIdx.x % 32, at = warp * PACKED_BLOCKS + blockIdx.x; // of these rows

@@ -186,15 +186,16 @@ int solo_squares(const device *d) {
 enum { COUNTER_BYTES = 128 };
 
 size_t solo_bytes(const device *d) {
+    int packets = 0;
     if (!d->solo_room)
         return 0;
-    int packets = !is_large(d)   ? 0
-                  : is_mamba2(d) ? solo_large_mamba2_packets(d)
-                                 : solo_large_packets(d);
-    with_width<float>(d->g.d_model, [&](auto, auto shape) {
-        packets = decltype(shape)::PACKETS;
-        return true;
-    });
+    if (is_large(d))
+        packets = is_mamba2(d) ? solo_large_mamba2_packets(d) : solo_large_packets(d);
+    else
+        with_width<float>(d->g.d_model, [&](auto, auto shape) {
+            packets = decltype(shape)::PACKETS;
+            return true;
+        });
     return COUNTER_BYTES + (size_t)packets * sizeof(uint2);
 }
 

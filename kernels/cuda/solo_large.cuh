@@ -84,7 +84,6 @@ template <int M, class S, bool P, bool TWO> struct large_shape {
     };
     // What packed weights are multiplied by carries; that and 2^-base are taken from the sums.
     static constexpr float GIVEN = P ? PACKED_GIVEN : 1;
-    static constexpr bool PACKED = P;
     static __device__ __forceinline__ float taken(uint32_t by) {
         return P ? low_half(by) / PACKED_GIVEN : 1;
     }

@@ -3,6 +3,8 @@
 #ifndef SSM_KERNELS_CUDA_SOLO_LARGE_KERNEL_CUH
 #define SSM_KERNELS_CUDA_SOLO_LARGE_KERNEL_CUH
 
+#include <type_traits>
+
 #include "clusters.cuh"
 #include "solo_large_mamba2.cuh"
 #include "solo_large_packed.cuh"
