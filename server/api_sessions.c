@@ -2,9 +2,9 @@
 // /v1/sessions: list, look, fork, delete, and states as files.
 //
 // The engine answers these calls between two steps, and states are copied and checked on the way:
-// all of it happens on libuv's pool, in one task a request, which outlives an exchange whose client
-// has left. Sessions belong to a model's engine; a name is looked for in the models in order, and a
-// state goes to the first model that it is of.
+// all of it happens on libuv's pool (pool.h), in one task a request. A task whose client has left
+// ends if it was in line still and would only have looked. Sessions belong to a model's engine; a
+// name is looked for in the models in order, and a state goes to the first model that it is of.
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -20,7 +20,7 @@
 enum task_kind { TASK_LIST, TASK_GET, TASK_DELETE, TASK_FORK, TASK_EXPORT, TASK_IMPORT };
 
 typedef struct task {
-    uv_work_t work;
+    pool_work work;
     exchange *ex; // NULL: the client has left
     loop *loop;
     enum task_kind kind;
@@ -99,8 +99,8 @@ static void run_on(task *t, const served_model *m) {
     }
 }
 
-static void on_work(uv_work_t *work) {
-    task *t = work->data;
+static void run(pool_work *w) {
+    task *t = w->owner;
     const registry *models = &t->loop->server->models;
     const int goes_on = t->kind == TASK_LIST     ? 0
                         : t->kind == TASK_IMPORT ? SSM_EINVAL
@@ -157,9 +157,8 @@ static void reply(task *t) {
     }
 }
 
-static void on_worked(uv_work_t *work, int status) {
-    task *t = work->data;
-    t->loop->n_works--;
+static void done(pool_work *w) {
+    task *t = w->owner;
     if (t->ex) {
         http_forget_work(t->ex);
         reply(t);
@@ -168,7 +167,12 @@ static void on_worked(uv_work_t *work, int status) {
 }
 
 static void on_gone(void *work) {
-    ((task *)work)->ex = NULL;
+    task *t = work;
+    const bool looks = t->kind == TASK_LIST || t->kind == TASK_GET || t->kind == TASK_EXPORT;
+    t->ex = NULL;
+    if (looks && pool_drop(&t->work)) {
+        free_task(t);
+    }
 }
 
 static const exchange_listener listener = {.on_gone = on_gone};
@@ -181,7 +185,7 @@ static task *open_task(exchange *ex, enum task_kind kind) {
         http_reply_ssm_error(ex, &(ssm_error){.code = SSM_ENOMEM});
         return NULL;
     }
-    t->work.data = t;
+    t->work = (pool_work){.run = run, .done = done, .owner = t};
     t->ex = ex;
     t->loop = ex->conn->loop;
     t->loop->n_jobs++;
@@ -192,11 +196,7 @@ static task *open_task(exchange *ex, enum task_kind kind) {
 
 static void start_task(task *t) {
     http_wait(t->ex, &listener, t);
-    t->loop->n_works++;
-    if (uv_queue_work(&t->loop->uv, &t->work, on_work, on_worked) != 0) {
-        t->rc = ssm_error_set(&t->err, SSM_ENOMEM, NULL, "out of memory");
-        on_worked(&t->work, 0);
-    }
+    pool_join(&t->loop->session_calls, &t->work);
 }
 
 // The name in /v1/sessions/{id}[/rest]; false: a reply has been made.

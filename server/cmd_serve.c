@@ -350,7 +350,7 @@ int cmd_serve(int argc, char **argv) {
     }
     signal(SIGPIPE, SIG_IGN);
     raise_file_limit();
-    encode_size_pool((int)s.options.loops);
+    pool_size((int)s.options.loops);
     log_set_level(s.options.log_level);
     log_set_output(s.options.log_to);
     s.server.o = &s.options;

@@ -31,6 +31,7 @@
 #include "completer.h"
 #include "conn/http.h"
 #include "conn/linger.h"
+#include "encode.h"
 #include "log.h"
 #include "server.h"
 
@@ -244,6 +245,8 @@ int loop_init(loop *l, server *s, int index, int listen_fd, ssm_error *err) {
     }
     l->drain_timer.data = l->mhd_timer.data = l->tick.data = l->prepare.data = l->check.data = l;
     l->engine_wake.data = l->control.data = l;
+    encode_line_init(&l->encodes, l);
+    pool_line_init(&l->session_calls, l, POOL_SESSION_CALLS);
     uv_timer_start(&l->tick, on_tick, tick_ms(s->o), tick_ms(s->o));
     uv_prepare_start(&l->prepare, on_prepare);
     uv_check_start(&l->check, on_check);

@@ -16,6 +16,7 @@
 
 #include <ssm/engine.h>
 
+#include "pool.h"
 #include "registry.h"
 
 struct conn;
@@ -50,10 +51,8 @@ typedef struct loop {
     bool ready;                    // all ports are open
     struct completer *touched;     // with events since the last flush
     size_t n_jobs;                 // completers not yet freed
-    size_t n_works;                // tasks on libuv's pool, where engines may be asked, or in line
-    struct encode *encodes;        // that line (encode.h)
-    struct encode **last_encode;   // of it, unless it is empty
-    int n_encodes;                 // on the pool
+    size_t n_works;                // on libuv's pool, where engines may be asked, or in line
+    pool_line encodes, session_calls;
     // life
     uv_async_t control;
     atomic_bool leave; // any thread: the drain's time is over

@@ -387,3 +387,24 @@ def test_a_second_signal_does_not_wait_for_the_last_writes(start_shared, redis):
     assert server.is_running()
     server.signal(signal.SIGTERM)
     assert server.wait(1) in (128 + signal.SIGTERM, -signal.SIGTERM), server.tail()
+
+
+def test_calls_that_wait_for_the_store_hold_up_no_long_text(start_shared, redis):
+    """More looks at sessions than the pool has threads, at a Redis that is silent: a text that takes a thread
+    to tokenize is answered while all of them wait."""
+    client = start_shared().client
+    answers = []
+    looks = [threading.Thread(target=lambda: answers.append(client.get("/v1/sessions/s"))) for _ in range(24)]
+    redis.pause(True)
+    try:
+        for look in looks:
+            look.start()
+        time.sleep(0.5 * SCALE)  # they are on the pool, as many as it takes
+        assert client.post("/tokenize", {"prompt": "All the world's a stage. " * 20_000}).json()["count"] > 20_000
+        assert not answers
+    finally:
+        redis.pause(False)
+        for look in looks:
+            look.join()
+    assert {answer.status for answer in answers} == {404}
+    assert names(client) == []
