@@ -47,15 +47,22 @@
 //   780m               1.10  (1.13)   1.24   1.20    1.69   1.41    2.10   1.94
 //   370m               0.77  (0.86)   0.98   0.92    1.38   1.08    1.55   1.34
 //   130m               0.40  (0.38)   0.44   0.41    0.60   0.44    0.71   0.57
-// With a token's squares added up by a warp in one trip (before a thread, one after the
-// other), 2.7b fp16, another card: b8 2.36 to 2.31, b16 2.65 to 2.56, b32 3.13 to 3.04, b64 4.26
-// to 4.24; four rows 2.25 to 2.21; 1.3b b8 1.39 to 1.35, b16 1.56 to 1.49. out_proj by clusters of
-// 4 in place of 8, in one run: 2.7b b8 2.29 to 2.34, b16 2.55 to 2.66, but b32 3.02 to 2.99,
-// b64 4.21 to 4.15; 1.3b b16 1.49 to 1.59. in_proj without a cluster, 96 rows a block: b8 2.29
-// to 2.52, b64 4.21 to 4.40. The advance in half of an SM, so that out_proj's ring fills beside it:
-// replay.cu. Predicted for the first rung: 3.0 at 2.8b b64, 2.4 at b16. In_proj alone in a chain of
-// itself takes 18.8 us at 64 rows and 16.9 at 16, 12.6 more for every further 52 MB (4.15 TB/s):
-// what is missing is not the rate but the ends, 6 us a kernel.
+// With a token's squares added up by a warp in one trip (before: a thread, one after the other),
+// another card: 2.7b fp16 b8 2.36 to 2.31, b16 2.65 to 2.56, b32 3.13 to 3.04, b64 4.26 to 4.24,
+// four rows 2.25 to 2.21; 1.3b b8 1.39 to 1.35, b16 1.56 to 1.49. out_proj by clusters of 4 in
+// place of 8, in one run: 2.7b b8 2.29 to 2.34, b16 2.55 to 2.66, but b32 3.02 to 2.99, b64 4.21
+// to 4.15; 1.3b b16 1.49 to 1.59. in_proj without a cluster, 96 rows a block: b8 2.29 to 2.52, b64
+// 4.21 to 4.40. The advance in half of an SM, so that out_proj's ring fills beside it: replay.cu.
+//
+// Where a layer of 2.7b goes (CUPTI, us that a kernel ends after the one before it; in brackets the
+// time of its bytes at 4.5 TB/s): 8 rows in_proj 16.6 (12), advance 7.0 (3), out_proj 11.7 (6); 16
+// rows 18.1, 10.4 (5), 10.2; 64 rows 24.7, 25.1 (20), 14.9. Each kernel loses 4 to 6 us at its
+// ends, whatever lies in its ring by then. All layers in one launch, as resident.cu's, is what is
+// left to gain.
+//
+// Predicted for the first rung: 3.0 at 2.8b b64, 2.4 at b16. In_proj alone in a chain of itself
+// takes 18.8 us at 64 rows and 16.9 at 16, 12.6 more for every further 52 MB (4.15 TB/s): what is
+// missing is not the rate but the ends, 6 us a kernel.
 //
 // Read off by %globaltimer, 2.8b b64, us: in_proj's columns take 13.5 behind the wait (42 MB are
 // not in the rings: 10), out_proj's 8 to 10 (beside the next in_proj's 10 MB). From the last column
