@@ -408,3 +408,19 @@ def test_calls_that_wait_for_the_store_hold_up_no_long_text(start_shared, redis)
             look.join()
     assert {answer.status for answer in answers} == {404}
     assert names(client) == []
+
+
+def test_looks_in_line_end_with_their_clients(start_shared, redis):
+    """What the store is asked once it answers again: by those that were on the pool, at most eight of a loop."""
+    client = start_shared().client
+    redis.pause(True)
+    try:
+        for _ in range(24):
+            with client.raw() as connection:
+                connection.send_request("GET", "/v1/sessions/s")
+                time.sleep(0.02 * SCALE)  # it is read, and begins or joins the line, before it is gone
+    finally:
+        redis.pause(False)
+    client.get("/v1/sessions/s").error(404)
+    calls = [line for line in redis.ask("INFO", "commandstats").decode().split() if "cmdstat_hmget" in line]
+    assert 1 < int(calls[0].split("calls=")[1].split(",")[0]) <= 9, calls
