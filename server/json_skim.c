@@ -322,13 +322,16 @@ static void read_key(const char *from, const char *to, char *out, size_t size) {
 }
 
 int json_skim(json_skimmer *s, char *body, size_t *len, ssm_error *err) {
+    s->ids = (json_ids){0};
+    s->u64_found = false;
+    s->tree_bytes = OBJECT_BYTES;
+    if (*len == 0) {
+        return 0; // and body may be NULL
+    }
     struct cursor c = {body, body + *len};
     struct writer w = {body};
     const char *kept = body; // everything before it has been written
     int rc = 0;
-    s->ids = (json_ids){0};
-    s->u64_found = false;
-    s->tree_bytes = OBJECT_BYTES;
     if (!skip_char(&c, '{')) {
         size_t price = 0, deepest = 0;
         skip_value(&c, &price, &deepest);
