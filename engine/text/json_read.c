@@ -312,6 +312,8 @@ static json_t *read_value(reader *r) {
 }
 
 json_t *ssm_json_read(const char *text, size_t len) {
+    if (len == 0)
+        return NULL; // and text may be
     reader r = {.at = text, .end = text + len};
     skip_space(&r);
     if (r.at == r.end || (*r.at != '{' && *r.at != '['))

@@ -301,8 +301,10 @@ bool tpl_is_method_name(tpl_value self, const char *name) {
     if (self.kind != V_STRING && self.kind != V_DICT && self.kind != V_LIST && self.kind != V_TUPLE)
         return false;
     const size_t len = strlen(name);
+    if (len == 0 || strchr(name, ' '))
+        return false;
     for (const char *at = all; (at = strstr(at, name)); at++) {
-        if (len > 0 && at > all && at[-1] == ' ' && at[len] == ' ')
+        if (at[-1] == ' ' && at[len] == ' ') // the list begins with a space, a name does not
             return true;
     }
     return false;

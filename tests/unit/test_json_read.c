@@ -113,6 +113,7 @@ START_TEST(it_leaves_what_is_broken) {
     for (size_t i = 0; i < sizeof broken / sizeof *broken; i++)
         ck_assert_msg(!agrees(broken[i], strlen(broken[i])), "read: %s", broken[i]);
     ck_assert(!agrees("[\0]", 3) && !agrees("[]\0", 3));
+    ck_assert_ptr_null(ssm_json_read(NULL, 0));
 }
 END_TEST
 
