@@ -179,6 +179,18 @@ template <class SHAPE> struct large_block {
             barrier_init(full + i * 8, 1), barrier_init(empty + i * 8, shape::READERS);
         barriers_ready();
     }
+    // What sums over the layer's input are multiplied by, beside what packed weights are.
+    __device__ __forceinline__ float input_scale(const solo_args &a) const {
+        return rsqrt_fast(sum_of<shape::WARPS, 1>(floats(shape::SQUARES)) * (1.f / shape::WIDTH) +
+                          a.eps);
+    }
+    // The sum of a row of x, once all warps have theirs; scale: of x's and z's sums.
+    __device__ __forceinline__ float x_sum(const solo_args &a, int layer, int c,
+                                           float &scale) const {
+        solo_sync<LARGE_X>((shape::WARPS + shape::STATE_WARPS) * 32);
+        scale = input_scale(a) * shape::taken(a.layers[layer].packed_in_by);
+        return sum_of<shape::WARPS, shape::CH>(floats(shape::X_PARTS) + c) * scale;
+    }
     template <int STEP = 1> __device__ __forceinline__ void next() {
         at += STEP;
         if (at >= shape::SLOTS)

@@ -58,8 +58,7 @@ template <class WORKER> struct large_rest_row {
             c[0] += low_half(w[i].x) * low_half(x.x), c[1] += high_half(w[i].x) * high_half(x.x);
             c[2] += low_half(w[i].y) * low_half(x.y), c[3] += high_half(w[i].y) * high_half(x.y);
         }
-        const float scale = rsqrt_fast(
-            sum_of<shape::WARPS, 1>(b.floats(shape::SQUARES)) * (1.f / shape::WIDTH) + a.eps);
+        const float scale = b.input_scale(a);
         const float v = warp_sum((c[0] + c[1]) + (c[2] + c[3])) * scale * (1 / shape::GIVEN);
         if (is_dt())
             return v;
@@ -174,12 +173,7 @@ template <class SHAPE> struct large_heads {
     // The channel's x; scale: the input's.
     __device__ __forceinline__ float convolve(int layer, float &scale) const {
         const float past = taps.past();
-        solo_sync<LARGE_X>((shape::WARPS + shape::STATE_WARPS) * 32);
-        scale =
-            rsqrt_fast(sum_of<shape::WARPS, 1>(b.floats(shape::SQUARES)) * (1.f / shape::WIDTH) +
-                       a.eps) *
-            shape::taken(a.layers[layer].packed_in_by);
-        const float v = sum_of<shape::WARPS, shape::CH>(b.floats(shape::X_PARTS) + c) * scale;
+        const float v = b.x_sum(a, layer, c, scale);
         const uint32_t stored = pack_bf16(v, v); // what the ring will give back
         if (q == 0 && r.slot >= 0)
             taps.keep(a, r, kept, place, layer, stored);

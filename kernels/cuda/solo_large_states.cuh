@@ -38,12 +38,7 @@ template <class SHAPE> struct large_states {
     // The channel's x, to the block; scale: the input's.
     __device__ __forceinline__ float convolve(int layer, float &scale) const {
         const float past = taps.past();
-        solo_sync<LARGE_X>((shape::WARPS + shape::STATE_WARPS) * 32);
-        scale =
-            rsqrt_fast(sum_of<shape::WARPS, 1>(b.floats(shape::SQUARES)) * (1.f / shape::WIDTH) +
-                       a.eps) *
-            shape::taken(a.layers[layer].packed_in_by);
-        const float v = sum_of<shape::WARPS, shape::CH>(b.floats(shape::X_PARTS) + c) * scale;
+        const float v = b.x_sum(a, layer, c, scale);
         const uint32_t stored = pack_bf16(v, v); // what the ring will give back
         const float x = high_half(pack_bf16(0.f, silu(past + taps.tap[0] * low_half(stored))));
         if (q == 0)
