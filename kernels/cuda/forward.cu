@@ -33,6 +33,11 @@ static int biases(device *d, const float *bias, void *out, ssm_dtype type, int32
     return bias ? device_check(d, add_bias(d, bias, out, type, n, cols), "bias", err) : 0;
 }
 
+// Whether the gated norm of few rows is left to out_proj, which scales its sums: not by group.
+static bool folds_norm(const device *d) {
+    return d->g.kind == SSM_BLOCK_MAMBA2 && d->g.n_groups == 1;
+}
+
 static int advance(device *d, int layer, const batch &b, int32_t n_splits, bool fold_norm,
                    ssm_error *err) {
     if (d->g.kind == SSM_BLOCK_MAMBA) {
@@ -106,7 +111,7 @@ static int skinny_layer(device *d, int layer, const batch &b, ssm_error *err) {
             splits = 1;
         }
     }
-    const bool mamba2 = d->g.kind == SSM_BLOCK_MAMBA2, fold_norm = mamba2 && d->g.n_groups == 1;
+    const bool mamba2 = d->g.kind == SSM_BLOCK_MAMBA2, fold_norm = folds_norm(d);
     SSM_TRY(advance(d, layer, b, splits, fold_norm, err));
     if (mamba2 && !fold_norm)
         SSM_CUDA(d, gated_norm(d, d->layers[layer], d->y, b.n, b.decode), err);
@@ -115,7 +120,7 @@ static int skinny_layer(device *d, int layer, const batch &b, ssm_error *err) {
 }
 
 static int few_layer(device *d, int layer, const batch &b, ssm_error *err) {
-    const bool mamba2 = d->g.kind == SSM_BLOCK_MAMBA2, fold_norm = mamba2 && d->g.n_groups == 1;
+    const bool mamba2 = d->g.kind == SSM_BLOCK_MAMBA2, fold_norm = folds_norm(d);
     SSM_CUDA(d, few_in(d, layer, b), err);
     if (mamba2)
         SSM_CUDA(d, mamba2_advance(d, layer, b, fold_norm), err);
@@ -148,7 +153,7 @@ static int medium_layer(device *d, int layer, const batch &b, ssm_error *err) {
         if (d->g.bc_dt_norm)
             SSM_CUDA(d, small_norms(d, b.n, 1), err);
     }
-    const bool mamba2 = d->g.kind == SSM_BLOCK_MAMBA2, fold_norm = mamba2 && d->g.n_groups == 1;
+    const bool mamba2 = d->g.kind == SSM_BLOCK_MAMBA2, fold_norm = folds_norm(d);
     SSM_TRY(advance(d, layer, b, 1, fold_norm, err));
     if (mamba2 && !fold_norm)
         SSM_CUDA(d, gated_norm(d, d->layers[layer], d->y, b.n, b.decode), err);
