@@ -359,6 +359,7 @@ int32_t skinny_x_splits(const device *d);
 
 // few.cu, advance_row.cu: all of a step of up to FEW_ROWS rows on Hopper and later
 bool few_fits(const device *d, int32_t n);
+bool few_head_fits(const device *d); // few_head() alone, of one row
 cudaError_t few_embed(device *d, const batch &b);
 cudaError_t few_in(device *d, int layer, const batch &b);
 cudaError_t few_advance(device *d, int layer, const batch &b);

@@ -382,6 +382,11 @@ bool few_fits(const device *d, int32_t n) {
            fits<FEW_HEAD>(d, head_arguments(d, n));
 }
 
+bool few_head_fits(const device *d) {
+    return d->weight_type == SSM_DTYPE_BF16 && d->arch >= 90 &&
+           fits<FEW_HEAD>(d, head_arguments(d, 1));
+}
+
 cudaError_t few_embed(device *d, const batch &b) {
     const cudaError_t rc = few_prepare(few_embed_kernel, 0);
     return rc ? rc

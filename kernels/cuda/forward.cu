@@ -3,15 +3,15 @@
 // captured into a graph for a decode bucket. Launches a layer:
 //
 //   solo.cu           one row of mamba-130m's and 370m's widths: one launch for all layers
-//   solo_large.cu     one row of 790m's, 1.4b's and 2.8b's: the same (solo_large_mamba2.cu: of
-//                     mamba2-370m's to 2.7b's)
+//   solo_large.cu     one row of 790m's, 1.4b's, 2.8b's and falcon-mamba-7b's: the same
+//                     (solo_large_mamba2.cu: of mamba2-370m's to 2.7b's)
 //   few.cu      3     up to 8 decode rows on Hopper and later (few_packed.cu: in_proj and out_proj
 //                     of up to 4 rows of 1.4b, 2.8b, mamba2-1.3b and 2.7b)
 //   skinny.cu   4     elsewhere and in odd shapes (Mamba-2: 3)
 //   resident.cu       5 to 64 rows of Mamba-1's published widths (2.8b: from 3 on, 130m: from 9):
 //                     one launch for all layers (resident_packed.cuh: to 16 of large ones)
 //   medium.cu   4     to 64 rows (Mamba-2: 3, in_proj, advance and out_proj, and of large models
-//                     from 3 or 5 rows on)
+//                     from 3 or 5 rows on; of 7b: from 2, or 1)
 //   product.cu  6 up  otherwise: norm, in_proj, conv, x_proj (xproj.cu, to a thousand tokens or
 //                     more), advance and / or scan, out_proj
 //   wide.cuh    5 up  such steps of Mamba-1 in bf16 on Hopper, to 3,072 or 4,096 tokens: in_proj

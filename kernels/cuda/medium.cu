@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Products for 9 to 64 rows on Hopper (Mamba-2 of 2,048 channels and more: from 5 on, or from 3
-// where few_packed.cu has no weights), where resident.cu does not fit (Mamba-2, biases, other
+// where few_packed.cu has no weights; models of 7b: any), where resident.cu does not fit (Mamba-2,
+// biases, other
 // widths): the weights once, at the rate of the memory, with what comes before and after them in
 // the same launch (medium_kernel.cuh).
 //
@@ -54,6 +55,9 @@
 // to 4.15; 1.3b b16 1.49 to 1.59. in_proj without a cluster, 96 rows a block: b8 2.29 to 2.52, b64
 // 4.21 to 4.40. The advance in half of an SM, so that out_proj's ring fills beside it: replay.cu.
 //
+// Models of 7b, fp16 states, one H200, before (skinny.cu) and this: falcon-mamba-7b b2 5.62, 4.90,
+// b4 6.20, 4.95, b8 7.34, 5.09; mamba-codestral-7b b1 6.52, 4.41, b2 6.33, 4.47.
+//
 // Where a layer of 2.7b goes (CUPTI, us that a kernel ends after the one before it; in brackets the
 // time of its bytes at 4.5 TB/s): 8 rows in_proj 16.6 (12), advance 7.0 (3), out_proj 11.7 (6); 16
 // rows 18.1, 10.4 (5), 10.2; 64 rows 24.7, 25.1 (20), 14.9. Each kernel loses 4 to 6 us at its
@@ -94,6 +98,7 @@
 namespace ssm {
 
 enum { HALF_AN_SM = 113 << 10, MOST_ROWS = 176 }; // shared memory of one of two blocks
+enum { SEVEN_B = 4096 };                          // d_model of falcon-mamba-7b and codestral
 
 // How a product is dealt to the card.
 struct medium_plan {
@@ -207,8 +212,11 @@ static cudaError_t run_any(const device *d, const void *w, const void *x, int co
 // ---- a layer's products
 
 // Where few.cu does not take them: of large Mamba-2 models its products lose more to each further
-// row than eight rows cost here, unless their weights are packed.
+// row than eight rows cost here, unless their weights are packed. Models of 7b it does not take at
+// all, and skinny.cu takes longer for one row of them than this for sixteen.
 static int32_t fewest(const device *d) {
+    if (d->g.d_model >= SEVEN_B)
+        return solo_fits(d, 1) ? 2 : 1;
     if (d->g.kind != SSM_BLOCK_MAMBA2 || d->g.d_model < 2048)
         return FEW_ROWS + 1;
     return d->weights_packed && few_packed_fits(d, 4) ? 5 : 3;

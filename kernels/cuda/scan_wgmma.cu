@@ -49,6 +49,10 @@
 // so: not bandwidth (B and C cost 2.1 cycles of the SM a 16-byte read, measured) but how early a
 // body's instructions find what they wait for. 50 wgmma a tile take 3 uniform instructions each.
 //
+// falcon-mamba-7b's rank of 256 leaves room for 192 channels at most: prompts of 2,048, by CUPTI in
+// steps, us a layer: two (128 channels) 424, three (192) 551, four (128, two waves) 802. 256
+// channels, a wave for four prompts, need 9 KB more than there are.
+//
 // Steps, ms, before and after in turns on one card: tests/bench/results/large-steps.md.
 #include "medium.cuh"
 #include "scan_wgmma.cuh"
@@ -81,6 +85,8 @@ static const scan_form forms[] = {
     form_of<scan_wgmma_shape<0, 12, 2, 10>>(322), // 192
     form_of<scan_wgmma_shape<0, 8, 2, 10>>(247),  // 128
     form_of<scan_wgmma_shape<0, 8, 2, 4>>(215),
+    form_of<scan_wgmma_shape<0, 12, 2, 16>>(400), // falcon's rank
+    form_of<scan_wgmma_shape<0, 8, 2, 16>>(300),
 };
 
 const scan_form *scan_wgmma_form(const device *d, int32_t n_spans) {

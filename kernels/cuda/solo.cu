@@ -137,16 +137,19 @@ static bool is_large(const device *d) { // by solo_large.cu, or solo_large_mamba
     return d->g.d_model > (is_mamba2(d) ? 768 : 1024);
 }
 
+enum { LARGEST = 4096 }; // falcon-mamba-7b's
+
 static bool model_fits(const device *d) {
     const ssm_geometry &g = d->g;
     const int m = g.d_model;
-    const bool known = m == 768 || m == 1024 || m == 1536 || m == 2048 || m == 2560;
+    const bool known = m == 768 || m == 1024 || m == 1536 || m == 2048 || m == 2560 || m == LARGEST;
     if (d->arch != 90 || d->weight_type != SSM_DTYPE_BF16 || is_lti(d) || !known ||
         g.d_inner != 2 * m || g.d_conv < 2 || g.d_conv > 4 || g.n_layers > SOLO_LAYERS)
         return false;
     if (is_mamba2(d))
-        return is_large(d) && g.n_groups == 1 && g.d_state == 128 && g.head_dim == 64;
-    return g.dt_rank == m / 16 && g.d_state == 16 && !g.bc_dt_norm;
+        return is_large(d) && m < LARGEST && g.n_groups == 1 && g.d_state == 128 &&
+               g.head_dim == 64;
+    return g.dt_rank == m / 16 && g.d_state == 16 && (!g.bc_dt_norm || m == LARGEST);
 }
 
 // Clusters of eight need as many SMs of a GPC: how many fit differs from card to card.
@@ -166,7 +169,7 @@ bool solo_room(const device *d) {
 }
 
 bool solo_fits(const device *d, int32_t n) {
-    if (n != 1 || !d->solo_room || !few_fits(d, 1)) // the head is few.cu's
+    if (n != 1 || !d->solo_room || !few_head_fits(d))
         return false;
     for (int i = 0; i < d->g.n_layers; i++) {
         if (d->layers[i].in_bias || d->layers[i].out_bias)
@@ -210,6 +213,7 @@ static void fill_arguments(const device *d, const batch &b, solo_args *a) {
     a->u = (bf16 *)d->u, a->squares = d->out_squares;
     a->n_layers = g.n_layers, a->width = g.d_conv, a->eps = g.norm_eps;
     a->gate_eps = g.gate_eps, a->dt_min = g.dt_min, a->dt_max = g.dt_max;
+    a->bc_dt_eps = g.bc_dt_norm ? g.bc_dt_eps : -1.f;
     for (int i = 0; i < g.n_layers; i++) {
         const layer_weights &w = d->layers[i];
         solo_layer &l = a->layers[i];

@@ -40,6 +40,7 @@ struct solo_args {
     int n_layers, width;            // width: d_conv
     float eps;
     float gate_eps, dt_min, dt_max; // Mamba-2
+    float bc_dt_eps;                // of the norms of dt, B and C; below 0: there are none
     solo_layer layers[SOLO_LAYERS];
 };
 

@@ -34,6 +34,13 @@ __device__ __forceinline__ words<2> load_own(const f16 *p) {
     return v;
 }
 
+// 1 / sqrt(x), 2 ulp, for x that is not denormal.
+__device__ __forceinline__ float rsqrt_fast(float x) {
+    float y;
+    asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
 // ---- the convolution of one channel of INNER
 
 template <int INNER> struct solo_taps {
@@ -81,7 +88,8 @@ template <int INNER> struct solo_taps {
 
 // ---- states: four lanes a channel, four states a lane (q)
 
-template <int RANK, class S> struct solo_lane {
+// NORMS: dt, B and C may be RMS-normed first (falcon_mamba).
+template <int RANK, class S, bool NORMS = false> struct solo_lane {
     enum { PART = RANK / 4 }; // of dt_proj's columns, a lane's
     words<sizeof(S)> before;  // states
     uint4 decays;
@@ -102,17 +110,30 @@ template <int RANK, class S> struct solo_lane {
         if (r.fresh || r.slot < 0)
             h[0] = h[1] = h[2] = h[3] = 0;
     }
-    // xdb: x_proj's sums. The states, one token on; the channel's y without its gate, to all four
-    // lanes.
-    __device__ __forceinline__ float advance(const float *xdb, int q, float x,
-                                             float (&h)[4]) const {
+    // Over the four lanes of a channel, to all.
+    static __device__ __forceinline__ float of_lanes(float v) {
+        v += __shfl_xor_sync(~0u, v, 1);
+        return v + __shfl_xor_sync(~0u, v, 2);
+    }
+    // What n numbers whose squares' sum the four lanes have in parts are multiplied by.
+    static __device__ __forceinline__ float norm(float squares, int n, float eps) {
+        return rsqrt_fast(of_lanes(squares) / (float)n + eps);
+    }
+    // xdb: x_proj's sums; eps: of their norms, below 0 if there are none. The states, one token on;
+    // the channel's y without its gate, to all four lanes.
+    __device__ __forceinline__ float advance(const float *xdb, int q, float x, float (&h)[4],
+                                             float eps = -1) const {
         const float decay[4] = {__uint_as_float(decays.x), __uint_as_float(decays.y),
                                 __uint_as_float(decays.z), __uint_as_float(decays.w)};
-        float d[4] = {};
+        float d[4] = {}, squares[2] = {};
 #pragma unroll
         for (int k = 0; k < PART / 4; k++) {
             float v[4];
             load<4>(xdb + q * PART + k * 4, v);
+            if (NORMS) {
+                squares[0] += v[0] * v[0] + v[1] * v[1];
+                squares[1] += v[2] * v[2] + v[3] * v[3];
+            }
             d[0] += low_half(weights[k].x) * v[0], d[1] += high_half(weights[k].x) * v[1];
             d[2] += low_half(weights[k].y) * v[2], d[3] += high_half(weights[k].y) * v[3];
         }
@@ -122,6 +143,16 @@ template <int RANK, class S> struct solo_lane {
         float dot = d[0] + d[1] + (d[2] + d[3]);
         dot += __shfl_xor_sync(~0u, dot, 1);
         dot += __shfl_xor_sync(~0u, dot, 2);
+        if (NORMS && eps >= 0) {
+            dot *= norm(squares[0] + squares[1], RANK, eps);
+            const float b =
+                norm(bs[0] * bs[0] + bs[1] * bs[1] + (bs[2] * bs[2] + bs[3] * bs[3]), 16, eps);
+            const float c =
+                norm(cs[0] * cs[0] + cs[1] * cs[1] + (cs[2] * cs[2] + cs[3] * cs[3]), 16, eps);
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+                bs[i] *= b, cs[i] *= c;
+        }
         const float delta = softplus(dot + bias), input = delta * x;
         float y = 0;
 #pragma unroll

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A decode step of one row of Mamba-1's larger published models (790m, 1.4b, 2.8b) on Hopper: all
+// A decode step of one row of Mamba-1's larger published models (790m, 1.4b, 2.8b,
+// falcon-mamba-7b, whose dt, B and C are normed where they are used) on Hopper: all
 // layers in one cooperative launch of 128 blocks, an SM each. The step is the time to read the
 // weights once, so memory must not idle while blocks tell each other things, and in_proj and
 // out_proj are read in 12 bits a weight where they are there (packed.cuh), else in bf16.
@@ -45,6 +46,10 @@
 // 790m 0.552 and 0.489 (2.8b by few.cu, in another: 1.679). Then in_proj's slots were four runs of
 // memory, out_proj's sixteen; in the copy's own order, as it is now, and in turns with the program
 // that had no copy (another card): 2.8b 1.526 and 1.157, 1.4b 0.749 and 0.640.
+//
+// falcon-mamba-7b: 80 registers a thread are left, so x_proj's 288 rows are three half rows a lane,
+// and a slot's weights are unpacked in two halves. f16 states, H200 (2026-11-29): by skinny.cu 5.47
+// ms, in bf16 4.04, packed 2.89 (the bytes' time: 2.4).
 //
 // Where a layer of 17.5 us goes (2.8b, packed, %globaltimer, medians over blocks): x's sums 2.8,
 // x to x_proj 4.6, its totals 6.6 (of the first rows), y given 11.3, there 13.8, out_proj's sums

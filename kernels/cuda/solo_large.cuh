@@ -26,7 +26,8 @@ enum { LARGE_HEAD = 64, LARGE_STATES = 128, LARGE_CONV_BC = 2 * LARGE_STATES };
 template <int M, class S, bool P, bool TWO> struct large_shape {
     typedef S state;
     enum {
-        GATED = TWO, // out_proj's sums are those of a gated norm's input
+        GATED = TWO,               // out_proj's sums are those of a gated norm's input
+        NORMS = !TWO && M == 4096, // dt, B and C may be normed (falcon_mamba)
         WIDTH = M,
         BLOCKS = LARGE_BLOCKS,
         INNER = 2 * M,
@@ -43,9 +44,15 @@ template <int M, class S, bool P, bool TWO> struct large_shape {
         IN_CB = large_part(IN_NB), // of a slot
         OUT_NB = INNER / (WARPS * 32),
         OUT_CB = large_part(OUT_NB),
-        X_WARP = WARPS, // x_proj, a lane a row; Mamba-2: a row of B, of C, of dt
-        X_WARPS = TWO ? 3 : N_X / 32,
-        STATE_WARP = X_WARP + X_WARPS, // convolution and states, eight channels each
+        // x_proj: a lane a row, or two lanes three rows, as registers allow; Mamba-2: a row of B,
+        // of C, of dt
+        X_WARP = WARPS,
+        X_LANES = N_X > 256 && !TWO ? 2 : 1, // of a row
+        X_ROWS = X_LANES == 2 ? 3 : 1,       // of a lane
+        X_WARP_ROWS = 32 / X_LANES * X_ROWS, // of a warp
+        X_WARPS = TWO ? 3 : N_X / X_WARP_ROWS,
+        X_OWN = (X_WARP_ROWS + 31) / 32, // totals of a lane
+        STATE_WARP = X_WARP + X_WARPS,   // convolution and states, eight channels each
         STATE_WARPS = CH / 8,
         ASK_WARP = STATE_WARP + STATE_WARPS, // asks for the weights
         THREADS = (ASK_WARP + 1) * 32,
@@ -87,7 +94,8 @@ template <int M, class S, bool P, bool TWO> struct large_shape {
     static __device__ __forceinline__ float taken(uint32_t by) {
         return P ? low_half(by) / PACKED_GIVEN : 1;
     }
-    static_assert(INNER % (8 * BLOCKS) == 0 && (TWO || N_X % 32 == 0) && X_WARPS >= 2, "warps");
+    static_assert(INNER % (8 * BLOCKS) == 0 && (TWO || N_X % X_WARP_ROWS == 0) && X_WARPS >= 2,
+                  "warps");
     static_assert(!TWO || ((int)LARGE_STATES == BLOCKS && HEADS <= BLOCKS), "a row each of B, C");
     static_assert(OUT_ROWS <= 32 && OUT_ROWS % 4 == 0, "lanes");
     static_assert(SQUARES % 16 == 0 && XDB % 16 == 0 && OWN % 16 == 0, "alignment");
@@ -121,11 +129,12 @@ __device__ __forceinline__ uint64_t load_total(const uint64_t *total) {
     asm volatile("ld.relaxed.gpu.global.b64 %0, [%1];" : "=l"(v) : "l"(total) : "memory");
     return v;
 }
-// All blocks' shares, once they are there; before: the total of the exchange before this.
+// All blocks' shares, once they are there; before: the total of the exchange before this. wanted:
+// whether this lane has one.
 template <int BLOCKS>
-__device__ __forceinline__ float total_of(const uint64_t *total, uint64_t &before) {
+__device__ __forceinline__ float total_of(const uint64_t *total, uint64_t &before, bool wanted) {
     static_assert(BLOCKS == 128, "what the lowest eight bits then are");
-    uint64_t now = load_total(total);
+    uint64_t now = wanted ? load_total(total) : before + BLOCKS;
     for (int tries = 0; !__all_sync(~0u, ((now - before) & 255) == BLOCKS); tries++) {
         if (((now - before) & 255) != BLOCKS)
             now = load_total(total);

@@ -48,10 +48,9 @@ __global__ void __launch_bounds__(large_shape<M, S, P, TWO>::THREADS, 1)
 // ---- host side
 
 template <class S, bool P, bool TWO, class F> static bool with_width(int d_model, F f) {
-    if constexpr (TWO) {
-        if (d_model == 1024)
-            return f(large_kernel<1024, S, P, TWO>, large_shape<1024, S, P, TWO>());
-    }
+    enum { ITS_OWN = TWO ? 1024 : 4096 };
+    if (d_model == ITS_OWN)
+        return f(large_kernel<ITS_OWN, S, P, TWO>, large_shape<ITS_OWN, S, P, TWO>());
     switch (d_model) {
     case 1536:
         return f(large_kernel<1536, S, P, TWO>, large_shape<1536, S, P, TWO>());

@@ -55,6 +55,7 @@ template <class SHAPE> struct large_packed : large_worker<SHAPE> {
     using large_worker<SHAPE>::b, large_worker<SHAPE>::lane, large_worker<SHAPE>::warp,
         large_worker<SHAPE>::g, large_worker<SHAPE>::q;
     enum { TILES = shape::GROUPS, OUT_FULL = shape::OUT_ROWS / 8 }; // of out_proj's, of each run
+    enum { AT_ONCE = TILES > 5 ? TILES / 2 : TILES };               // as registers allow
     static_assert(shape::SLOT == TILES * 4 * 32 * 24, "packed_slot_bytes()");
     static_assert(2 * OUT_FULL + (shape::OUT_ROWS % 8 == 4) == TILES, "rows of two runs");
     int part, group; // of a slot's columns; the slots that the warp takes
@@ -108,25 +109,29 @@ template <class SHAPE> struct large_packed : large_worker<SHAPE> {
     // One slot's products. x: the lane's numbers of the first operand's row g, for the first lanes.
     template <int LANES>
     __device__ __forceinline__ void slot(float (&c)[TILES][4], uint4 (&v)[2], uint32_t x) {
-        uint4 s[TILES];
-        uint2 e[TILES];
+        uint4 s[AT_ONCE];
+        uint2 e[AT_ONCE];
         solo_wait(b.full + b.at * 8, b.phase);
         const uint32_t at = b.slots + b.at * shape::SLOT + (part * TILES * 32 + lane) * 16;
         const uint32_t at_e =
             b.slots + b.at * shape::SLOT + TILES * 4 * 32 * 16 + (part * TILES * 32 + lane) * 8;
 #pragma unroll
-        for (int t = 0; t < TILES; t++)
-            s[t] = load_shared(at + t * 512), e[t] = load_shared2(at_e + t * 256);
+        for (int first = 0; first < TILES; first += AT_ONCE) {
 #pragma unroll
-        for (int k = 0; k < 2; k++) {
-            load_first_rows<LANES>(v[0], x + k * 128, lane);
-            load_first_rows<LANES>(v[1], x + k * 128 + 64, lane);
+            for (int t = 0; t < AT_ONCE; t++)
+                s[t] = load_shared(at + (first + t) * 512),
+                e[t] = load_shared2(at_e + (first + t) * 256);
 #pragma unroll
-            for (int t = 0; t < TILES; t++) {
-                const uint4 w = k ? unpack(make_uint2(s[t].z, s[t].w), e[t].y)
-                                  : unpack(make_uint2(s[t].x, s[t].y), e[t].x);
-                mma(c[t], v[0].x, v[0].y, v[0].z, v[0].w, w.x, w.y);
-                mma(c[t], v[1].x, v[1].y, v[1].z, v[1].w, w.z, w.w);
+            for (int k = 0; k < 2; k++) {
+                load_first_rows<LANES>(v[0], x + k * 128, lane);
+                load_first_rows<LANES>(v[1], x + k * 128 + 64, lane);
+#pragma unroll
+                for (int t = 0; t < AT_ONCE; t++) {
+                    const uint4 w = k ? unpack(make_uint2(s[t].z, s[t].w), e[t].y)
+                                      : unpack(make_uint2(s[t].x, s[t].y), e[t].x);
+                    mma(c[first + t], v[0].x, v[0].y, v[0].z, v[0].w, w.x, w.y);
+                    mma(c[first + t], v[1].x, v[1].y, v[1].z, v[1].w, w.z, w.w);
+                }
             }
         }
         float all = c[0][0];

@@ -53,57 +53,121 @@ template <class SHAPE> struct large_rows {
     }
 };
 
-// ---- x_proj: the block's columns of all rows, a lane a row; the last warp has the residual, too
+// ---- x_proj: the block's columns of all rows; the last warp has the residual, too
+
+// A warp's rows: a lane has a part of X_ROWS of them, in registers a layer ahead, and the totals of
+// X_OWN.
+template <class SHAPE> struct large_x_rows {
+    typedef SHAPE shape;
+    enum { N = shape::CH / shape::X_LANES / 8, APART = 32 / shape::X_LANES }; // 8s of columns; rows
+    const solo_args &a;
+    uint64_t *total, *base, before[shape::X_OWN];
+    uint32_t own; // the block's x, of these columns
+    int lane, warp, first;
+    uint4 w[shape::X_ROWS][N];
+
+    __device__ __forceinline__ large_x_rows(const solo_args &args, const large_block<SHAPE> &b)
+        : a(args) {
+        lane = threadIdx.x % 32, warp = threadIdx.x / 32 - shape::X_WARP;
+        const int row_at = warp * shape::X_WARP_ROWS + lane;
+        own = b.address(shape::OWN) + lane % shape::X_LANES * N * 32;
+        first = b.first + lane % shape::X_LANES * N * 8;
+        total =
+            (uint64_t *)(a.packets + shape::TOTALS) + row_at / 4 * shape::TOTALS_PITCH + row_at % 4;
+        base = (uint64_t *)(a.packets + shape::BASES) + row_at;
+#pragma unroll
+        for (int k = 0; k < shape::X_OWN; k++) {
+            before[k] = has(k) ? base[k * 32] : 0;
+            if (before[k] & (shape::BLOCKS - 1)) // all there before this block adds to anything
+                __trap();
+        }
+    }
+    // Whether the lane has a k-th total.
+    __device__ __forceinline__ bool has(int k) const {
+        return (k + 1) * 32 <= shape::X_WARP_ROWS || k * 32 + lane < shape::X_WARP_ROWS;
+    }
+    __device__ __forceinline__ void fetch(int layer) {
+        const bf16 *from =
+            a.layers[layer].x_proj +
+            (size_t)(warp * shape::X_WARP_ROWS + lane / shape::X_LANES) * shape::INNER + first;
+#pragma unroll
+        for (int i = 0; i < shape::X_ROWS; i++) {
+#pragma unroll
+            for (int k = 0; k < N; k++)
+                w[i][k] = load_once(from + (size_t)i * APART * shape::INNER + k * 8);
+        }
+    }
+    // The block's shares of the lane's totals.
+    __device__ __forceinline__ void shares(float (&out)[shape::X_OWN]) const {
+        float c[shape::X_ROWS][4] = {};
+#pragma unroll
+        for (int k = 0; k < N; k++) {
+            const uint4 low = load_shared(own + k * 32), high = load_shared(own + k * 32 + 16);
+            const uint32_t x[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+#pragma unroll
+            for (int r = 0; r < shape::X_ROWS; r++) {
+                const uint32_t words[4] = {w[r][k].x, w[r][k].y, w[r][k].z, w[r][k].w};
+#pragma unroll
+                for (int i = 0; i < 8; i++)
+                    c[r][i % 4] += (i % 2 ? high_half(words[i / 2]) : low_half(words[i / 2])) *
+                                   __uint_as_float(x[i]);
+            }
+        }
+        float sums[shape::X_ROWS];
+#pragma unroll
+        for (int r = 0; r < shape::X_ROWS; r++)
+            sums[r] = (c[r][0] + c[r][1]) + (c[r][2] + c[r][3]);
+        if constexpr (shape::X_LANES == 1) {
+            out[0] = sums[0];
+        } else {
+#pragma unroll
+            for (int r = 0; r < shape::X_ROWS; r++) {
+                sums[r] += __shfl_xor_sync(~0u, sums[r], 1);
+                const float v = __shfl_sync(~0u, sums[r], lane % APART * 2);
+                if (r % 2 == 0 || lane >= APART)
+                    out[r / 2] = v;
+            }
+        }
+    }
+};
 
 template <class SHAPE>
 __device__ __forceinline__ void large_x(const solo_args &a, const large_block<SHAPE> &b) {
     typedef SHAPE shape;
-    constexpr int N = shape::CH / 8;
     uint32_t tag = first_tag(a);
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 - shape::X_WARP;
-    const int row_at = warp * 32 + lane;
-    const uint32_t own = b.address(shape::OWN);
-    uint64_t *total =
-        (uint64_t *)(a.packets + shape::TOTALS) + row_at / 4 * shape::TOTALS_PITCH + row_at % 4;
-    uint64_t *base = (uint64_t *)(a.packets + shape::BASES) + row_at, before = *base;
-    if (before & (shape::BLOCKS - 1)) // it must be there before this block adds to anything
-        __trap();
-    uint4 w[N];
-    const auto fetch = [&](int layer) {
-        const bf16 *from = a.layers[layer].x_proj + (size_t)row_at * shape::INNER + b.first;
-#pragma unroll
-        for (int k = 0; k < N; k++)
-            w[k] = load_once(from + k * 8);
-    };
-    fetch(0);
+    large_x_rows<SHAPE> x(a, b);
+    x.fetch(0);
     large_rows<SHAPE> rows(a, b);
 #pragma unroll 1
     for (int layer = 0; layer < a.n_layers; layer++, tag++) {
         solo_sync<LARGE_OWN>((shape::X_WARPS + shape::STATE_WARPS) * 32);
-        float c[4] = {};
+        float sums[shape::X_OWN];
+        x.shares(sums);
 #pragma unroll
-        for (int k = 0; k < N; k++) {
-            const uint32_t words[4] = {w[k].x, w[k].y, w[k].z, w[k].w};
-            const uint4 low = load_shared(own + k * 32), high = load_shared(own + k * 32 + 16);
-            const uint32_t x[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
-#pragma unroll
-            for (int i = 0; i < 8; i++)
-                c[i % 4] += (i % 2 ? high_half(words[i / 2]) : low_half(words[i / 2])) *
-                            __uint_as_float(x[i]);
+        for (int k = 0; k < shape::X_OWN; k++) {
+            if (x.has(k))
+                add_to_total(x.total + k * 8 * shape::TOTALS_PITCH,
+                             fabsf(sums[k]) < LARGE_MOST ? sums[k] : 0);
         }
-        const float sum = (c[0] + c[1]) + (c[2] + c[3]);
-        const bool number = fabsf(sum) < LARGE_MOST;
-        add_to_total(total, number ? sum : 0);
-        const float all = total_of<shape::BLOCKS>(total, before);
-        b.floats(shape::XDB)[row_at] = number ? all : NAN; // and so its y, and all that follows
+#pragma unroll
+        for (int k = 0; k < shape::X_OWN; k++) {
+            const float all = total_of<shape::BLOCKS>(x.total + k * 8 * shape::TOTALS_PITCH,
+                                                      x.before[k], x.has(k));
+            if (x.has(k)) // no number: and so its y, and all that follows
+                b.floats(shape::XDB)[x.warp * shape::X_WARP_ROWS + k * 32 + x.lane] =
+                    fabsf(sums[k]) < LARGE_MOST ? all : NAN;
+        }
         solo_signal<LARGE_XDB>((shape::X_WARPS + shape::STATE_WARPS) * 32);
         if (layer + 1 < a.n_layers)
-            fetch(layer + 1);
-        if (warp == shape::X_WARPS - 1)
+            x.fetch(layer + 1);
+        if (x.warp == shape::X_WARPS - 1)
             rows.step(layer, tag);
     }
-    if (blockIdx.x == 0) // all blocks have read the one before
-        *base = before;
+#pragma unroll
+    for (int k = 0; k < shape::X_OWN; k++) {
+        if (blockIdx.x == 0 && x.has(k)) // all blocks have read the one before
+            x.base[k * 32] = x.before[k];
+    }
 }
 
 #endif

@@ -21,7 +21,7 @@ template <class SHAPE> struct large_states {
     size_t place;
     char *states;
     solo_taps<shape::INNER> taps; // of the layer
-    solo_lane<shape::RANK, S> own;
+    solo_lane<shape::RANK, S, shape::NORMS> own;
 
     __device__ __forceinline__ large_states(const solo_args &args, const large_block<SHAPE> &block)
         : a(args), b(block), r(args.rows[0]) {
@@ -54,7 +54,7 @@ template <class SHAPE> struct large_states {
         const float x = convolve(layer, scale);
         own.begin(r, h);
         solo_sync<LARGE_XDB>((shape::X_WARPS + shape::STATE_WARPS) * 32);
-        float y = own.advance(b.floats(shape::XDB), q, x, h);
+        float y = own.advance(b.floats(shape::XDB), q, x, h, a.bc_dt_eps);
         solo_sync<LARGE_Z>((shape::WARPS + shape::STATE_WARPS) * 32);
         y *= silu(sum_of<shape::WARPS, shape::CH>(b.floats(shape::Z_PARTS) + c) * scale) *
              shape::GIVEN;

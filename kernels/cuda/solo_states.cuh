@@ -25,13 +25,6 @@ template <int N, int PITCH> __device__ __forceinline__ float sum_of(const float 
     return v[0];
 }
 
-// 1 / sqrt(x), 2 ulp, for x that is not denormal.
-__device__ __forceinline__ float rsqrt_fast(float x) {
-    float y;
-    asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
-
 // ---- after in_proj's x, a lane a channel: to the whole cluster
 
 template <int M, int CH, class S>

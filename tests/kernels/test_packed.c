@@ -117,7 +117,7 @@ END_TEST
 
 // ---- places
 
-static const int widths[] = {48, 64, 80};
+static const int widths[] = {48, 64, 80, 128};
 enum { N_WIDTHS = sizeof widths / sizeof widths[0] };
 
 static void check_place(bool in_proj, int nw, int row, int unit, size_t slot, size_t at) {

@@ -32,6 +32,10 @@ static const small_shape published[] = {
     {"mamba2 1536, conv of 3", SSM_BLOCK_MAMBA2, 4, 1536, 3072, 128, 3, 0, 48, 1, 515, false, false,
      true},
     {"mamba2 1024", SSM_BLOCK_MAMBA2, 3, 1024, 2048, 128, 4, 0, 32, 1, 515, false, false, true},
+    {"falcon 4096", SSM_BLOCK_MAMBA, 2, 4096, 8192, 16, 4, 256, 0, 0, 515, true, false, false},
+    {"mamba 4096", SSM_BLOCK_MAMBA, 1, 4096, 8192, 16, 3, 256, 0, 0, 515, false, false, true},
+    {"codestral 4096", SSM_BLOCK_MAMBA2, 1, 4096, 8192, 128, 4, 0, 128, 8, 515, false, false,
+     false},
 };
 enum { N_PUBLISHED = sizeof published / sizeof published[0], FEW_STEPS = 3 };
 
@@ -138,7 +142,7 @@ END_TEST
 
 // Steps of one row, which solo.cu and solo_large.cu take where they can, and of two, which they
 // never do, in turns: of the same sequence, which starts anew in between.
-static const int turn_shapes[] = {0, 9, 10, 2, 7, 12};
+static const int turn_shapes[] = {0, 9, 10, 2, 7, 12, 14};
 enum { N_TURNS = sizeof turn_shapes / sizeof turn_shapes[0] };
 START_TEST(one_row_and_two_take_turns) {
     const small_shape *shape = &published[turn_shapes[_i / 2]];

@@ -20,6 +20,9 @@ static const small_shape published[] = {
     {"mamba2 768", SSM_BLOCK_MAMBA2, 2, 768, 1536, 128, 4, 0, 24, 1, 515, false, false, true},
     {"mamba2 2560", SSM_BLOCK_MAMBA2, 2, 2560, 5120, 128, 4, 0, 80, 1, 515, false, false, true},
     {"mamba2 groups", SSM_BLOCK_MAMBA2, 2, 1024, 2048, 128, 4, 0, 32, 8, 515, false, true, false},
+    {"falcon 4096", SSM_BLOCK_MAMBA, 1, 4096, 8192, 16, 4, 256, 0, 0, 515, true, false, false},
+    {"codestral 4096", SSM_BLOCK_MAMBA2, 1, 4096, 8192, 128, 4, 0, 128, 8, 515, false, false,
+     false},
 };
 enum {
     N_PUBLISHED = sizeof published / sizeof published[0],

@@ -14,6 +14,7 @@ static const small_shape published[] = {
     {"1536 of 790m", SSM_BLOCK_MAMBA, 3, 1536, 3072, 16, 4, 96, 0, 0, 211, false, false, true},
     {"2048 of 1.4b", SSM_BLOCK_MAMBA, 2, 2048, 4096, 16, 4, 128, 0, 0, 211, false, false, true},
     {"2560 of 2.8b", SSM_BLOCK_MAMBA, 2, 2560, 5120, 16, 4, 160, 0, 0, 211, false, false, true},
+    {"4096 of falcon", SSM_BLOCK_MAMBA, 1, 4096, 8192, 16, 4, 256, 0, 0, 211, true, false, true},
 };
 enum { N_PUBLISHED = sizeof published / sizeof published[0], PROMPT_PARTS = 4, MOST = 1024 };
 enum { LONGEST = 2048, SMALL = 48, COMPARED = 67 }; // tokens of a small step; every so many rows
