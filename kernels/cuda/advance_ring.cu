@@ -18,6 +18,10 @@
 //   are a tile ahead, with the result in registers, and put it where the last one was as soon as
 //   its first or last eight rows are done: warps may be half a tile apart.
 //
+// dt_proj of falcon-mamba-7b's rank and 128 channels leaves no room for rings: there a column has
+// 64 channels in fp16, too, a warp every eighth row: steps of 128, 256, 512 rows 6.84, 9.81, 17.53
+// ms, 7.58, 11.03, 19.38 by advance.cu (and with its norms not launched beside x_proj; H200).
+//
 // What an H200 gives states of 512 rows in a layer of 2.8b (168 or 336 MB both ways), 64 layers' in
 // turn, TB/s. Steady: eight layers a launch; a launch a layer costs 4 to 5 us more.
 //                                                                  fp16    fp32
@@ -108,15 +112,17 @@
 // KB a warp, 4 to 16 KB in a row, one or two stores not yet read; 44.1 with 1,000 idle cycles a row
 // and 3 rows, 43.3 with 6. This kernel without row work and delta 48.2: 3.3 are x, z and y, 0.6 the
 // sums of x_proj, 0.6 the start's dt_proj, 0.1 the barriers. Energy: large-steps.md.
+#include <type_traits>
+
 #include "advance_ring_delta.cuh"
 
 namespace ssm {
 
-template <class S>
+template <class S, int COLS>
 __global__ void __launch_bounds__(ADVANCE_RING_THREADS, 2)
     advance_ring_kernel(mamba_args a, advance_ring_layout l, const row *rows, int n_rows) {
 #if SSM_HOPPER
-    typedef advance_ring_shape<S> shape;
+    typedef advance_ring_shape<S, COLS> shape;
     constexpr int OWN = shape::OWN, CHANNELS = shape::CHANNELS, ROWS = shape::ROWS,
                   STAGE = shape::STAGE;
     extern __shared__ __align__(128) char memory[];
@@ -125,7 +131,7 @@ __global__ void __launch_bounds__(ADVANCE_RING_THREADS, 2)
     advance_ring_tiles now(a.channels / CHANNELS, n_rows);
     if (warp >= ROW_WARPS) {
         fewer_registers<DELTA_REGISTERS>();
-        make_deltas<S>(a, l, memory, rows, now);
+        make_deltas<S, COLS>(a, l, memory, rows, now);
         return;
     }
     more_registers<ROW_REGISTERS>();
@@ -195,13 +201,14 @@ __global__ void __launch_bounds__(ADVANCE_RING_THREADS, 2)
         coming.next();
         int coming_what, coming_token;
         describe(coming, coming_what, coming_token);
-#pragma unroll 1
+        static_assert(ROWS % 2 == 0, "rows in each half of a tile");
+#pragma unroll(ROWS == 2 ? 2 : 1)
         for (int half = 0; half < 2; half++) {
             named_sync(DELTA_IS_THERE + half, ADVANCE_RING_THREADS);
-            static_assert(ROWS == 4, "two rows in each half of a tile");
 #pragma unroll
-            for (int u = 0; u < 2; u++) {
-                const int i = half * 2 + u, r = lane_of(i), refill = i - 1 + l.stages;
+            for (int of_half = 0; of_half < ROWS / 2; of_half++) {
+                const int i = half * (ROWS / 2) + of_half, u = ROWS == 2 ? half : of_half;
+                const int r = lane_of(i), refill = i - 1 + l.stages;
                 const int w = __shfl_sync(~0u, what, r),
                           coming_in = __shfl_sync(~0u, what, lane_of(refill));
                 barrier_wait(full + stage * 8, phase);
@@ -262,27 +269,39 @@ __global__ void __launch_bounds__(ADVANCE_RING_THREADS, 2)
 }
 
 // A tile for each of two blocks an SM at least: with less, a block's start is most of its time.
-template <class S> static bool fits(const device *d, const batch &b, int32_t n_splits) {
+template <class S, int COLS> static bool fits(const device *d, const batch &b, int32_t n_splits) {
     const ssm_geometry &g = d->g;
-    const int channels = advance_ring_shape<S>::CHANNELS;
+    const int channels = advance_ring_shape<S, COLS>::CHANNELS;
     return n_splits == 1 && d->weight_type == SSM_DTYPE_BF16 && d->arch == 90 && g.d_state == 16 &&
            g.dt_rank % 8 == 0 && g.dt_rank <= 256 && g.d_inner % channels == 0 &&
            (int64_t)g.d_inner / channels * b.n_rows >= 2 * TILE * d->n_sms &&
-           advance_ring_layout_of<S>(g.dt_rank).stages >= 3;
+           advance_ring_layout_of<S, COLS>(g.dt_rank).stages >= 3;
+}
+
+// f(S, warps along the channels): two, but where dt_proj of so many leaves no room for rings.
+template <class F> static auto with_columns(const device *d, F f) {
+    return with_state_type(d->state_type, [&](auto s) {
+        if constexpr (sizeof s == 2) {
+            if (advance_ring_layout_of<decltype(s)>(d->g.dt_rank).stages < 3)
+                return f(s, std::integral_constant<int, 1>());
+        }
+        return f(s, std::integral_constant<int, 2>());
+    });
 }
 
 bool advance_ring_fits(const device *d, const batch &b, int32_t n_splits) {
-    return with_state_type(d->state_type,
-                           [&](auto s) { return fits<decltype(s)>(d, b, n_splits); });
+    return with_columns(d, [&](auto s, auto columns) {
+        return fits<decltype(s), decltype(columns)::value>(d, b, n_splits);
+    });
 }
 
-template <class S> static cudaError_t run(device *d, int layer, const batch &b) {
+template <class S, int COLS> static cudaError_t run(device *d, int layer, const batch &b) {
     const mamba_args a = row_arguments(d, layer, b, 1);
-    const advance_ring_layout l = advance_ring_layout_of<S>(a.rank);
+    const advance_ring_layout l = advance_ring_layout_of<S, COLS>(a.rank);
     // As many blocks a column as fit: neighbouring columns are at the same rows at the same time.
-    const int columns = a.channels / advance_ring_shape<S>::CHANNELS, room = 2 * d->n_sms;
+    const int columns = a.channels / advance_ring_shape<S, COLS>::CHANNELS, room = 2 * d->n_sms;
     const int blocks = columns <= room ? room / columns * columns : room;
-    auto kernel = advance_ring_kernel<S>;
+    auto kernel = advance_ring_kernel<S, COLS>;
     const cudaError_t rc =
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, l.end);
     return rc ? rc
@@ -291,7 +310,9 @@ template <class S> static cudaError_t run(device *d, int layer, const batch &b) 
 }
 
 cudaError_t mamba_advance_ring(device *d, int layer, const batch &b) {
-    return with_state_type(d->state_type, [&](auto s) { return run<decltype(s)>(d, layer, b); });
+    return with_columns(d, [&](auto s, auto columns) {
+        return run<decltype(s), decltype(columns)::value>(d, layer, b);
+    });
 }
 
 } // namespace ssm

@@ -23,16 +23,16 @@ enum {
 // Named barriers. The first two are pairs: for a tile's first eight rows and for its last.
 enum { DELTA_IS_THERE = 1, DELTA_IS_READ = 3, DT_IS_THERE = 5 };
 
-// A lane owns 64 bytes of a row: two channels in fp16, one in fp32.
-template <class S> struct advance_ring_shape {
+// A lane owns 64 bytes of a row: two channels in fp16, one in fp32. COLS: warps along the channels.
+template <class S, int COLS = 2> struct advance_ring_shape {
     enum {
-        V = 16 / sizeof(S),           // states of a 16-byte part
-        PARTS = 16 / V,               // of a channel
-        OWN = 4 / PARTS,              // channels a lane
-        OF_WARP = 32 * OWN,           // channels
-        CHANNEL = 16 * sizeof(S),     // bytes
-        STAGE = 32 * 64,              // bytes: a warp's channels of a row
-        COLUMNS = 2,                  // warps along the channels
+        V = 16 / sizeof(S),       // states of a 16-byte part
+        PARTS = 16 / V,           // of a channel
+        OWN = 4 / PARTS,          // channels a lane
+        OF_WARP = 32 * OWN,       // channels
+        CHANNEL = 16 * sizeof(S), // bytes
+        STAGE = 32 * 64,          // bytes: a warp's channels of a row
+        COLUMNS = COLS,
         GROUPS = ROW_WARPS / COLUMNS, // warps along the rows
         CHANNELS = COLUMNS * OF_WARP, // of a block
         ROWS = TILE / GROUPS,         // of a tile a warp
@@ -52,23 +52,23 @@ struct advance_ring_layout {
 };
 
 // The ring takes what is left behind `at`.
-template <class S> static void put_ring(advance_ring_layout *l, int at) {
-    const int stages = ROW_WARPS * advance_ring_shape<S>::STAGE; // bytes, one of each warp
+template <class S, int COLS = 2> static void put_ring(advance_ring_layout *l, int at) {
+    const int stages = ROW_WARPS * advance_ring_shape<S, COLS>::STAGE; // bytes, one of each warp
     l->ring = (at + 127) / 128 * 128;
     l->stages = (MOST_MEMORY - l->ring) / stages;
     l->stages = l->stages < MOST_ROW_STAGES ? l->stages : MOST_ROW_STAGES;
     l->end = l->ring + l->stages * stages;
 }
 
-template <class S> static advance_ring_layout advance_ring_layout_of(int rank) {
-    typedef advance_ring_shape<S> shape;
+template <class S, int COLS = 2> static advance_ring_layout advance_ring_layout_of(int rank) {
+    typedef advance_ring_shape<S, COLS> shape;
     advance_ring_layout l;
     l.dt_proj = ROW_WARPS * MOST_ROW_STAGES * 8;
     l.bias = l.dt_proj + shape::CHANNELS * weight_pitch(rank);
     l.dt = l.bias + shape::CHANNELS * 4;
     l.bc = l.dt + TILE * weight_pitch(rank);
     l.delta = l.bc + 2 * TILE * 32 * 4;
-    put_ring<S>(&l, l.delta + TILE * shape::DELTA_PITCH * 4);
+    put_ring<S, COLS>(&l, l.delta + TILE * shape::DELTA_PITCH * 4);
     return l;
 }
 

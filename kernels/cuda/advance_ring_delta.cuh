@@ -39,8 +39,8 @@ __device__ __forceinline__ void stage_sums(const mamba_args &a, int thread, int 
 }
 
 // Delta of a tile, of which a warp makes TILES * 8 channels': in registers...
-template <class S> struct tile_delta {
-    typedef advance_ring_shape<S> shape;
+template <class S, int COLS = 2> struct tile_delta {
+    typedef advance_ring_shape<S, COLS> shape;
     static constexpr int TILES = shape::CHANNELS / 8 / DELTA_WARPS;
     float c[TILES][4];
 
@@ -94,11 +94,11 @@ template <class S> struct tile_delta {
 
 // The last warps of a block: delta of a tile is made in registers while the other warps are busy
 // with the tile before it, and put where theirs was, half a tile at a time.
-template <class S>
+template <class S, int COLS>
 __device__ __forceinline__ void make_deltas(const mamba_args &a, const advance_ring_layout &l,
                                             char *memory, const row *rows,
                                             advance_ring_tiles tile) {
-    typedef advance_ring_shape<S> shape;
+    typedef advance_ring_shape<S, COLS> shape;
     constexpr int CHANNELS = shape::CHANNELS;
     const int thread = threadIdx.x - ROW_WARPS * 32, lane = thread & 31, warp = thread >> 5;
     auto token_of = [&] { // of the row whose sums this thread brings
@@ -125,7 +125,7 @@ __device__ __forceinline__ void make_deltas(const mamba_args &a, const advance_r
         stage_sums(a, thread, token, memory + l.dt, (float *)(memory + l.bc) + buffer * TILE * 32,
                    [](int, const float(&)[4]) {});
         named_sync(DT_IS_THERE, DELTA_THREADS);
-        tile_delta<S> delta;
+        tile_delta<S, COLS> delta;
         delta.make(a, l, memory, warp, lane);
         delta.put(l, memory, warp, lane, begun);
         begun = true;

@@ -8,10 +8,11 @@
 //   few.cu      3     up to 8 decode rows on Hopper and later (few_packed.cu: in_proj and out_proj
 //                     of up to 4 rows of 1.4b, 2.8b, mamba2-1.3b and 2.7b)
 //   skinny.cu   4     elsewhere and in odd shapes (Mamba-2: 3)
-//   resident.cu       5 to 64 rows of Mamba-1's published widths (2.8b: from 3 on, 130m: from 9):
-//                     one launch for all layers (resident_packed.cuh: to 16 of large ones)
+//   resident.cu       5 to 64 rows of Mamba-1's published widths (2.8b: from 3 on, falcon-mamba-7b:
+//                     from 2, 130m: from 9): one launch for all layers (resident_packed.cuh: to 16
+//                     of large ones but falcon)
 //   medium.cu   4     to 64 rows (Mamba-2: 3, in_proj, advance and out_proj, and of large models
-//                     from 3 or 5 rows on; of 7b: from 2, or 1)
+//                     from 3 or 5 rows on; of 7b from 1 or 2)
 //   product.cu  6 up  otherwise: norm, in_proj, conv, x_proj (xproj.cu, to a thousand tokens or
 //                     more), advance and / or scan, out_proj
 //   wide.cuh    5 up  such steps of Mamba-1 in bf16 on Hopper, to 3,072 or 4,096 tokens: in_proj

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// All layers of a decode step of 5 to 64 rows of Mamba-1 (2.8b: of 3 to 64, 130m: of 9) on Hopper
-// in one launch, whose blocks stay where they are: what they read never stops coming.
+// All layers of a decode step of 5 to 64 rows of Mamba-1 (2.8b: of 3 to 64, falcon-mamba-7b: of 2,
+// 130m: of 9) on Hopper in one launch, whose blocks stay where they are: what they read never stops
+// coming.
 //
 // - 64 clusters of two blocks, a block an SM, launched cooperatively. A cluster has 1/64 of the
 //   channels: their rows of in_proj (x and z), convolution, share of x_proj, dt_proj, states, y.
@@ -31,6 +32,10 @@
 //     shares    8 blocks    an eighth of a tile's tokens is added up: residual, next input
 //     input     all         the next layer
 //   All is added up in one order: a row's bits depend on nothing around it.
+// - falcon-mamba-7b (resident_shape::WIDE) has dt, B and C normed by who reads them, and 128
+// channels
+//   a cluster: slots of 16 KB, or there were room for two. Its out_proj is dealt out by 32 row
+//   tiles and 4 parts of the columns: 64 rows a group of warps, as in_proj.
 // - Nobody waits for ever: counters end the launch with an error after seconds of asking. Where
 //   the card, or the part of it that a process is given, does not hold all clusters at once, other
 //   kernels run (resident_room).
@@ -244,6 +249,12 @@
 // - On top of that two, three pieces of u kept in registers from x to z (wgmma with token rows from
 //   there, the same bits): 35.1, 35.5 (35.2; b16 28.1, 28.1, 28.2); four spill.
 //
+// falcon-mamba-7b, ms a step, fp16 states, one H200 (medium.cu; the bytes' time 3.4 to 3.9):
+// b2 4.05 (4.90), b8 4.08 (5.02), b16 4.36 (5.19), b32 4.52 (5.60), b64 4.96 (6.44); fp32 states
+// b64 5.91. With six stages of token rows and five slots b8 4.26, b64 5.17 (4.16, 5.05 in that
+// run); L2 asked for 16 slots in front, and for eight while the ring is held up: no difference
+// beyond the run's 1%.
+//
 // Some launches take longer: in one process, blocks on the same SMs, the fifth line took 2.58 or
 // 3.00 ms from launch to launch and the sixth 2.49 or 2.91, once 5.09 for some seconds. Most likely
 // the card's cap of 700 W, at which its controller swings the clock. So compare lower quartiles.
@@ -367,8 +378,7 @@ __global__ void __launch_bounds__(RESIDENT_THREADS, 1)
 // ---- host side
 
 template <class S, class F> static bool with_width(int d_model, bool packed, F f) {
-#define WIDTH(NW, P)                                                                               \
-    f(resident_kernel<NW, S, P>, (int)resident_shape<NW>::BYTES, (int)resident_shape<NW>::BOX)
+#define WIDTH(NW, P) f(resident_kernel<NW, S, P>, resident_shape<NW>())
     switch (d_model) {
     case 32 * 24:
         return WIDTH(24, false);
@@ -380,11 +390,15 @@ template <class S, class F> static bool with_width(int d_model, bool packed, F f
         return packed ? WIDTH(64, true) : WIDTH(64, false);
     case 32 * 80:
         return packed ? WIDTH(80, true) : WIDTH(80, false);
+    case 32 * 128:
+        return WIDTH(128, false);
     default:
         return false;
     }
 #undef WIDTH
 }
+
+enum { LARGEST = 4096 }; // d_model of falcon-mamba-7b
 
 static bool resident_model_fits(const device *d) {
     const ssm_geometry &g = d->g;
@@ -392,9 +406,9 @@ static bool resident_model_fits(const device *d) {
     if (d->arch != 90 || d->weight_type != SSM_DTYPE_BF16 || g.kind != SSM_BLOCK_MAMBA ||
         d->n_sms < RESIDENT_BLOCKS || (size_t)RESIDENT_SHARED + 1024 > d->shared_sm)
         return false;
-    return (m == 768 || m == 1024 || m == 1536 || m == 2048 || m == 2560) && g.d_inner == 2 * m &&
-           g.dt_rank == m / 16 && g.d_state == 16 && g.d_conv >= 2 && g.d_conv <= 4 &&
-           !g.bc_dt_norm && g.n_layers <= RESIDENT_LAYERS;
+    return (m == 768 || m == 1024 || m == 1536 || m == 2048 || m == 2560 || m == LARGEST) &&
+           g.d_inner == 2 * m && g.dt_rank == m / 16 && g.d_state == 16 && g.d_conv >= 2 &&
+           g.d_conv <= 4 && (!g.bc_dt_norm || m == LARGEST) && g.n_layers <= RESIDENT_LAYERS;
 }
 
 // The launch, of all blocks at once: they wait for each other.
@@ -406,8 +420,8 @@ struct resident_launch : cluster_launch {
 };
 
 template <class S> static bool holds_all(const device *d) {
-    auto holds = [&](auto kernel, int bytes, int) {
-        return resident_launch(d, bytes).most(kernel) >= RESIDENT_CLUSTERS;
+    auto holds = [&](auto kernel, auto shape) {
+        return resident_launch(d, decltype(shape)::BYTES).most(kernel) >= RESIDENT_CLUSTERS;
     }; // weights may be packed or not
     return with_width<S>(d->g.d_model, false, holds) && with_width<S>(d->g.d_model, true, holds);
 }
@@ -420,7 +434,7 @@ bool resident_room(const device *d) {
 // Rows from which on it is faster than the kernels of few rows, by width: 2.8b's eight rows take
 // 1.67 ms, four by few.cu 2.55; 130m's eight 0.31 by few.cu.
 static int32_t fewest(const device *d) {
-    return d->g.d_model == 2560 ? 3 : d->g.d_model == 768 ? 9 : 5;
+    return d->g.d_model == LARGEST ? 2 : d->g.d_model == 2560 ? 3 : d->g.d_model == 768 ? 9 : 5;
 }
 
 int32_t resident_rows(const device *d, int32_t n) {
@@ -439,12 +453,18 @@ bool resident_fits(const device *d, int32_t n) {
 }
 
 size_t resident_bytes(const device *d) {
-    return d->resident_room
-               ? sizeof(resident_scratch) + resident_floats(d->n_x, d->g.d_model) * sizeof(float)
-               : 0;
+    size_t bytes = 0;
+    if (d->resident_room)
+        with_width<float>(d->g.d_model, false, [&](auto, auto shape) {
+            typedef decltype(shape) shape_of;
+            bytes = sizeof(resident_scratch<shape_of::CHANNELS>) +
+                    resident_floats<shape_of>() * sizeof(float);
+            return true;
+        });
+    return bytes;
 }
 
-static bool fill_arguments(device *d, const batch &b, int box, resident_args *a) {
+template <class SHAPE> static bool fill_arguments(device *d, const batch &b, resident_args *a) {
     const ssm_geometry &g = d->g;
     const int m = g.d_model, inner = g.d_inner;
     a->ids = b.tokens, a->drawn = d->drawn, a->embedding = (const bf16 *)d->embedding;
@@ -454,17 +474,19 @@ static bool fill_arguments(device *d, const batch &b, int box, resident_args *a)
     a->ring = (bf16 *)d->ring, a->state = (char *)d->state;
     a->ring_pitch = (size_t)d->n_slots * (g.d_conv - 1) * inner;
     a->state_pitch = (size_t)d->n_slots * inner * 16 * type_bytes(d->state_type);
-    a->scratch = (resident_scratch *)d->resident;
+    a->scratch = d->resident;
     a->tokens = b.n, a->n_layers = g.n_layers, a->width = g.d_conv, a->eps = g.norm_eps;
+    a->bc_dt_eps = g.bc_dt_norm ? g.bc_dt_eps : -1.f;
     bool made = true;
     for (int i = 0; made && i < g.n_layers; i++) {
         const layer_weights &w = d->layers[i];
         resident_layer &l = a->layers[i];
         resident_weights &maps = a->weights[i];
         made =
-            tensor_map(&maps.in, w.in_proj, m, d->n_in, PIECE, box, true, FETCH_128) &&
-            tensor_map(&maps.x, w.x_proj, inner, d->n_x, m / 32, X_PROJ_ROWS, false, FETCH_128) &&
-            tensor_map(&maps.out, w.out_proj, inner, m, PIECE, m / 16, true, FETCH_128);
+            tensor_map(&maps.in, w.in_proj, m, d->n_in, PIECE, m / 32, true, FETCH_128) &&
+            tensor_map(&maps.x, w.x_proj, inner, d->n_x, SHAPE::WIDE ? (int)PIECE : m / 32,
+                       SHAPE::X_PROJ_ROWS, SHAPE::WIDE, FETCH_128) &&
+            tensor_map(&maps.out, w.out_proj, inner, m, PIECE, SHAPE::TILE_ROWS, true, FETCH_128);
         l.dt_proj = (const bf16 *)w.dt_proj;
         l.conv_weight = w.conv_weight, l.conv_bias = w.conv_bias, l.dt_bias = w.dt_bias;
         l.decay = w.decay, l.skip = w.skip;
@@ -479,10 +501,11 @@ static bool fill_arguments(device *d, const batch &b, int box, resident_args *a)
 template <class S> static cudaError_t run(device *d, const batch &b) {
     cudaError_t rc = cudaErrorNotSupported;
     const bool packed = d->weights_packed && b.n <= RESIDENT_PACKED_ROWS;
-    with_width<S>(d->g.d_model, packed, [&](auto kernel, int bytes, int box) {
+    with_width<S>(d->g.d_model, packed, [&](auto kernel, auto shape) {
+        typedef decltype(shape) shape_of;
         resident_args a = {};
-        rc = fill_arguments(d, b, box, &a) ? resident_launch(d, bytes).run(kernel, a)
-                                           : cudaErrorNotSupported;
+        rc = fill_arguments<shape_of>(d, b, &a) ? resident_launch(d, shape_of::BYTES).run(kernel, a)
+                                                : cudaErrorNotSupported;
         return true;
     });
     return rc;

@@ -15,20 +15,17 @@ enum {
     RESIDENT_ROWS = 64,
     RESIDENT_BLOCKS = 128,
     RESIDENT_CLUSTERS = 64,
-    RESIDENT_SPLITS = 8, // of out_proj's columns
-    RESIDENT_TILES = 16, // of out_proj's rows
-    RESIDENT_WARPS = 8,  // that work
+    RESIDENT_WARPS = 8, // that work
     RESIDENT_WORKERS = RESIDENT_WARPS * 32,
     RESIDENT_THREADS = RESIDENT_WORKERS + 128, // three of these warps ask for what workers read
     X_WARPS = 2,                               // of them, for token rows
     RESIDENT_SHARED = 227 << 10,
     HALF_ROWS = RESIDENT_ROWS / 2,
-    X_STAGES = 6,
+    MOST_SPLITS = 8,               // of out_proj's columns
+    MOST_TILES = 32,               // of out_proj's rows
     X_STAGE = RESIDENT_ROWS * 128, // 64 columns of all token rows
     FLIGHT = 80 << 10,             // bytes that a block's ring may have under way, and
-    AHEAD = 160 << 10,             // that L2 is asked for in front of it
-    X_PROJ_ROWS = 128,             // of x_proj, and
-    DT_ROWS = 64                   // of dt_proj in a slot of the ring
+    AHEAD = 160 << 10              // that L2 is asked for in front of it
 };
 
 struct resident_weights { // of a layer, as boxes
@@ -43,28 +40,10 @@ struct resident_layer {
     float packed_in_by, packed_out_by; // what sums of these are multiplied by
 };
 
-// What blocks tell each other; each counter in 128 bytes of its own.
-struct resident_counts {
-    struct counter {
-        unsigned n, unused[31];
-    };
-    counter parts[2];               // a rank's blocks have left their shares of x_proj's sums
-    counter sums[2];                // and these are added up
-    counter y[RESIDENT_SPLITS];     // 16 blocks have left y
-    counter shares[RESIDENT_TILES]; // 8 blocks have left their shares of out_proj's sums
-    counter input; // all blocks have left the next layer's input; 0 between launches
+// Something that blocks tell each other, in 128 bytes of its own.
+struct resident_counter {
+    unsigned n, unused[31];
 };
-enum { RESIDENT_WIPED = sizeof(resident_counts) / sizeof(resident_counts::counter) - 1 };
-
-struct resident_scratch {
-    resident_counts counts;
-    float squares[RESIDENT_ROWS][RESIDENT_TILES]; // of the residual, by tile
-    // and behind it
-    // float x_parts[2][RESIDENT_CLUSTERS][HALF_ROWS][n_x]
-    // float bc[2][HALF_ROWS][32], bf16 dt[2][HALF_ROWS][dt_rank]: x_proj's sums
-    // float shares[RESIDENT_SPLITS][RESIDENT_ROWS][d_model]
-};
-
 struct resident_args {
     const int32_t *ids, *drawn; // tokens: embed's
     const bf16 *embedding;      // [id][d_model]
@@ -75,32 +54,41 @@ struct resident_args {
     bf16 *ring;                     // [layer][slot][d_conv - 1][d_inner]
     char *state;                    // S [layer][slot][d_inner][16]
     size_t ring_pitch, state_pitch; // numbers of a layer, bytes of a layer
-    resident_scratch *scratch;
-    int tokens, n_layers, width; // width: d_conv
-    float eps;
+    void *scratch;                  // resident_scratch and what is behind it
+    int tokens, n_layers, width;    // width: d_conv
+    float eps, bc_dt_eps; // the latter of the norms of dt, B and C; below 0: there are none
     resident_weights weights[RESIDENT_LAYERS];
     resident_layer layers[RESIDENT_LAYERS];
 };
 
-// NW: weight rows of a group of warps, channels of a cluster.
+// NW: channels of a cluster.
 template <int NW> struct resident_shape {
     enum {
+        WIDE = NW == 128, // falcon-mamba-7b's: smaller slots, or there were room for two
+        NORMS = WIDE,     // dt, B and C may be normed (falcon_mamba)
         CHANNELS = NW,
-        TILE_ROWS = 2 * NW,
-        WIDTH = 32 * NW, // d_model
-        INNER = 64 * NW, // d_inner
-        RANK = 2 * NW,   // dt_rank
+        OUT_TILES = WIDE ? 32 : 16,               // of out_proj's rows
+        OUT_SPLITS = RESIDENT_BLOCKS / OUT_TILES, // of its columns
+        TILE_ROWS = 32 * NW / OUT_TILES,
+        OUT_GROUP = TILE_ROWS / 2, // rows of a group of warps
+        WIDTH = 32 * NW,           // d_model
+        INNER = 64 * NW,           // d_inner
+        RANK = 2 * NW,             // dt_rank
         N_X = RANK + 32,
         IN_PIECES = NW / 4, // pieces of 64 columns of a block's share
-        OUT_PIECES = NW / 8,
+        OUT_PIECES = NW / OUT_SPLITS,
         SLOT = TILE_ROWS * 128,
+        X_STAGES = WIDE ? 4 : 6,       // of token rows
+        X_PROJ_ROWS = WIDE ? 64 : 128, // of x_proj, and
+        DT_ROWS = WIDE ? 32 : 64,      // of dt_proj in a slot of the ring
         X_SLOTS = (N_X + X_PROJ_ROWS - 1) / X_PROJ_ROWS,
         DT_SLOTS = (CHANNELS + DT_ROWS - 1) / DT_ROWS,
-        // in_proj: slots of all rows of x, or of z, and two pieces of columns
-        BOX = NW,
-        IN_SLOTS = IN_PIECES / 2,
-        X_BARRIERS = (int)X_STAGES > (int)IN_SLOTS ? (int)X_STAGES : (int)IN_SLOTS,
-        KEPT_SLOTS = X_STAGES / 2, // of x, whose token rows z begins with
+        // in_proj: slots of all rows of x, or of z, and one or two pieces of columns
+        A_SLOT = TILE_ROWS / NW,
+        IN_SLOTS = IN_PIECES / A_SLOT,
+        // packed: a stage a slot
+        X_BARRIERS = WIDE || (int)X_STAGES > (int)IN_SLOTS ? (int)X_STAGES : (int)IN_SLOTS,
+        KEPT_SLOTS = X_STAGES / A_SLOT, // of x, whose token rows z begins with
         GROUP_ROWS =
             (NW / 8 + 1) / 2 * 8, // a group's; of an odd number of eights one is made twice
         IN_BLOCKS = GROUP_ROWS / 8,
@@ -125,7 +113,9 @@ template <int NW> struct resident_shape {
         SLOTS_FLIGHT = FLIGHT / SLOT < SLOTS ? FLIGHT / SLOT : SLOTS,
         SLOTS_AHEAD = AHEAD / SLOT
     };
-    static_assert(IN_PIECES % 2 == 0 && X_STAGES % 2 == 0, "two pieces a slot");
+    static_assert(IN_PIECES % 2 == 0 && X_STAGES % 2 == 0, "two pieces a slot, or a turn");
+    static_assert(X_PROJ_ROWS * NW * 2 <= SLOT && DT_ROWS * RANK * 2 <= SLOT, "slots");
+    static_assert((int)X_SLOTS <= (int)SLOTS && (int)DT_SLOTS <= (int)SLOTS, "all at once");
     static_assert((int)IN_PIECES >= (int)X_STAGES, "some of x to begin z with");
     static_assert((int)CONSTANTS <= (int)FROM_PEER, "where x's sums were");
     static_assert(HALF_ROWS * CHANNELS * 8 <= PEER, "delta");
@@ -140,6 +130,22 @@ template <int NW> struct resident_shape {
     static_assert(N_X % 16 == 0, "fours of units");
 };
 
+template <int NW> struct resident_scratch {
+    typedef resident_shape<NW> shape;
+    enum { WIPED = 4 + shape::OUT_SPLITS + shape::OUT_TILES }; // counters, at a launch's begin
+
+    resident_counter parts[2]; // a rank's blocks have left their shares of x_proj's sums
+    resident_counter sums[2];  // and these are added up
+    resident_counter y[shape::OUT_SPLITS];     // as many blocks as there are tiles have left y
+    resident_counter shares[shape::OUT_TILES]; // and as splits their shares of out_proj's sums
+    resident_counter input; // all blocks have left the next layer's input; 0 between launches
+    float squares[RESIDENT_ROWS][shape::OUT_TILES]; // of the residual, by tile
+    // and behind it
+    // float x_parts[2][RESIDENT_CLUSTERS][HALF_ROWS][n_x]
+    // float bc[2][HALF_ROWS][32], bf16 dt[2][HALF_ROWS][dt_rank]: x_proj's sums
+    // float shares[OUT_SPLITS][RESIDENT_ROWS][d_model]
+};
+
 #if SSM_HOPPER
 
 // ---- blocks wait for each other
@@ -148,11 +154,11 @@ __device__ __forceinline__ void workers_sync() {
     asm volatile("bar.sync 1, 256;" ::: "memory");
 }
 // One thread, behind a barrier of those whose writes it announces.
-__device__ __forceinline__ void count_up(resident_counts::counter *c) {
+__device__ __forceinline__ void count_up(resident_counter *c) {
     asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(&c->n) : "memory");
 }
 // Ends the launch with an error rather than never, some seconds on.
-__device__ __forceinline__ void count_wait(const resident_counts::counter *c, int target) {
+__device__ __forceinline__ void count_wait(const resident_counter *c, int target) {
 #pragma unroll 1
     for (int tries = 0; tries < 1 << 22; tries++) {
         int n;
@@ -176,7 +182,7 @@ __device__ __forceinline__ uint64_t exchange(void *p, uint32_t lo, uint32_t hi) 
     return before;
 }
 // By one lane of a warp, all of whose exchanges have returned these.
-__device__ __forceinline__ void count_exchanged(resident_counts::counter *c, uint64_t before) {
+__device__ __forceinline__ void count_exchanged(resident_counter *c, uint64_t before) {
     const bool back = __any_sync(~0u, before != 0x7fffdeadbeef7fff); // waits for all
     if (threadIdx.x % 32)
         return;
@@ -186,7 +192,7 @@ __device__ __forceinline__ void count_exchanged(resident_counts::counter *c, uin
         count_up(c);
 }
 // All workers.
-__device__ __forceinline__ void workers_wait(const resident_counts::counter *c, int target) {
+__device__ __forceinline__ void workers_wait(const resident_counter *c, int target) {
     if (threadIdx.x == 0)
         count_wait(c, target);
     workers_sync();
@@ -238,7 +244,7 @@ template <int NW> struct resident_block {
 
     __device__ __forceinline__ resident_block(char *p, int tokens) {
         rank = blockIdx.x % 2, cluster = blockIdx.x / 2;
-        tile = blockIdx.x % RESIDENT_TILES, split = blockIdx.x / RESIDENT_TILES;
+        tile = blockIdx.x % shape::OUT_TILES, split = blockIdx.x / shape::OUT_TILES;
         mine = (tokens / 8 + 1 - rank) / 2 * 8;
         memory = p;
         slots = shared_address(p), x_ring = slots + shape::SLOTS * shape::SLOT;
@@ -255,7 +261,7 @@ template <int NW> struct resident_block {
         return memory + shape::SLOTS * shape::SLOT;
     }
     __device__ __forceinline__ char *peer_place() const {
-        return x_place() + X_STAGES * X_STAGE;
+        return x_place() + shape::X_STAGES * X_STAGE;
     }
     __device__ __forceinline__ bf16 *x() const { // [HALF_ROWS][PITCH]
         return (bf16 *)(peer_place() + shape::PEER);
@@ -284,7 +290,7 @@ template <int NW> struct resident_block {
     __device__ __forceinline__ void clear_absent(int tokens) const {
         const int from = tokens * 8, n = X_STAGE / 16 - from; // 16 bytes of a stage
 #pragma unroll 1
-        for (int i = threadIdx.x; i < X_STAGES * n; i += RESIDENT_THREADS)
+        for (int i = threadIdx.x; i < shape::X_STAGES * n; i += RESIDENT_THREADS)
             ((uint4 *)x_place())[i / n * (X_STAGE / 16) + from + i % n] = make_uint4(0, 0, 0, 0);
         fence_async();
     }
@@ -305,8 +311,12 @@ __device__ __forceinline__ int token_of(int rank, int at) {
     return at / 8 * 16 + rank * 8 + at % 8;
 }
 
+template <int NW>
+__device__ __forceinline__ resident_scratch<NW> &scratch_of(const resident_args &a) {
+    return *(resident_scratch<NW> *)a.scratch;
+}
 template <int NW> __device__ __forceinline__ float *x_parts_of(const resident_args &a) {
-    return (float *)(a.scratch + 1);
+    return (float *)(&scratch_of<NW>(a) + 1);
 }
 template <int NW> __device__ __forceinline__ float *bc_of(const resident_args &a, int rank) {
     return x_parts_of<NW>(a) + 2 * RESIDENT_CLUSTERS * HALF_ROWS * resident_shape<NW>::N_X +
@@ -321,9 +331,9 @@ template <int NW> __device__ __forceinline__ float *shares_of(const resident_arg
 
 #endif
 
-inline size_t resident_floats(int n_x, int d_model) {              // behind the scratch
-    return (size_t)(2 * RESIDENT_CLUSTERS + 2) * HALF_ROWS * n_x + // more than dt and bc need
-           (size_t)RESIDENT_SPLITS * RESIDENT_ROWS * d_model;
+template <class SHAPE> static size_t resident_floats() {                  // behind the scratch
+    return (size_t)(2 * RESIDENT_CLUSTERS + 2) * HALF_ROWS * SHAPE::N_X + // dt and bc need less
+           (size_t)SHAPE::OUT_SPLITS * RESIDENT_ROWS * SHAPE::WIDTH;
 }
 
 } // namespace ssm

@@ -66,12 +66,50 @@ template <int NW, class S> struct resident_states {
                 *(const float2 *)(biases + min(w.warp / 2 + 4 * t, DT_TILES - 1) * 8 + 2 * w.q);
     }
 
+    // x_proj's sums in shared memory: dt, then B and C.
+    static __device__ __forceinline__ float *bc_at(char *dt) {
+        return (float *)(dt + HALF_ROWS * shape::DT_PITCH);
+    }
+    // What dt's products are multiplied by lies behind C.
+    static __device__ __forceinline__ float *norm_at(char *dt, int token) {
+        return bc_at(dt) + token * shape::BC_PITCH + 32;
+    }
+    // B and C are normed where they lie, dt's products later. Eight threads a token.
+    static __device__ __forceinline__ void norm_sums(const resident_args &a, char *dt) {
+        const int token = threadIdx.x / 8, part = threadIdx.x % 8;
+        float *four = bc_at(dt) + token * shape::BC_PITCH + part * 4, square = 0;
+        const uint4 *from =
+            (const uint4 *)(dt + token * shape::DT_PITCH + part * (shape::RANK / 4));
+        float4 bc = *(const float4 *)four;
+        float of_bc = (bc.x * bc.x + bc.y * bc.y) + (bc.z * bc.z + bc.w * bc.w);
+#pragma unroll
+        for (int i = 0; i < shape::RANK / 64; i++) {
+            float v[8];
+            load<8>((const bf16 *)(from + i), v);
+#pragma unroll
+            for (int k = 0; k < 8; k++)
+                square += v[k] * v[k];
+        }
+#pragma unroll
+        for (int o = 1; o < 8; o *= 2) {
+            square += __shfl_xor_sync(~0u, square, o);
+            if (o < 4)
+                of_bc += __shfl_xor_sync(~0u, of_bc, o);
+        }
+        const float by = a.bc_dt_eps < 0 ? 1 : rsqrtf(of_bc * (1.f / 16) + a.bc_dt_eps);
+        *(float4 *)four = make_float4(bc.x * by, bc.y * by, bc.z * by, bc.w * by);
+        if (part == 0)
+            *norm_at(dt, token) =
+                a.bc_dt_eps < 0 ? 1 : rsqrtf(square * (1.f / shape::RANK) + a.bc_dt_eps);
+        workers_sync();
+    }
+
     // delta and delta x of all channels and the rank's tokens, to shared memory. dt: rows of
     // DT_PITCH bytes. A warp reads what it multiplies of dt once for all its tiles: shared memory's
     // 128 bytes a cycle are what this takes.
     __device__ __forceinline__ void deltas(const resident_block<NW> &b, resident_worker<NW> &w,
-                                           const char *dt) {
-        int slots[2];
+                                           char *dt) {
+        int slots[shape::DT_SLOTS];
 #pragma unroll
         for (int i = 0; i < shape::DT_SLOTS; i++)
             slots[i] = next_slot(b, w);
@@ -79,8 +117,11 @@ template <int NW, class S> struct resident_states {
 #pragma unroll
         for (int t = 0; t < BIASES; t++) {
             const int row = min(w.warp / 2 + 4 * t, DT_TILES - 1) * 8 + w.g;
-            rows[t] = b.slot(row < DT_ROWS ? slots[0] : slots[shape::DT_SLOTS - 1]) +
-                      row % DT_ROWS * (shape::RANK * 2) + w.q * 16;
+            int at = slots[0];
+#pragma unroll
+            for (int i = 1; i < shape::DT_SLOTS; i++)
+                at = row < i * shape::DT_ROWS ? at : slots[i];
+            rows[t] = b.slot(at) + row % shape::DT_ROWS * (shape::RANK * 2) + w.q * 16;
         }
         const char *of = dt + (w.warp % 2 * 16 + w.g) * shape::DT_PITCH + w.q * 16;
         float c[BIASES][4] = {};
@@ -114,8 +155,9 @@ template <int NW, class S> struct resident_states {
             for (int m = 0; m < 2; m++) {
                 const int r = w.warp % 2 * 16 + m * 8 + w.g;
                 const uint32_t x = *(const uint32_t *)(b.x() + r * shape::PITCH + channel);
-                const float d0 = softplus(c[t][m * 2] + bias[t].x);
-                const float d1 = softplus(c[t][m * 2 + 1] + bias[t].y);
+                const float by = shape::NORMS ? *norm_at(dt, r) : 1;
+                const float d0 = softplus(c[t][m * 2] * by + bias[t].x);
+                const float d1 = softplus(c[t][m * 2 + 1] * by + bias[t].y);
                 *(float4 *)(pairs + (r * NW + channel) * 2) =
                     make_float4(d0, d0 * low_half(x), d1, d1 * high_half(x));
             }
@@ -240,7 +282,7 @@ template <int NW, class S> struct resident_states {
                                              const resident_worker<NW> &w) const {
         barrier_wait(b.open, w.layer & 1);
         char *dt = b.staged();
-        float *bc = (float *)(dt + HALF_ROWS * shape::DT_PITCH);
+        float *bc = bc_at(dt);
         const bf16 *from_dt = dt_of<NW>(a, b.rank);
         const float *from_bc = bc_of<NW>(a, b.rank);
 #pragma unroll 4
@@ -255,9 +297,11 @@ template <int NW, class S> struct resident_states {
     __device__ __forceinline__ void advance(const resident_args &a, const resident_block<NW> &b,
                                             resident_worker<NW> &w) {
         char *dt = b.staged();
-        const float *bc = (const float *)(dt + HALF_ROWS * shape::DT_PITCH);
+        const float *bc = bc_at(dt);
         copies_wait();
         workers_sync();
+        if constexpr (shape::NORMS)
+            norm_sums(a, dt);
         deltas(b, w, dt);
         if (b.mine > 0)
             give(b, w, take(b, w, 0));
@@ -271,7 +315,7 @@ template <int NW, class S> struct resident_states {
         fence_async(); // the peer's copies may follow
         workers_sync();
         if (threadIdx.x == 0) {
-            count_up(&a.scratch->counts.y[b.split]);
+            count_up(&scratch_of<NW>(a).y[b.split]);
             b.ask_up_to(NO_LIMIT);
         }
         const int last = b.mine / 8 - 1;

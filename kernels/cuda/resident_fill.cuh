@@ -115,17 +115,20 @@ template <int NW, class S, bool P> struct ring_source {
         auto in = [&](int at, int row) {
             if constexpr (P)
                 return packed_in(a.layers[layer].packed_in, at, row > 0, full, to, place);
-            const int column = (b.rank * shape::IN_PIECES + 2 * at) * PIECE;
+            const int column = (b.rank * shape::IN_PIECES + shape::A_SLOT * at) * PIECE;
             expect(shape::SLOT);
             box(0, &l.in, column, row + b.cluster * NW);
-            box(NW * 128, &l.in, column + PIECE, row + b.cluster * NW);
+            if (shape::A_SLOT == 2)
+                box(NW * 128, &l.in, column + PIECE, row + b.cluster * NW);
         };
         if (j < shape::IN_SLOTS)
             return in(j, 0);
         j -= shape::IN_SLOTS;
         if (j < shape::X_SLOTS) {
-            expect(X_PROJ_ROWS * NW * 2);
-            return box(0, &l.x, b.cluster * NW, j * X_PROJ_ROWS);
+            expect(shape::X_PROJ_ROWS * NW * 2);
+            if (shape::WIDE) // as two pieces, so that rows are not all in the same banks
+                box(shape::X_PROJ_ROWS * 128, &l.x, b.cluster * NW + PIECE, j * shape::X_PROJ_ROWS);
+            return box(0, &l.x, b.cluster * NW, j * shape::X_PROJ_ROWS);
         }
         j -= shape::X_SLOTS;
         if (!P && j < shape::KEPT_SLOTS) // of z: those whose token rows are still there
@@ -134,8 +137,8 @@ template <int NW, class S, bool P> struct ring_source {
             return in(j - (P ? 0 : (int)shape::KEPT_SLOTS), shape::INNER);
         j -= shape::IN_SLOTS;
         if (j < shape::DT_SLOTS) {
-            const int row = j * DT_ROWS;
-            const int bytes = min((int)DT_ROWS, NW - row) * shape::RANK * 2;
+            const int row = j * shape::DT_ROWS;
+            const int bytes = min((int)shape::DT_ROWS, NW - row) * shape::RANK * 2;
             expect(bytes);
             return run(leads, 0,
                        a.layers[layer].dt_proj + (size_t)(b.cluster * NW + row) * shape::RANK,
@@ -209,8 +212,8 @@ __device__ __forceinline__ void fill_ring(const resident_args &a, const resident
 }
 
 // What these wait for, one thread for all of them: fewer ask sooner.
-__device__ __forceinline__ void hear(const resident_counts::counter *c, int target,
-                                     uint32_t barrier, int layer, int thread) {
+__device__ __forceinline__ void hear(const resident_counter *c, int target, uint32_t barrier,
+                                     int layer, int thread) {
     if (thread == 0) {
         count_wait(c, target);
         barrier_arrive(barrier);
@@ -227,7 +230,7 @@ template <int NW>
 __device__ __forceinline__ void fill_x(const resident_args &a, const resident_block<NW> &b,
                                        int thread) {
     typedef resident_shape<NW> shape;
-    turn<X_STAGES> stage;
+    turn<shape::X_STAGES> stage;
     const int chunk = thread % 8, first = thread / 8;  // 16 bytes of every
     const int step = X_WARPS * 4, n = a.tokens / step; // so many rows
     auto ask = [&](const bf16 *from, int pitch, int pieces) {
@@ -248,11 +251,11 @@ __device__ __forceinline__ void fill_x(const resident_args &a, const resident_bl
     };
 #pragma unroll 1
     for (int i = 0; i < a.n_layers; i++) {
-        hear(&a.scratch->counts.input, RESIDENT_BLOCKS * (i + 1), b.go, i, thread);
+        hear(&scratch_of<NW>(a).input, RESIDENT_BLOCKS * (i + 1), b.go, i, thread);
         const bf16 *u = a.u + b.rank * shape::IN_PIECES * PIECE;
         ask(u, shape::WIDTH, shape::IN_PIECES);
-        ask(u, shape::WIDTH, shape::IN_PIECES - X_STAGES); // z's turn: it has the last ones
-        hear(&a.scratch->counts.y[b.split], RESIDENT_TILES * (i + 1), b.y_go, i, thread);
+        ask(u, shape::WIDTH, shape::IN_PIECES - shape::X_STAGES); // z's turn: it has the last ones
+        hear(&scratch_of<NW>(a).y[b.split], shape::OUT_TILES * (i + 1), b.y_go, i, thread);
         ask(a.y + b.split * shape::OUT_PIECES * PIECE, shape::INNER, shape::OUT_PIECES);
     }
 }
@@ -284,9 +287,9 @@ __device__ __forceinline__ void fill_x_packed(const resident_args &a, const resi
     };
 #pragma unroll 1
     for (int i = 0; i < a.n_layers; i++) {
-        hear(&a.scratch->counts.input, RESIDENT_BLOCKS * (i + 1), b.go, i, thread);
+        hear(&scratch_of<NW>(a).input, RESIDENT_BLOCKS * (i + 1), b.go, i, thread);
         ask(a.u + b.rank * shape::IN_PIECES * PIECE, shape::WIDTH, shape::STAGES);
-        hear(&a.scratch->counts.y[b.split], RESIDENT_TILES * (i + 1), b.y_go, i, thread);
+        hear(&scratch_of<NW>(a).y[b.split], shape::OUT_TILES * (i + 1), b.y_go, i, thread);
         ask(a.y + b.split * shape::OUT_PIECES * PIECE, shape::INNER, shape::OUT_TURNS);
     }
 }

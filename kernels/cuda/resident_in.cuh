@@ -12,7 +12,7 @@ namespace ssm {
 // How far a worker is in the rings, and its place.
 template <int NW> struct resident_worker {
     turn<resident_shape<NW>::SLOTS> slot;
-    turn<X_STAGES> x;
+    turn<resident_shape<NW>::X_STAGES> x;
     int warp, lane, g, q, group, layer;
     int first, in_layer; // slots of the ring: before this layer, in a layer
     uint32_t zero;       // which the compiler does not know
@@ -107,8 +107,8 @@ __device__ __forceinline__ void in_columns(const resident_block<NW> &b, resident
                                            float (&acc)[resident_shape<NW>::GROUP_ROWS / 2]) {
     typedef resident_shape<NW> shape;
     enum { ROWS = shape::GROUP_ROWS };
-    columns<NW, ROWS, 2>(b, w, shape::IN_PIECES, w.group * (NW - ROWS), NO_LIMIT, acc,
-                         is_z ? 0 : X_STAGES);
+    columns<NW, ROWS, shape::A_SLOT>(b, w, shape::IN_PIECES, w.group * (NW - ROWS), NO_LIMIT, acc,
+                                     is_z ? 0 : shape::X_STAGES);
     if (!is_z)
         w.x.phase ^= 1; // as they were
 }
@@ -226,14 +226,27 @@ __device__ __forceinline__ void keep_inputs(const resident_args &a, const reside
     }
 }
 
-// 1 / root mean square of the thread's token, from its sums of squares by tile.
-template <int NW>
-__device__ __forceinline__ float scale_of(const resident_args &a, float4 squares) {
-    float sum = (squares.x + squares.y) + (squares.z + squares.w);
-    sum += __shfl_xor_sync(~0u, sum, 1);
-    sum += __shfl_xor_sync(~0u, sum, 2);
-    return rsqrtf(sum * (1.f / resident_shape<NW>::WIDTH) + a.eps);
-}
+// Of the thread's token, four lanes a token.
+template <int NW> struct resident_squares {
+    enum { N = resident_shape<NW>::OUT_TILES / 16 };
+    float4 v[N];
+
+    __device__ __forceinline__ resident_squares(const resident_args &a, int token, int q) {
+#pragma unroll
+        for (int i = 0; i < N; i++)
+            v[i] = load_shared_sum(&scratch_of<NW>(a).squares[token][i * 16 + q * 4]);
+    }
+    // 1 / root mean square.
+    __device__ __forceinline__ float scale(const resident_args &a) const {
+        float sum = 0;
+#pragma unroll
+        for (int i = 0; i < N; i++)
+            sum += (v[i].x + v[i].y) + (v[i].z + v[i].w);
+        sum += __shfl_xor_sync(~0u, sum, 1);
+        sum += __shfl_xor_sync(~0u, sum, 2);
+        return rsqrtf(sum * (1.f / resident_shape<NW>::WIDTH) + a.eps);
+    }
+};
 
 // in_proj's rows of x: the peer ends half of the tokens, this block the others, after their
 // convolution to shared memory; what went into it to raw. Returns what z's sums are to be
@@ -247,12 +260,12 @@ __device__ __forceinline__ float in_proj_x(const resident_args &a, const residen
     conv.ask(a, b, w);
     const int token = token_of(b.rank, w.own_place());
     barrier_wait(b.go, w.layer & 1);
-    const float4 squares = load_shared_sum(&a.scratch->squares[token][w.q * 4]);
+    const resident_squares<NW> squares(a, token, w.q);
     float acc[shape::GROUP_ROWS / 2] = {};
     in_columns(b, w, false, acc);
     char *x_place = b.peer_place();
     to_peer(b, w, acc, x_place, b.arrived);
-    const float by = scale_of<NW>(a, squares);
+    const float by = squares.scale(a);
     barrier_wait(b.arrived + w.warp * 8, w.layer & 1);
     uint32_t *x = (uint32_t *)(b.x() + w.own_place() * shape::PITCH);
 #pragma unroll

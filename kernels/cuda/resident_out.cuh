@@ -21,15 +21,16 @@ template <int NW>
 __device__ __forceinline__ void out_proj_shares(const resident_args &a, const resident_block<NW> &b,
                                                 resident_worker<NW> &w) {
     typedef resident_shape<NW> shape;
-    float acc[NW / 2] = {};
-    columns<NW, NW, 1>(b, w, shape::OUT_PIECES, w.group * NW, w.first + w.in_layer, acc);
+    enum { ROWS = shape::OUT_GROUP };
+    float acc[ROWS / 2] = {};
+    columns<NW, ROWS, 1>(b, w, shape::OUT_PIECES, w.group * ROWS, w.first + w.in_layer, acc);
     const int t = w.warp % 4 * 16 + w.g;
     float *to = shares_of<NW>(a) + (size_t)(b.split * RESIDENT_ROWS + t) * shape::WIDTH +
-                b.tile * shape::TILE_ROWS + w.group * NW;
+                b.tile * shape::TILE_ROWS + w.group * ROWS;
     // A thread has two rows of the weights of every eight: of two eights its neighbour's two, too.
     const bool odd = w.q % 2;
 #pragma unroll
-    for (int i = 0; i + 1 < NW / 8; i += 2) {
+    for (int i = 0; i + 1 < ROWS / 8; i += 2) {
 #pragma unroll
         for (int half = 0; half < 2; half++) {
             const float *mine = acc + 4 * i + 2 * half;
@@ -41,36 +42,47 @@ __device__ __forceinline__ void out_proj_shares(const resident_args &a, const re
                        t + 8 * half < a.tokens);
         }
     }
-    if constexpr (NW / 8 % 2) {
+    if constexpr (ROWS / 8 % 2) {
 #pragma unroll
         for (int half = 0; half < 2; half++) {
             if (t + 8 * half < a.tokens)
-                *(float2 *)(to + 8 * half * shape::WIDTH + NW - 8 + 2 * w.q) =
-                    make_float2(acc[NW / 2 - 4 + 2 * half], acc[NW / 2 - 3 + 2 * half]);
+                *(float2 *)(to + 8 * half * shape::WIDTH + ROWS - 8 + 2 * w.q) =
+                    make_float2(acc[ROWS / 2 - 4 + 2 * half], acc[ROWS / 2 - 3 + 2 * half]);
         }
     }
     workers_sync();
     if (threadIdx.x == 0)
-        count_up(&a.scratch->counts.shares[b.tile]);
+        count_up(&scratch_of<NW>(a).shares[b.tile]);
 }
 
-// An eighth of the token rows by a tile of the residual, a warp a token.
+// A split's share of the token rows, an eighth or a quarter, by a tile of the residual: a warp has
+// every eighth of these tokens.
 template <int NW> struct residual_part {
+    typedef resident_shape<NW> shape;
     enum {
-        UNITS = NW / 2,
+        TOKENS = RESIDENT_WARPS / shape::OUT_SPLITS, // of a warp, at most
+        UNITS = shape::TILE_ROWS / 4,                // of four
         A_LANE = (UNITS + 31) / 32,
-        WIDTH = resident_shape<NW>::WIDTH
-    }; // of four
-    int token, column, lane;
-    bool live;
-    float4 v[A_LANE], norm[A_LANE]; // the residual; the next layer's norm, or nothing
+        WIDTH = shape::WIDTH
+    };
+    static_assert(RESIDENT_ROWS / shape::OUT_SPLITS == TOKENS * RESIDENT_WARPS, "all");
+    int first, n, column, lane, warp;       // token; the split's tokens
+    bool live;                              // the warp has any
+    float4 v[TOKENS][A_LANE], norm[A_LANE]; // the residual; the next layer's norm, or nothing
 
     __device__ __forceinline__ residual_part(const resident_args &a, const resident_block<NW> &b,
                                              const resident_worker<NW> &w)
-        : token(b.split * (a.tokens / 8) + w.warp), column(b.tile * resident_shape<NW>::TILE_ROWS),
-          lane(w.lane), live(w.warp < a.tokens / 8) {
+        : first(b.split * (a.tokens / shape::OUT_SPLITS) + w.warp), n(a.tokens / shape::OUT_SPLITS),
+          column(b.tile * shape::TILE_ROWS), lane(w.lane), warp(w.warp), live(w.warp < n) {
     }
-    __device__ __forceinline__ int unit(int i) const { // one that is there
+    // Of one token `live` has said it; of two both are loaded, there or not.
+    __device__ __forceinline__ bool there(int k) const {
+        return TOKENS == 1 || warp + k * RESIDENT_WARPS < n;
+    }
+    __device__ __forceinline__ int token(int k) const { // one that is there
+        return first + (there(k) ? k * RESIDENT_WARPS : 0);
+    }
+    __device__ __forceinline__ int unit(int i) const { // the same
         return min(i * 32 + lane, UNITS - 1) * 4;
     }
     __device__ __forceinline__ void ask_norm(const float *from) {
@@ -80,27 +92,35 @@ template <int NW> struct residual_part {
     }
     // The next layer's input, if any, and its sums of squares.
     __device__ __forceinline__ void give(const resident_args &a, int tile, bool next) const {
-        float square = 0;
 #pragma unroll
-        for (int i = 0; i < A_LANE; i++) {
-            const int at = (i * 32 + lane) * 4;
-            const float of =
-                (v[i].x * v[i].x + v[i].y * v[i].y) + (v[i].z * v[i].z + v[i].w * v[i].w);
-            square += at < UNITS * 4 ? of : 0.f;
-            if (next && at < UNITS * 4)
-                *(uint2 *)(a.u + (size_t)token * WIDTH + column + at) =
-                    make_uint2(pack_bf16(v[i].x * norm[i].x, v[i].y * norm[i].y),
-                               pack_bf16(v[i].z * norm[i].z, v[i].w * norm[i].w));
+        for (int k = 0; k < TOKENS; k++) {
+            if (!there(k))
+                continue;
+            float square = 0;
+#pragma unroll
+            for (int i = 0; i < A_LANE; i++) {
+                const int at = (i * 32 + lane) * 4;
+                const float4 r = v[k][i];
+                const float of = (r.x * r.x + r.y * r.y) + (r.z * r.z + r.w * r.w);
+                square += at < UNITS * 4 ? of : 0.f;
+                if (next && at < UNITS * 4)
+                    *(uint2 *)(a.u + (size_t)token(k) * WIDTH + column + at) =
+                        make_uint2(pack_bf16(r.x * norm[i].x, r.y * norm[i].y),
+                                   pack_bf16(r.z * norm[i].z, r.w * norm[i].w));
+            }
+            square = warp_sum(square);
+            if (lane == 0)
+                scratch_of<NW>(a).squares[token(k)][tile] = square;
         }
-        square = warp_sum(square);
-        if (lane == 0)
-            a.scratch->squares[token][tile] = square;
     }
     __device__ __forceinline__ void store(const resident_args &a) const { // read by nobody else
-        float *out = a.residual + (size_t)token * WIDTH + column;
 #pragma unroll
-        for (int i = 0; i < A_LANE; i++)
-            store_four(out + (i * 32 + lane) * 4, v[i], i * 32 + lane < UNITS);
+        for (int k = 0; k < TOKENS; k++) {
+            float *out = a.residual + (size_t)token(k) * WIDTH + column;
+#pragma unroll
+            for (int i = 0; i < A_LANE; i++)
+                store_four(out + (i * 32 + lane) * 4, v[k][i], there(k) && i * 32 + lane < UNITS);
+        }
     }
 };
 
@@ -110,72 +130,86 @@ template <int NW>
 __device__ __forceinline__ void first_input(const resident_args &a, const resident_block<NW> &b,
                                             const resident_worker<NW> &w) {
     residual_part<NW> part(a, b, w);
-    if (blockIdx.x == 0 && threadIdx.x < RESIDENT_WIPED)
-        ((resident_counts::counter *)&a.scratch->counts)[threadIdx.x].n = 0;
+    if (blockIdx.x == 0 && threadIdx.x < resident_scratch<NW>::WIPED)
+        scratch_of<NW>(a).parts[threadIdx.x].n = 0;
     if (part.live) {
         part.ask_norm(a.first_norm);
-        const int token = known_token(a.ids[part.token], a.drawn);
-        const bf16 *from = a.embedding + (size_t)token * resident_shape<NW>::WIDTH + part.column;
 #pragma unroll
-        for (int i = 0; i < part.A_LANE; i++) {
-            const uint2 four = *(const uint2 *)(from + part.unit(i));
-            part.v[i] = make_float4(low_half(four.x), high_half(four.x), low_half(four.y),
-                                    high_half(four.y));
+        for (int k = 0; k < part.TOKENS; k++) {
+            const int id = known_token(a.ids[part.token(k)], a.drawn);
+            const bf16 *from = a.embedding + (size_t)id * resident_shape<NW>::WIDTH + part.column;
+#pragma unroll
+            for (int i = 0; i < part.A_LANE; i++) {
+                const uint2 four = *(const uint2 *)(from + part.unit(i));
+                part.v[k][i] = make_float4(low_half(four.x), high_half(four.x), low_half(four.y),
+                                           high_half(four.y));
+            }
         }
         part.give(a, b.tile, true);
     }
     workers_sync();
     if (threadIdx.x == 0) {
-        count_up(&a.scratch->counts.input);
+        count_up(&scratch_of<NW>(a).input);
         b.ask_up_to(NO_LIMIT);
     }
     if (part.live)
         part.store(a);
 }
 
-// Adds the shares up for an eighth of the tokens, a warp a token, onto the residual; the next
-// layer's input and its sums of squares.
+// Adds the shares up for the block's part of the tokens onto the residual; the next layer's input
+// and its sums of squares.
 template <int NW>
 __device__ __forceinline__ void residual(const resident_args &a, const resident_block<NW> &b,
                                          const resident_worker<NW> &w) {
     typedef resident_shape<NW> shape;
+    enum { SPLITS = shape::OUT_SPLITS };
     const float *next_norm = a.layers[w.layer].next_norm;
     residual_part<NW> part(a, b, w);
-    float4(&v)[part.A_LANE] = part.v;
+    auto &v = part.v;
     if (part.live) {
-        const float *before = a.residual + (size_t)part.token * shape::WIDTH + part.column;
 #pragma unroll
-        for (int i = 0; i < part.A_LANE; i++)
-            v[i] = load_shared_sum(before + part.unit(i));
+        for (int k = 0; k < part.TOKENS; k++) {
+            const float *before = a.residual + (size_t)part.token(k) * shape::WIDTH + part.column;
+#pragma unroll
+            for (int i = 0; i < part.A_LANE; i++)
+                v[k][i] = load_shared_sum(before + part.unit(i));
+        }
         if (next_norm)
             part.ask_norm(next_norm);
     }
-    workers_wait(&a.scratch->counts.shares[b.tile], RESIDENT_SPLITS * (w.layer + 1));
+    workers_wait(&scratch_of<NW>(a).shares[b.tile], SPLITS * (w.layer + 1));
     if (part.live) {
-        const float *from = shares_of<NW>(a) + (size_t)part.token * shape::WIDTH + part.column;
-        float4 sum[part.A_LANE][RESIDENT_SPLITS];
+        float4 sum[part.TOKENS][part.A_LANE][SPLITS];
 #pragma unroll
-        for (int i = 0; i < part.A_LANE; i++) {
+        for (int k = 0; k < part.TOKENS; k++) {
+            const float *from =
+                shares_of<NW>(a) + (size_t)part.token(k) * shape::WIDTH + part.column;
 #pragma unroll
-            for (int s = 0; s < RESIDENT_SPLITS; s++)
-                sum[i][s] =
-                    load_shared_sum(from + (size_t)s * RESIDENT_ROWS * shape::WIDTH + part.unit(i));
+            for (int i = 0; i < part.A_LANE; i++) {
+#pragma unroll
+                for (int s = 0; s < SPLITS; s++)
+                    sum[k][i][s] = load_shared_sum(from + (size_t)s * RESIDENT_ROWS * shape::WIDTH +
+                                                   part.unit(i));
+            }
         }
 #pragma unroll
-        for (int i = 0; i < part.A_LANE; i++) {
+        for (int k = 0; k < part.TOKENS; k++) {
 #pragma unroll
-            for (int s = 1; s < RESIDENT_SPLITS; s++)
-                add4(sum[i][0], sum[i][s]);
-            add4(v[i], sum[i][0]);
+            for (int i = 0; i < part.A_LANE; i++) {
+#pragma unroll
+                for (int s = 1; s < SPLITS; s++)
+                    add4(sum[k][i][0], sum[k][i][s]);
+                add4(v[k][i], sum[k][i][0]);
+            }
         }
         part.give(a, b.tile, next_norm != NULL);
     }
     workers_sync();
     if (threadIdx.x == 0) {
         if (next_norm)
-            count_up(&a.scratch->counts.input);
+            count_up(&scratch_of<NW>(a).input);
         else if (blockIdx.x == 0) // shares are here, so all have waited for the last input
-            a.scratch->counts.input.n = 0;
+            scratch_of<NW>(a).input.n = 0;
         b.ask_up_to(NO_LIMIT);
     }
     if (part.live)

@@ -36,10 +36,11 @@ template <int NW> struct packed_shape : resident_shape<NW> {
         OUT_E = TAKEN_E, // of four blocks' rows by 128 columns
         STAGE = RESIDENT_PACKED_ROWS * 256,
         STAGES = base::IN_SLOTS,
-        TURNS = base::IN_PIECES / 4,          // of 256 columns
-        OUT_TURNS = base::OUT_PIECES / 2,     // of 128
-        PART = TILES * 256,                   // bytes of a warp's sums of eight tokens
-        PARTS = X_STAGES * X_STAGE - 6 * PART // where those that stay here lie behind the stages
+        TURNS = base::IN_PIECES / 4,      // of 256 columns
+        OUT_TURNS = base::OUT_PIECES / 2, // of 128
+        PART = TILES * 256,               // bytes of a warp's sums of eight tokens
+        PARTS =
+            base::X_STAGES * X_STAGE - 6 * PART // where those that stay here lie behind the stages
     };
     static_assert((int)TAKEN <= (int)base::SLOT, "a slot");
     static_assert((int)TILES == (int)base::IN_BLOCKS, "a group's rows are a block's there");
@@ -187,11 +188,11 @@ template <int NW> struct packed_worker {
         conv.ask(a, b, w);
         const int token = token_of(b.rank, w.own_place());
         barrier_wait(b.go, w.layer & 1);
-        const float4 squares = load_shared_sum(&a.scratch->squares[token][w.q * 4]);
+        const resident_squares<NW> squares(a, token, w.q);
         float acc[4 * TILES] = {};
         in_columns(false, acc);
         give(acc, b.peer_place(), b.arrived);
-        const float by = scale_of<NW>(a, squares) * a.layers[w.layer].packed_in_by;
+        const float by = squares.scale(a) * a.layers[w.layer].packed_in_by;
         if (part == 0) {
             wait_peer(b.arrived);
             uint32_t *to = (uint32_t *)(b.x() + w.own_place() * shape::PITCH) +
@@ -275,7 +276,7 @@ template <int NW> struct packed_worker {
         }
         workers_sync();
         if (threadIdx.x == 0)
-            count_up(&a.scratch->counts.shares[b.tile]);
+            count_up(&scratch_of<NW>(a).shares[b.tile]);
     }
 };
 

@@ -4,6 +4,8 @@
 #ifndef SSM_KERNELS_CUDA_RESIDENT_X_PROJ_CUH
 #define SSM_KERNELS_CUDA_RESIDENT_X_PROJ_CUH
 
+#include <type_traits>
+
 #include "resident_in.cuh"
 
 namespace ssm {
@@ -23,7 +25,7 @@ __device__ __forceinline__ void x_proj_parts(const resident_args &a, const resid
                                              resident_worker<NW> &w) {
     typedef resident_shape<NW> shape;
     enum { TILES = shape::N_X / 8, A_WARP = (TILES + 7) / 8, STEPS = NW / 16 };
-    int slot[2];
+    int slot[shape::X_SLOTS];
 #pragma unroll
     for (int i = 0; i < shape::X_SLOTS; i++)
         slot[i] = next_slot(b, w);
@@ -33,9 +35,18 @@ __device__ __forceinline__ void x_proj_parts(const resident_args &a, const resid
 #pragma unroll
     for (int k = 0; k < A_WARP; k++) {
         const int n = min(w.warp + 8 * k, TILES - 1) * 8 + w.g;
-        rows[k] = b.slot(n < X_PROJ_ROWS ? slot[0] : slot[shape::X_SLOTS - 1]) +
-                  n % X_PROJ_ROWS * (NW * 2) + w.q * 4;
+        int at = slot[0];
+#pragma unroll
+        for (int i = 1; i < shape::X_SLOTS; i++)
+            at = n < i * shape::X_PROJ_ROWS ? at : slot[i];
+        rows[k] = b.slot(at) + n % shape::X_PROJ_ROWS * (shape::WIDE ? 128 : NW * 2) + w.q * 4;
     }
+    auto two = [&](int k, int unit) { // of 16 bytes
+        if (!shape::WIDE)
+            return *(const uint32_t *)(rows[k] + unit * 16);
+        return *(const uint32_t *)(rows[k] + unit / 8 * (shape::X_PROJ_ROWS * 128) +
+                                   (unit % 8 ^ w.g) * 16);
+    };
 #pragma unroll
     for (int s = 0; s < STEPS + NW % 16 / 8; s++) {
         uint32_t v[2][4];
@@ -43,13 +54,13 @@ __device__ __forceinline__ void x_proj_parts(const resident_args &a, const resid
         ldmatrix(v[1], x + 16 * shape::PITCH + s * 16);
 #pragma unroll
         for (int k = 0; k < A_WARP; k++) {
-            const uint32_t b0 = *(const uint32_t *)(rows[k] + s * 32);
+            const uint32_t b0 = two(k, s * 2);
             if (s == STEPS) { // eight channels are left
                 mma_8(c[k][0], v[0][0], v[0][1], b0);
                 mma_8(c[k][1], v[1][0], v[1][1], b0);
                 continue;
             }
-            const uint32_t b1 = *(const uint32_t *)(rows[k] + s * 32 + 16);
+            const uint32_t b1 = two(k, s * 2 + 1);
             mma(c[k][0], v[0][0], v[0][1], v[0][2], v[0][3], b0, b1);
             mma(c[k][1], v[1][0], v[1][1], v[1][2], v[1][3], b0, b1);
         }
@@ -86,8 +97,9 @@ template <int NW>
 __device__ __forceinline__ void carry_sums(const resident_args &a, const resident_block<NW> &b) {
     typedef resident_shape<NW> shape;
     enum { UNITS = shape::N_X / 8, ROW = shape::N_X / 4 }; // most of a 64th; of a token
+    enum { MORE = UNITS > 32 ? 32 : 0 };                   // few lanes have a second unit
     enum { PITCH = HALF_ROWS * shape::N_X };               // of a cluster's share
-    resident_counts &counts = a.scratch->counts;
+    resident_scratch<NW> &counts = scratch_of<NW>(a);
     const int lane = threadIdx.x % 32, units = b.mine * ROW; // of four numbers
     const int first = b.cluster * units / RESIDENT_CLUSTERS;
     const int mine = (b.cluster + 1) * units / RESIDENT_CLUSTERS - first;
@@ -95,6 +107,8 @@ __device__ __forceinline__ void carry_sums(const resident_args &a, const residen
     const float *from = parts + (first + min(lane, max(mine - 1, 0))) * 4;
     char *place = b.staged() + min(lane, UNITS - 1) * 16;
     const int r = (first + lane) / ROW, n = shape::swizzled(r, (first + lane) % ROW) * 4;
+    [[maybe_unused]] const float *from_more =
+        parts + (first + min(lane + MORE, max(mine - 1, 0))) * 4;
 #pragma unroll 1
     for (int i = 0; i < a.n_layers; i++) {
         barrier_wait(b.told, i & 1);
@@ -126,12 +140,25 @@ __device__ __forceinline__ void carry_sums(const resident_args &a, const residen
             }
             copies_commit();
         }
+        if constexpr (MORE > 0) {
+#pragma unroll
+            for (int c = 0; c < RESIDENT_CLUSTERS; c += 8) {
+#pragma unroll
+                for (int k = 0; k < 8; k++) {
+                    if (lane + 32 < UNITS)
+                        copy_async(place + 512 + (c + k) * UNITS * 16,
+                                   from_more + (size_t)(c + k) * PITCH, true);
+                }
+                copies_commit();
+            }
+        }
         float4 sum;
+        int past = 0; // of a lane's first unit
         auto add = [&](int c) {
             float4 v[8];
 #pragma unroll
             for (int k = 0; k < 8; k++)
-                v[k] = *(const float4 *)(place + (c + k) * UNITS * 16);
+                v[k] = *(const float4 *)(place + past + (c + k) * UNITS * 16);
 #pragma unroll
             for (int k = 1; k < 8; k++)
                 add4(v[0], v[k]);
@@ -140,22 +167,36 @@ __device__ __forceinline__ void carry_sums(const resident_args &a, const residen
             else
                 add4(sum, v[0]);
         };
-        copies_wait<7>(), add(0);
-        copies_wait<6>(), add(8);
-        copies_wait<5>(), add(16);
-        copies_wait<4>(), add(24);
-        copies_wait<3>(), add(32);
-        copies_wait<2>(), add(40);
-        copies_wait<1>(), add(48);
-        copies_wait<0>(), add(56);
-        uint64_t before = 0;
-        if (lane < mine && n < shape::RANK) {
-            before = exchange(dt_of<NW>(a, b.rank) + r * shape::RANK + n, pack_bf16(sum.x, sum.y),
-                              pack_bf16(sum.z, sum.w));
-        } else if (lane < mine) {
-            float *to = bc_of<NW>(a, b.rank) + r * 32 + n - shape::RANK;
-            before = exchange(to, __float_as_uint(sum.x), __float_as_uint(sum.y)) |
-                     exchange(to + 2, __float_as_uint(sum.z), __float_as_uint(sum.w));
+        auto add_all = [&](auto behind) { // so many eights of copies
+            constexpr int N = decltype(behind)::value;
+            copies_wait<N + 7>(), add(0);
+            copies_wait<N + 6>(), add(8);
+            copies_wait<N + 5>(), add(16);
+            copies_wait<N + 4>(), add(24);
+            copies_wait<N + 3>(), add(32);
+            copies_wait<N + 2>(), add(40);
+            copies_wait<N + 1>(), add(48);
+            copies_wait<N>(), add(56);
+        };
+        auto give = [&](int r, int n, bool there) {
+            uint64_t before = 0;
+            if (there && n < shape::RANK) {
+                before = exchange(dt_of<NW>(a, b.rank) + r * shape::RANK + n,
+                                  pack_bf16(sum.x, sum.y), pack_bf16(sum.z, sum.w));
+            } else if (there) {
+                float *to = bc_of<NW>(a, b.rank) + r * 32 + n - shape::RANK;
+                before = exchange(to, __float_as_uint(sum.x), __float_as_uint(sum.y)) |
+                         exchange(to + 2, __float_as_uint(sum.z), __float_as_uint(sum.w));
+            }
+            return before;
+        };
+        add_all(std::integral_constant<int, MORE / 4>());
+        uint64_t before = give(r, n, lane < mine);
+        if constexpr (MORE > 0) {
+            const int at = first + min(lane + 32, UNITS - 1);
+            past = lane + 32 < UNITS ? 512 : 0;
+            add_all(std::integral_constant<int, 0>());
+            before |= give(at / ROW, shape::swizzled(at / ROW, at % ROW) * 4, lane + 32 < mine);
         }
         count_exchanged(&counts.sums[b.rank], before);
         if (one_lane()) {

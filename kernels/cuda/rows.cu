@@ -305,8 +305,8 @@ __global__ void small_norms_kernel(float *xdb, int n, int rank, int states, int 
 }
 
 cudaError_t small_norms(device *d, int32_t n, int32_t n_splits) {
-    return launch(d, small_norms_kernel, dim3((unsigned)ceil_div(n, 4)), 128, 0, n_splits > 1,
-                  d->xdb, n, d->g.dt_rank, d->g.d_state, n_splits, (size_t)SPLIT_ROWS * d->n_x,
+    return launch(d, small_norms_kernel, dim3((unsigned)ceil_div(n, 4)), 128, 0, true, d->xdb, n,
+                  d->g.dt_rank, d->g.d_state, n_splits, (size_t)SPLIT_ROWS * d->n_x,
                   d->g.bc_dt_eps);
 }
 
