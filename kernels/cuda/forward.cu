@@ -4,7 +4,7 @@
 //
 //   solo.cu           one row of mamba-130m's and 370m's widths: one launch for all layers
 //   solo_large.cu     one row of 790m's, 1.4b's, 2.8b's and falcon-mamba-7b's: the same
-//                     (solo_large_mamba2.cu: of mamba2-370m's to 2.7b's)
+//                     (solo_large_mamba2.cu: of mamba2-370m's to 2.7b's, mamba-codestral-7b's)
 //   few.cu      3     up to 8 decode rows on Hopper and later (few_packed.cu: in_proj and out_proj
 //                     of up to 4 rows of 1.4b, 2.8b, mamba2-1.3b and 2.7b)
 //   skinny.cu   4     elsewhere and in odd shapes (Mamba-2: 3)

@@ -77,13 +77,15 @@ static int32_t take_entry(device *d, const ssm_segment *s) {
     return held + (fold ? 256 : 0);
 }
 
-// Mamba-1: all but advance_replay.cu. Mamba-2: few rows of a model whose weights are what a step
-// reads (replay.cu, When).
+// Mamba-1: all but advance_replay.cu. Mamba-2: what solo_large_mamba2.cu takes, which knows of no
+// entries, and few rows of a model whose weights are what a step reads (replay.cu, When).
 static bool writes_at_once(const device *d, int32_t n_rows, bool decode) {
     if (d->g.kind == SSM_BLOCK_MAMBA)
         return d->replays && !advance_replay_fits(d, n_rows);
-    return d->replays && decode && d->g.d_model >= 512 && n_rows <= FEW_ROWS &&
-           !medium_fits(d, n_rows) && few_fits(d, n_rows);
+    if (!d->replays || !decode)
+        return false;
+    return solo_fits(d, n_rows) || (d->g.d_model >= 512 && n_rows <= FEW_ROWS &&
+                                    !medium_fits(d, n_rows) && few_fits(d, n_rows));
 }
 
 // In such a step: the entries that the slot's base is without until it begins.

@@ -137,7 +137,7 @@ static bool is_large(const device *d) { // by solo_large.cu, or solo_large_mamba
     return d->g.d_model > (is_mamba2(d) ? 768 : 1024);
 }
 
-enum { LARGEST = 4096 }; // falcon-mamba-7b's
+enum { LARGEST = 4096 }; // falcon-mamba-7b's and mamba-codestral-7b's, which has eight groups
 
 static bool model_fits(const device *d) {
     const ssm_geometry &g = d->g;
@@ -147,7 +147,7 @@ static bool model_fits(const device *d) {
         g.d_inner != 2 * m || g.d_conv < 2 || g.d_conv > 4 || g.n_layers > SOLO_LAYERS)
         return false;
     if (is_mamba2(d))
-        return is_large(d) && m < LARGEST && g.n_groups == 1 && g.d_state == 128 &&
+        return is_large(d) && g.n_groups == (m == LARGEST ? 8 : 1) && g.d_state == 128 &&
                g.head_dim == 64;
     return g.dt_rank == m / 16 && g.d_state == 16 && (!g.bc_dt_norm || m == LARGEST);
 }

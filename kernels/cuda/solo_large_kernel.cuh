@@ -6,7 +6,7 @@
 #include <type_traits>
 
 #include "clusters.cuh"
-#include "solo_large_mamba2.cuh"
+#include "solo_large_groups.cuh"
 #include "solo_large_packed.cuh"
 #include "solo_large_states.cuh"
 #include "types.cuh"
@@ -30,7 +30,9 @@ __global__ void __launch_bounds__(large_shape<M, S, P, TWO>::THREADS, 1)
     if (warp < shape::WARPS) {
         large_multiply(worker(a, b));
     } else if (warp < shape::STATE_WARP) {
-        if constexpr (TWO)
+        if constexpr (shape::BC_GROUPS > 1)
+            large_group(a, b);
+        else if constexpr (TWO)
             large_rest<worker>(a, b);
         else
             large_x(a, b);
@@ -48,9 +50,10 @@ __global__ void __launch_bounds__(large_shape<M, S, P, TWO>::THREADS, 1)
 // ---- host side
 
 template <class S, bool P, bool TWO, class F> static bool with_width(int d_model, F f) {
-    enum { ITS_OWN = TWO ? 1024 : 4096 };
-    if (d_model == ITS_OWN)
-        return f(large_kernel<ITS_OWN, S, P, TWO>, large_shape<ITS_OWN, S, P, TWO>());
+    if constexpr (TWO) {
+        if (d_model == 1024)
+            return f(large_kernel<1024, S, P, TWO>, large_shape<1024, S, P, TWO>());
+    }
     switch (d_model) {
     case 1536:
         return f(large_kernel<1536, S, P, TWO>, large_shape<1536, S, P, TWO>());
@@ -58,6 +61,8 @@ template <class S, bool P, bool TWO, class F> static bool with_width(int d_model
         return f(large_kernel<2048, S, P, TWO>, large_shape<2048, S, P, TWO>());
     case 2560:
         return f(large_kernel<2560, S, P, TWO>, large_shape<2560, S, P, TWO>());
+    case 4096:
+        return f(large_kernel<4096, S, P, TWO>, large_shape<4096, S, P, TWO>());
     default:
         return false;
     }

@@ -32,7 +32,28 @@ template <class SHAPE> struct large_packed_asks : large_asks<SHAPE> {
             this->next();
         }
     }
+    // A group's B, C and dt in bf16: of each row what a group of warps has of two slots of in_proj.
+    __device__ __forceinline__ void rest(const bf16 *from) {
+        const int lane = threadIdx.x % 32;
+        from += (size_t)this->b.rest_row(lane) * shape::WIDTH;
+#pragma unroll 1
+        for (int i = 0; i < shape::REST_SLOTS; i++) {
+            this->wait();
+            if (lane == 0)
+                barrier_expect(this->full(), shape::REST_ROWS * 1024);
+            __syncwarp();
+            if (lane < shape::REST_ROWS) {
+                const uint32_t to = this->slot() + lane * shape::REST_SLOT_PITCH;
+                const bf16 *run = from + (i / 2 * 4 + i % 2) * 256;
+                copy_run(to, run, 512, this->full(), this->once);
+                copy_run(to + 512, run + 512, 512, this->full(), this->once);
+            }
+            this->next();
+        }
+    }
     __device__ __forceinline__ void layer(const solo_layer &l) {
+        if constexpr (shape::BC_GROUPS > 1)
+            rest(l.rest);
         run(l.packed_in, 2 * shape::TURNS);
         run(l.packed_out, shape::TURNS);
     }
@@ -143,6 +164,41 @@ template <class SHAPE> struct large_packed : large_worker<SHAPE> {
         __syncwarp();
         b.template next<2>();
     }
+    // Groups: the block's rows of B, of C and of dt, which are bf16: three tiles, the last of dt's
+    // row alone. A lane's sixteen columns of 64 lie in a row.
+    __device__ __forceinline__ void rest() {
+        float c[3][4] = {};
+        uint4 v[2] = {};
+#pragma unroll 1
+        for (int i = 0; i < shape::REST_SLOTS / 2; i++) {
+            const uint32_t x = u_at() + i * 512 + q * 16;
+            const uint32_t at = b.slots + b.at * shape::SLOT + part * 128 + q * 32;
+            solo_wait(b.full + b.at * 8, b.phase);
+#pragma unroll
+            for (int k = 0; k < 4; k++) { // of each run two parts
+                const uint32_t column = at + k / 2 * 512 + k % 2 * 16;
+                load_first_rows<4>(v[0], x + k * 128, lane);
+                load_first_rows<4>(v[1], x + k * 128 + 64, lane);
+#pragma unroll
+                for (int t = 0; t < 3; t++) {
+                    const int row_at = t * LARGE_REST + (t < 2 ? g : 0);
+                    const uint4 w = load_shared(column + row_at * shape::REST_SLOT_PITCH);
+                    mma(c[t], v[0].x, v[0].y, v[0].z, v[0].w, w.x, w.y);
+                    mma(c[t], v[1].x, v[1].y, v[1].z, v[1].w, w.z, w.w);
+                }
+            }
+            if (lane == 0)
+                solo_arrive_after(b.empty + b.at * 8, c[0][0] + c[1][0] + c[2][0]);
+            __syncwarp();
+            b.template next<2>();
+        }
+        float *parts = b.floats(shape::REST_PARTS) + warp * shape::REST_PITCH + 2 * q;
+#pragma unroll
+        for (int t = 0; t < 3; t++) {
+            if (g == 0 && (t < 2 || q == 0))
+                *(float2 *)(parts + t * LARGE_REST) = make_float2(c[t][0], c[t][1]);
+        }
+    }
     __device__ __forceinline__ void in_proj() {
         constexpr int THREADS = (shape::WARPS + shape::STATE_WARPS) * 32;
         uint4 v[2] = {};
@@ -168,9 +224,27 @@ template <class SHAPE> struct large_packed : large_worker<SHAPE> {
     __device__ __forceinline__ void out_proj() {
         float c[TILES][4] = {};
         uint4 v[2] = {};
+        if constexpr (shape::BC_GROUPS > 1) {
+            float sums[TILES][2] = {}; // each slot's by its group's norm
 #pragma unroll 1
-        for (int i = 0; i < shape::TURNS / 2; i++)
-            slot<8>(c, v, y_at() + i * 512 + g * 256 + q * 16);
+            for (int i = 0; i < shape::TURNS / 2; i++) {
+                clear(c);
+                slot<8>(c, v, y_at() + i * 512 + g * 256 + q * 16);
+                if (i == 0) // what it waits for passes beside the first slot
+                    this->take_squares();
+                const float by = this->norm_of(i);
+#pragma unroll
+                for (int t = 0; t < TILES; t++)
+                    sums[t][0] += c[t][0] * by, sums[t][1] += c[t][1] * by;
+            }
+#pragma unroll
+            for (int t = 0; t < TILES; t++)
+                c[t][0] = sums[t][0], c[t][1] = sums[t][1];
+        } else {
+#pragma unroll 1
+            for (int i = 0; i < shape::TURNS / 2; i++)
+                slot<8>(c, v, y_at() + i * 512 + g * 256 + q * 16);
+        }
         float *outs = b.floats(shape::OUT_PARTS) + warp * shape::OUT_GROUPS * 8 + 2 * q;
         const auto sum = [&](int first, int second, int away, int lanes) {
             float2 v;

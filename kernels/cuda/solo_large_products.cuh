@@ -57,7 +57,19 @@ template <class SHAPE> struct large_asks {
             }
         }
     }
+    // A group's B, C and dt; dt's one row as a slot of four, its parts (large_products::rest()).
+    __device__ __forceinline__ void rest(const bf16 *from) {
+        enum { PART = shape::WARPS * shape::IN_CB * 32, PARTS = shape::WIDTH / PART };
+#pragma unroll 1
+        for (int i = 0; i < shape::REST_ROWS; i += LARGE_REST) {
+            const bool dt = i == 2 * LARGE_REST;
+            rows(from + (size_t)b.rest_row(i) * shape::WIDTH, dt ? PARTS : LARGE_REST,
+                 dt ? PART : shape::WIDTH, PART, shape::IN_PITCH);
+        }
+    }
     __device__ __forceinline__ void layer(const solo_layer &l) {
+        if constexpr (shape::BC_GROUPS > 1)
+            rest(l.rest);
 #pragma unroll 1
         for (int z = 0; z < 2; z++)
             rows(l.in_proj +
@@ -81,12 +93,12 @@ template <class SHAPE> struct large_worker {
         : a(args), b(block) {
         lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane >> 2, q = lane & 3;
     }
-    // The warp's columns of what all blocks gave, to shared memory; returns the lane's share of
-    // what their packets have beside them. column(chunk): the first of four of its NB * 32;
-    // put(chunk, v, w): those.
-    template <int NB, class COLUMN, class PUT>
-    __device__ __forceinline__ float collect(const uint2 *from, uint32_t tag, const COLUMN &column,
-                                             const PUT &put) const {
+    // The warp's columns of what all blocks gave, to shared memory. column(chunk): the first of
+    // four of its NB * 32; put(chunk, v, w): those; add(i, v): what the packets of the lane's i-th
+    // four have beside them.
+    template <int NB, class COLUMN, class PUT, class ADD>
+    __device__ __forceinline__ void collect(const uint2 *from, uint32_t tag, const COLUMN &column,
+                                            const PUT &put, const ADD &add) const {
         constexpr int CHUNKS = NB * 8, N = (CHUNKS + 31) / 32;
         uint4 v[N];
         poll(
@@ -98,16 +110,37 @@ template <class SHAPE> struct large_worker {
             [&](int i, uint4 is) {
                 return i * 32 + lane >= CHUNKS || (((is.y ^ tag) | (is.w ^ tag)) & 255) == 0;
             });
-        float beside = 0;
 #pragma unroll
         for (int i = 0; i < N; i++) {
             if (i * 32 + lane < CHUNKS) {
                 put(i * 32 + lane, v[i].x, v[i].z);
-                beside += __uint_as_float(v[i].y & ~255u) + __uint_as_float(v[i].w & ~255u);
+                add(i, __uint_as_float(v[i].y & ~255u) + __uint_as_float(v[i].w & ~255u));
             }
         }
         __syncwarp();
-        return beside;
+    }
+    // Groups: the warp's sums of squares, to all warps. squares: of the lane's fours of y, of a
+    // group each.
+    __device__ __forceinline__ void give_squares(const float (&squares)[shape::BC_GROUPS]) const {
+        float mine = 0;
+#pragma unroll
+        for (int i = 0; i < shape::BC_GROUPS; i++) {
+            const float all = warp_sum(squares[i]);
+            mine = lane == i ? all : mine;
+        }
+        if (lane < shape::BC_GROUPS)
+            b.floats(shape::Y_SQUARES)[warp * shape::BC_GROUPS + lane] = mine;
+    }
+    // Once all warps' are there.
+    __device__ __forceinline__ void take_squares() const {
+        solo_sync<LARGE_Y>(shape::WARPS * 32);
+    }
+    // What y of a group is multiplied by.
+    __device__ __forceinline__ float norm_of(int group) const {
+        const float *squares = b.floats(shape::Y_SQUARES) + group;
+        return rsqrt_fast(sum_of<shape::WARPS, shape::BC_GROUPS>(squares) *
+                              (1.f * shape::BC_GROUPS / shape::INNER) +
+                          a.gate_eps);
     }
     // The first layer's input; returns the lane's squares.
     template <class COLUMN, class PUT>
@@ -129,6 +162,12 @@ template <class SHAPE> struct large_worker {
     }
 };
 
+template <int N> __device__ __forceinline__ void clear(float (&c)[N][4]) {
+#pragma unroll
+    for (int i = 0; i < N; i++)
+        c[i][0] = c[i][1] = c[i][2] = c[i][3] = 0;
+}
+
 // bf16: two slots of eight rows at a time.
 template <class SHAPE> struct large_products : large_worker<SHAPE> {
     typedef SHAPE shape;
@@ -138,9 +177,11 @@ template <class SHAPE> struct large_products : large_worker<SHAPE> {
 
     // Sums of the next eight rows over the warp's columns: rows 2 q and 2 q + 1, in lane q. Two
     // slots at a time: what one waits for passes beside the other's. x: the warp's columns, which
-    // the matrix instruction has as its first operand's first row.
-    template <int NB, int CB, int PITCH> __device__ __forceinline__ float2 group(uint32_t x) {
+    // the matrix instruction has as its first operand's first row. NORMED: parts are groups of y.
+    template <int NB, int CB, int PITCH, bool NORMED = false>
+    __device__ __forceinline__ float2 group(uint32_t x) {
         constexpr int PARTS = NB / CB;
+        float2 sum = make_float2(0, 0);
         float c[4][4] = {};
         const uint32_t row = b.slots + g * PITCH + warp * CB * 64 + q * 16;
 #pragma unroll
@@ -173,10 +214,44 @@ template <class SHAPE> struct large_products : large_worker<SHAPE> {
             for (int i = 0; i < n; i++) {
                 if (lane == 0)
                     solo_arrive_after(empty[i], c[2 * i][0] + c[2 * i + 1][0]);
+                if constexpr (NORMED) {
+                    const float by = this->norm_of(part + i);
+                    sum.x += (c[2 * i][0] + c[2 * i + 1][0]) * by;
+                    sum.y += (c[2 * i][1] + c[2 * i + 1][1]) * by;
+                }
             }
+            if constexpr (NORMED)
+                clear(c);
         }
+        if constexpr (NORMED)
+            return sum;
         return make_float2((c[0][0] + c[1][0]) + (c[2][0] + c[3][0]),
                            (c[0][1] + c[1][1]) + (c[2][1] + c[3][1]));
+    }
+    // Of one row, whose parts are a slot's rows; x's are the first operand's, so a part's sum is
+    // where row and column are the same.
+    __device__ __forceinline__ float one_row(uint32_t x) {
+        enum { CB = shape::IN_CB, PARTS = shape::IN_NB / CB };
+        const uint32_t at =
+            b.slots + b.at * shape::SLOT + g * shape::IN_PITCH + warp * CB * 64 + q * 16;
+        const uint32_t empty = b.empty + b.at * 8;
+        float c[2][4] = {};
+        solo_wait(b.full + b.at * 8, b.phase);
+        b.next();
+#pragma unroll
+        for (int k = 0; k < CB; k++) {
+            const uint4 w = load_shared(at + k * 64);
+            uint4 v = make_uint4(0, 0, 0, 0);
+            if (g < PARTS)
+                v = load_shared(x + (g * CB + k) * 64 + q * 16);
+            mma(c[0], v.x, 0, v.y, 0, w.x, w.y);
+            mma(c[1], v.z, 0, v.w, 0, w.z, w.w);
+        }
+        __syncwarp();
+        const float even = c[0][0] + c[1][0], odd = c[0][1] + c[1][1];
+        if (lane == 0)
+            solo_arrive_after(empty, even);
+        return warp_sum(g >= PARTS || g / 2 != q ? 0.f : g % 2 ? odd : even);
     }
     // The first of four columns that are the chunk-th of the warp's.
     template <int CB> __device__ __forceinline__ int column(int chunk) const {
@@ -214,6 +289,18 @@ template <class SHAPE> struct large_products : large_worker<SHAPE> {
     __device__ __forceinline__ void put_out(int chunk, uint32_t v, uint32_t w) const {
         store_shared2(y_at() + chunk * 8, v, w);
     }
+    __device__ __forceinline__ void rest() { // of groups
+        float *parts = b.floats(shape::REST_PARTS) + warp * shape::REST_PITCH + 2 * q;
+#pragma unroll 1
+        for (int i = 0; i < 2; i++) {
+            const float2 c = group<shape::IN_NB, shape::IN_CB, shape::IN_PITCH>(u_at());
+            if (g == 0)
+                *(float2 *)(parts + i * LARGE_REST) = c;
+        }
+        const float dt = one_row(u_at());
+        if (lane == 0)
+            parts[2 * LARGE_REST] = dt;
+    }
     __device__ __forceinline__ void in_proj() {
         const uint32_t u = u_at();
         constexpr int THREADS = (shape::WARPS + shape::STATE_WARPS) * 32;
@@ -231,10 +318,13 @@ template <class SHAPE> struct large_products : large_worker<SHAPE> {
     }
     __device__ __forceinline__ void out_proj() {
         const uint32_t y = y_at();
+        if constexpr (shape::BC_GROUPS > 1)
+            this->take_squares();
         float *outs = b.floats(shape::OUT_PARTS) + warp * shape::OUT_GROUPS * 8 + 2 * q;
 #pragma unroll 1
         for (int i = 0; i < shape::OUT_GROUPS; i++) {
-            const float2 c = group<shape::OUT_NB, shape::OUT_CB, shape::OUT_PITCH>(y);
+            const float2 c =
+                group<shape::OUT_NB, shape::OUT_CB, shape::OUT_PITCH, (shape::BC_GROUPS > 1)>(y);
             if (g == 0)
                 *(float2 *)(outs + i * 8) = c;
         }
@@ -253,18 +343,27 @@ template <class WORKER> __device__ __forceinline__ void large_multiply(WORKER w)
     float square = w.embed(in, put_in);
 #pragma unroll 1
     for (int layer = 0; layer < w.a.n_layers; layer++, tag++) {
-        if (layer > 0)
-            square = w.template collect<shape::IN_NB>(w.a.packets + shape::US, tag, in, put_in);
+        if (layer > 0) {
+            square = 0;
+            w.template collect<shape::IN_NB>(w.a.packets + shape::US, tag, in, put_in,
+                                             [&](int, float v) { square += v; });
+        }
         square = warp_sum(square);
         if (w.lane == 0)
             w.b.floats(shape::SQUARES)[w.warp] = square;
+        if constexpr (shape::BC_GROUPS > 1)
+            w.rest();
         if constexpr (shape::GATED)
             solo_signal<LARGE_U>((shape::WARPS + shape::X_WARPS) * 32);
         w.in_proj();
-        const float gated =
-            w.template collect<shape::OUT_NB>(w.a.packets + shape::YS, tag, out, put_out);
-        if constexpr (shape::GATED) {
-            const float all = warp_sum(gated);
+        float gated[shape::BC_GROUPS] = {};
+        w.template collect<shape::OUT_NB>(
+            w.a.packets + shape::YS, tag, out, put_out,
+            [&](int i, float v) { gated[shape::BC_GROUPS > 1 ? i : 0] += v; });
+        if constexpr (shape::BC_GROUPS > 1) {
+            w.give_squares(gated);
+        } else if constexpr (shape::GATED) {
+            const float all = warp_sum(gated[0]);
             if (w.lane == 0)
                 w.b.floats(shape::Y_SQUARES)[w.warp] = all;
         }

@@ -31,7 +31,7 @@ template <class SHAPE> struct large_rows {
     __device__ __forceinline__ void step(int layer, uint32_t tag) {
         solo_sync<LARGE_OUT>((shape::WARPS + 1) * 32);
         float by = shape::taken(a.layers[layer].packed_out_by);
-        if constexpr (shape::GATED)
+        if constexpr (shape::GATED && shape::BC_GROUPS == 1)
             by *= rsqrt_fast(sum_of<shape::WARPS, 1>(gated) * (1.f / shape::INNER) + a.gate_eps);
         r += sum_of<shape::WARPS, shape::OUT_GROUPS * 8>(parts) * by;
         const float u = r * norm, odd = __shfl_down_sync(~0u, u, 1);

@@ -21,6 +21,8 @@ static const small_shape published[] = {
     {"mamba2 2560", SSM_BLOCK_MAMBA2, 2, 2560, 5120, 128, 4, 0, 80, 1, 516, false, false, true},
     {"mamba2 1024", SSM_BLOCK_MAMBA2, 3, 1024, 2048, 128, 4, 0, 32, 1, 516, false, false, true},
     {"falcon 4096", SSM_BLOCK_MAMBA, 1, 4096, 8192, 16, 4, 256, 0, 0, 516, true, false, false},
+    {"codestral 4096", SSM_BLOCK_MAMBA2, 1, 4096, 8192, 128, 4, 0, 128, 8, 516, false, false,
+     false},
 };
 // Without kernels for packed weights.
 static const small_shape others[] = {
