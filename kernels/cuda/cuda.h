@@ -147,6 +147,7 @@ struct device {
     int32_t *ring_at; // host [slot]
 
     bool resident_room;                    // all of resident.cu's blocks are there at once
+    bool resident_tall_room;               // and resident_tall.cu's
     bool solo_room;                        // and solo.cu's
     bool replays;                          // states are not written every token: replay.cu,
                                            // advance_replay.cu
@@ -164,6 +165,7 @@ struct device {
     float *squares;             // MAMBA2 [token row][H] partial sums of squares
     float *row_norms;           // [token row][tiles] partial sums of the residual's squares
     void *resident;             // resident.cu's scratch
+    void *resident_tall;        // resident_tall.cu's
     void *solo;                 // solo.cu's
     void *tickets;              // wide_places.cu's
     void *gpcs;                 // its table, of the host
@@ -388,7 +390,9 @@ bool xproj_fits(const device *d, const batch &b);
 cudaError_t xproj(device *d, int layer, const batch &b);
 
 // resident.cu: all layers of such a step of Mamba-1 in one launch
-bool resident_room(const device *d); // once, at opening: whether the card holds all its blocks
+bool resident_room(const device *d);      // once, at opening: whether the card holds all its blocks
+bool resident_tall_room(const device *d); // the same of resident_tall.cu, where that is so
+size_t resident_tall_bytes(const device *d);
 bool resident_fits(const device *d, int32_t n);
 int32_t resident_rows(const device *d, int32_t n); // of a step that is best for n rows; 0: others'
 size_t resident_bytes(const device *d);            // of its scratch; 0: never used

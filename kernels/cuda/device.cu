@@ -182,6 +182,8 @@ static size_t carry_bytes(const device *d) {
     return a_piece * sizeof(float) * (size_t)carry_pieces(d);
 }
 
+enum { ACTIVATIONS = 20 }; // at most
+
 static int list_activations(device *d, activation *out) {
     if (is_lti(d))
         return lti_list_activations(d, out);
@@ -211,11 +213,12 @@ static int list_activations(device *d, activation *out) {
     out[i++] = {(void **)&d->carry, carry_bytes(d)};
     out[i++] = {(void **)&d->logits, (rows + d->kept_rows) * g->vocab_size * f};
     out[i++] = {&d->tickets, wide_places_bytes(d)};
+    out[i++] = {&d->resident_tall, d->resident_tall_room ? resident_tall_bytes(d) : 0};
     return i;
 }
 
 static size_t activation_bytes(device *d) {
-    activation list[16];
+    activation list[ACTIVATIONS];
     size_t sum = 0;
     for (int i = list_activations(d, list); i-- > 0;)
         sum += list[i].bytes + 256;
@@ -259,6 +262,7 @@ static void choose_replay(device *d) {
 static int allocate(device *d, ssm_error *err) {
     choose_replay(d);
     d->resident_room = resident_room(d);
+    d->resident_tall_room = d->resident_room && resident_tall_room(d);
     d->solo_room = solo_room(d);
     d->slot_bytes = slot_bytes(d);
     d->max_tokens = d->options.max_tokens > 0 ? d->options.max_tokens : DEFAULT_TOKENS;
@@ -278,7 +282,7 @@ static int allocate(device *d, ssm_error *err) {
                              "would",
                              slots > 0 ? slots : 1, d->slot_bytes / 1e6, total / 1e9, fit);
     set_slots(d, slots);
-    activation list[16];
+    activation list[ACTIVATIONS];
     const int n = list_activations(d, list);
     for (int i = 0; i < n; i++) {
         SSM_TRY(device_alloc(d, list[i].at, list[i].bytes, err));

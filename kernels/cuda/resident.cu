@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // All layers of a decode step of 5 to 64 rows of Mamba-1 (2.8b: of 3 to 64, falcon-mamba-7b: of 2,
 // 130m: of 9) on Hopper in one launch, whose blocks stay where they are: what they read never stops
-// coming.
+// coming. To 128 rows: resident_tall.cu.
 //
 // - 64 clusters of two blocks, a block an SM, launched cooperatively. A cluster has 1/64 of the
 //   channels: their rows of in_proj (x and z), convolution, share of x_proj, dt_proj, states, y.
@@ -278,107 +278,15 @@
 // and 2.08. As wgmma's first operand, unpacked to registers, b8 2.21, b64 2.71. By
 // resident_packed.cuh for 32 rows, token rows fetched twice for want of room, b24 2.05 (1.91), b32
 // 2.13 (2.00). large-steps.md has all three.
-#include <type_traits>
-
-#include "clusters.cuh"
-#include "resident_fill.cuh"
-#include "resident_out.cuh"
+#include "resident_kernel.cuh"
 
 namespace ssm {
-
-#if SSM_HOPPER
-
-struct unpacked_worker { // in place of packed_worker
-    template <class B, class W> __device__ __forceinline__ unpacked_worker(const B &, W &) {
-    }
-};
-
-// P: in_proj and out_proj are packed.
-template <int NW, class S, bool P>
-__device__ __forceinline__ void work(const resident_args &a, const resident_block<NW> &b) {
-    typedef resident_shape<NW> shape;
-    resident_worker<NW> w(a);
-    const int token = token_of(b.rank, w.own_place());
-    w.own = {-1, -1, 0, 1};
-    if (token < a.tokens)
-        w.own = a.rows[token];
-    resident_states<NW, S> states(a, b, w.warp);
-    w.in_layer = ring_source<NW, S, P>::in_layer(b.mine);
-    first_input(a, b, w);
-    [[maybe_unused]] std::conditional_t<P, packed_worker<NW>, unpacked_worker> packed(b, w);
-#pragma unroll 1
-    for (int i = 0; i < a.n_layers; i++, w.first += w.in_layer) {
-        w.layer = i;
-        uint32_t raw[shape::IN_BLOCKS];
-        float z[shape::GROUP_ROWS / 2] = {};
-        if constexpr (P) {
-            const float by = packed.in_proj_x(a, raw);
-            x_proj_parts(a, b, w);
-            if (packed.part == 0)
-                keep_inputs(a, b, w, raw);
-            packed.in_columns(true, z);
-            packed.give(z, b.peer_place() + shape::FROM_PEER, b.z_arrived);
-            states.constants(b, w);
-            states.ask_sums(a, b, w);
-            packed.keep_z(z, by);
-            states.advance(a, b, w);
-            packed.out_proj_shares(a);
-        } else {
-            const float by = in_proj_x(a, b, w, raw);
-            x_proj_parts(a, b, w);
-            keep_inputs(a, b, w, raw);
-            in_columns(b, w, true, z);
-            send_z(b, w, z);
-            states.constants(b, w);
-            states.ask_sums(a, b, w);
-            keep_z(b, w, z, by);
-            states.advance(a, b, w);
-            out_proj_shares(a, b, w);
-        }
-        residual(a, b, w);
-    }
-}
-
-#endif
-
-template <int NW, class S, bool P>
-__global__ void __launch_bounds__(RESIDENT_THREADS, 1)
-    resident_kernel(const __grid_constant__ resident_args a) {
-#if SSM_HOPPER
-    extern __shared__ __align__(1024) char shared[];
-    const resident_block<NW> b(shared, a.tokens);
-    if (threadIdx.x == 0)
-        b.init();
-    if (!P)
-        b.clear_absent(a.tokens);
-    __syncthreads();
-    cluster_arrive();
-    cluster_wait(); // the peer's barriers are ready
-    if (threadIdx.x < RESIDENT_WORKERS) {
-        more_registers<216>();
-        work<NW, S, P>(a, b);
-    } else {
-        fewer_registers<72>();
-        const int warp = threadIdx.x / 32 - RESIDENT_WARPS;
-        if (warp == 0)
-            fill_ring<NW, S, P>(a, b);
-        else if (warp > X_WARPS)
-            carry_sums(a, b);
-        else if constexpr (P)
-            fill_x_packed(a, b, threadIdx.x - RESIDENT_WORKERS - 32);
-        else
-            fill_x(a, b, threadIdx.x - RESIDENT_WORKERS - 32);
-    }
-    __syncwarp();
-    cluster_arrive();
-    cluster_wait(); // nothing of the peer's is under way to here
-#endif
-}
 
 // ---- host side
 
 template <class S, class F> static bool with_width(int d_model, bool packed, F f) {
-#define WIDTH(NW, P) f(resident_kernel<NW, S, P>, resident_shape<NW>())
+#define WIDTH(NW, P)                                                                               \
+    f(resident_kernel<NW, RESIDENT_ROWS, S, P>, resident_shape<NW, RESIDENT_ROWS>())
     switch (d_model) {
     case 32 * 24:
         return WIDTH(24, false);
@@ -411,14 +319,6 @@ static bool resident_model_fits(const device *d) {
            g.d_conv <= 4 && (!g.bc_dt_norm || m == LARGEST) && g.n_layers <= RESIDENT_LAYERS;
 }
 
-// The launch, of all blocks at once: they wait for each other.
-struct resident_launch : cluster_launch {
-    resident_launch(const device *d, int bytes)
-        : cluster_launch(d, dim3(RESIDENT_BLOCKS), RESIDENT_THREADS, bytes,
-                         RESIDENT_BLOCKS / RESIDENT_CLUSTERS, WITH_ALL_BLOCKS) {
-    }
-};
-
 template <class S> static bool holds_all(const device *d) {
     auto holds = [&](auto kernel, auto shape) {
         return resident_launch(d, decltype(shape)::BYTES).most(kernel) >= RESIDENT_CLUSTERS;
@@ -443,7 +343,8 @@ int32_t resident_rows(const device *d, int32_t n) {
 }
 
 bool resident_fits(const device *d, int32_t n) {
-    if (!d->resident_room || n < fewest(d) || n > RESIDENT_ROWS || n % 8 != 0)
+    const int32_t most = d->resident_tall_room ? (int32_t)RESIDENT_TALL_ROWS : RESIDENT_ROWS;
+    if (!d->resident_room || n < fewest(d) || n > most || n % 8 != 0)
         return false;
     for (int i = 0; i < d->g.n_layers; i++) {
         if (d->layers[i].in_bias || d->layers[i].out_bias)
@@ -456,63 +357,21 @@ size_t resident_bytes(const device *d) {
     size_t bytes = 0;
     if (d->resident_room)
         with_width<float>(d->g.d_model, false, [&](auto, auto shape) {
-            typedef decltype(shape) shape_of;
-            bytes = sizeof(resident_scratch<shape_of::CHANNELS>) +
-                    resident_floats<shape_of>() * sizeof(float);
+            bytes = resident_shape_bytes<decltype(shape)>();
             return true;
         });
     return bytes;
 }
 
-template <class SHAPE> static bool fill_arguments(device *d, const batch &b, resident_args *a) {
-    const ssm_geometry &g = d->g;
-    const int m = g.d_model, inner = g.d_inner;
-    a->ids = b.tokens, a->drawn = d->drawn, a->embedding = (const bf16 *)d->embedding;
-    a->first_norm = d->layers[0].norm;
-    a->rows = b.rows, a->residual = d->residual;
-    a->u = (bf16 *)d->u, a->y = (bf16 *)d->y;
-    a->ring = (bf16 *)d->ring, a->state = (char *)d->state;
-    a->ring_pitch = (size_t)d->n_slots * (g.d_conv - 1) * inner;
-    a->state_pitch = (size_t)d->n_slots * inner * 16 * type_bytes(d->state_type);
-    a->scratch = d->resident;
-    a->tokens = b.n, a->n_layers = g.n_layers, a->width = g.d_conv, a->eps = g.norm_eps;
-    a->bc_dt_eps = g.bc_dt_norm ? g.bc_dt_eps : -1.f;
-    bool made = true;
-    for (int i = 0; made && i < g.n_layers; i++) {
-        const layer_weights &w = d->layers[i];
-        resident_layer &l = a->layers[i];
-        resident_weights &maps = a->weights[i];
-        made =
-            tensor_map(&maps.in, w.in_proj, m, d->n_in, PIECE, m / 32, true, FETCH_128) &&
-            tensor_map(&maps.x, w.x_proj, inner, d->n_x, SHAPE::WIDE ? (int)PIECE : m / 32,
-                       SHAPE::X_PROJ_ROWS, SHAPE::WIDE, FETCH_128) &&
-            tensor_map(&maps.out, w.out_proj, inner, m, PIECE, SHAPE::TILE_ROWS, true, FETCH_128);
-        l.dt_proj = (const bf16 *)w.dt_proj;
-        l.conv_weight = w.conv_weight, l.conv_bias = w.conv_bias, l.dt_bias = w.dt_bias;
-        l.decay = w.decay, l.skip = w.skip;
-        l.packed_in = (const char *)w.packed_in, l.packed_out = (const char *)w.packed_out;
-        l.packed_in_by = packed_taken(w.packed_in_by);
-        l.packed_out_by = packed_taken(w.packed_out_by);
-        l.next_norm = i + 1 < g.n_layers ? d->layers[i + 1].norm : NULL;
-    }
-    return made;
-}
-
-template <class S> static cudaError_t run(device *d, const batch &b) {
-    cudaError_t rc = cudaErrorNotSupported;
-    const bool packed = d->weights_packed && b.n <= RESIDENT_PACKED_ROWS;
-    with_width<S>(d->g.d_model, packed, [&](auto kernel, auto shape) {
-        typedef decltype(shape) shape_of;
-        resident_args a = {};
-        rc = fill_arguments<shape_of>(d, b, &a) ? resident_launch(d, shape_of::BYTES).run(kernel, a)
-                                                : cudaErrorNotSupported;
-        return true;
-    });
-    return rc;
-}
-
 cudaError_t resident_layers(device *d, const batch &b) {
-    return with_state_type(d->state_type, [&](auto s) { return run<decltype(s)>(d, b); });
+    if (b.n > RESIDENT_ROWS)
+        return resident_tall_layers(d, b);
+    const bool packed = d->weights_packed && b.n <= RESIDENT_PACKED_ROWS;
+    return with_state_type(d->state_type, [&](auto s) {
+        return resident_run(d, b, d->resident, [&](auto f) {
+            return with_width<decltype(s)>(d->g.d_model, packed, f);
+        });
+    });
 }
 
 } // namespace ssm

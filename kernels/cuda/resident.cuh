@@ -13,6 +13,7 @@ namespace ssm {
 enum {
     RESIDENT_LAYERS = 64, // most; arguments of a launch are at most 32,764 bytes
     RESIDENT_ROWS = 64,
+    RESIDENT_TALL_ROWS = 128, // resident_tall.cu
     RESIDENT_BLOCKS = 128,
     RESIDENT_CLUSTERS = 64,
     RESIDENT_WARPS = 8, // that work
@@ -20,12 +21,10 @@ enum {
     RESIDENT_THREADS = RESIDENT_WORKERS + 128, // three of these warps ask for what workers read
     X_WARPS = 2,                               // of them, for token rows
     RESIDENT_SHARED = 227 << 10,
-    HALF_ROWS = RESIDENT_ROWS / 2,
-    MOST_SPLITS = 8,               // of out_proj's columns
-    MOST_TILES = 32,               // of out_proj's rows
-    X_STAGE = RESIDENT_ROWS * 128, // 64 columns of all token rows
-    FLIGHT = 80 << 10,             // bytes that a block's ring may have under way, and
-    AHEAD = 160 << 10              // that L2 is asked for in front of it
+    MOST_SPLITS = 8,   // of out_proj's columns
+    MOST_TILES = 32,   // of out_proj's rows
+    FLIGHT = 80 << 10, // bytes that a block's ring may have under way, and
+    AHEAD = 160 << 10  // that L2 is asked for in front of it
 };
 
 struct resident_weights { // of a layer, as boxes
@@ -61,36 +60,41 @@ struct resident_args {
     resident_layer layers[RESIDENT_LAYERS];
 };
 
-// NW: channels of a cluster.
-template <int NW> struct resident_shape {
+// NW: channels of a cluster; MOST: token rows, 64 or 128.
+template <int NW, int MOST> struct resident_shape {
     enum {
-        WIDE = NW == 128, // falcon-mamba-7b's: smaller slots, or there were room for two
-        NORMS = WIDE,     // dt, B and C may be normed (falcon_mamba)
+        ROWS = MOST,
+        HALF_ROWS = MOST / 2,
+        SETS = MOST / 64, // of 64 token rows, a matrix instruction's
+        TALL = SETS > 1,
+        WIDE = NW == 128,     // falcon-mamba-7b's
+        NORMS = WIDE,         // dt, B and C may be normed (falcon_mamba)
+        SMALL = WIDE || TALL, // slots, or there were room for two or three
         CHANNELS = NW,
-        OUT_TILES = WIDE ? 32 : 16,               // of out_proj's rows
+        OUT_TILES = SMALL ? 32 : 16,              // of out_proj's rows
         OUT_SPLITS = RESIDENT_BLOCKS / OUT_TILES, // of its columns
         TILE_ROWS = 32 * NW / OUT_TILES,
-        OUT_GROUP = TILE_ROWS / 2, // rows of a group of warps
-        WIDTH = 32 * NW,           // d_model
-        INNER = 64 * NW,           // d_inner
-        RANK = 2 * NW,             // dt_rank
+        OUT_GROUP = TALL ? TILE_ROWS : TILE_ROWS / 2, // rows of a group of warps
+        WIDTH = 32 * NW,                              // d_model
+        INNER = 64 * NW,                              // d_inner
+        RANK = 2 * NW,                                // dt_rank
         N_X = RANK + 32,
         IN_PIECES = NW / 4, // pieces of 64 columns of a block's share
         OUT_PIECES = NW / OUT_SPLITS,
         SLOT = TILE_ROWS * 128,
-        X_STAGES = WIDE ? 4 : 6,       // of token rows
-        X_PROJ_ROWS = WIDE ? 64 : 128, // of x_proj, and
-        DT_ROWS = WIDE ? 32 : 64,      // of dt_proj in a slot of the ring
+        X_STAGES = SMALL ? 4 : 6,       // of token rows
+        X_STAGE = MOST * 128,           // 64 columns of all token rows
+        X_PROJ_ROWS = SMALL ? 64 : 128, // of x_proj, and
+        DT_ROWS = SMALL ? 32 : 64,      // of dt_proj in a slot of the ring
         X_SLOTS = (N_X + X_PROJ_ROWS - 1) / X_PROJ_ROWS,
         DT_SLOTS = (CHANNELS + DT_ROWS - 1) / DT_ROWS,
         // in_proj: slots of all rows of x, or of z, and one or two pieces of columns
         A_SLOT = TILE_ROWS / NW,
         IN_SLOTS = IN_PIECES / A_SLOT,
         // packed: a stage a slot
-        X_BARRIERS = WIDE || (int)X_STAGES > (int)IN_SLOTS ? (int)X_STAGES : (int)IN_SLOTS,
-        KEPT_SLOTS = X_STAGES / A_SLOT, // of x, whose token rows z begins with
-        GROUP_ROWS =
-            (NW / 8 + 1) / 2 * 8, // a group's; of an odd number of eights one is made twice
+        X_BARRIERS = SMALL || (int)X_STAGES > (int)IN_SLOTS ? (int)X_STAGES : (int)IN_SLOTS,
+        KEPT_SLOTS = X_STAGES / A_SLOT,                // of x, whose token rows z begins with
+        GROUP_ROWS = TALL ? NW : (NW / 8 + 1) / 2 * 8, // of a group of warps
         IN_BLOCKS = GROUP_ROWS / 8,
         PITCH = NW + 8,                            // of a token's x and z
         DT_PITCH = (RANK * 2 + 63) / 64 * 64 | 64, // bytes: odd multiples of 64
@@ -98,7 +102,7 @@ template <int NW> struct resident_shape {
         // bytes
         FROM_PEER = 8 * IN_BLOCKS * 256, // bytes of x's or z's sums
         // both; where x's were, constants, later delta and delta x
-        PEER = 2 * FROM_PEER > 8 * NW * 32 ? 2 * FROM_PEER : 8 * NW * 32,
+        PEER = 2 * FROM_PEER > 8 * NW *HALF_ROWS ? 2 * FROM_PEER : 8 * NW *HALF_ROWS,
         ACTS = HALF_ROWS * PITCH * 2,
         SUMMED = HALF_ROWS * (DT_PITCH + BC_PITCH * 4), // x_proj's sums
         SHARE = HALF_ROWS * N_X * 4,
@@ -130,8 +134,8 @@ template <int NW> struct resident_shape {
     static_assert(N_X % 16 == 0, "fours of units");
 };
 
-template <int NW> struct resident_scratch {
-    typedef resident_shape<NW> shape;
+template <int NW, int MOST> struct resident_scratch {
+    typedef resident_shape<NW, MOST> shape;
     enum { WIPED = 4 + shape::OUT_SPLITS + shape::OUT_TILES }; // counters, at a launch's begin
 
     resident_counter parts[2]; // a rank's blocks have left their shares of x_proj's sums
@@ -139,11 +143,11 @@ template <int NW> struct resident_scratch {
     resident_counter y[shape::OUT_SPLITS];     // as many blocks as there are tiles have left y
     resident_counter shares[shape::OUT_TILES]; // and as splits their shares of out_proj's sums
     resident_counter input; // all blocks have left the next layer's input; 0 between launches
-    float squares[RESIDENT_ROWS][shape::OUT_TILES]; // of the residual, by tile
+    float squares[MOST][shape::OUT_TILES]; // of the residual, by tile
     // and behind it
     // float x_parts[2][RESIDENT_CLUSTERS][HALF_ROWS][n_x]
     // float bc[2][HALF_ROWS][32], bf16 dt[2][HALF_ROWS][dt_rank]: x_proj's sums
-    // float shares[OUT_SPLITS][RESIDENT_ROWS][d_model]
+    // float shares[OUT_SPLITS][MOST][d_model]
 };
 
 #if SSM_HOPPER
@@ -234,8 +238,8 @@ template <int N> struct turn {
 enum { NO_LIMIT = 0x7fffffff };
 
 // A block: what all its threads know.
-template <int NW> struct resident_block {
-    typedef resident_shape<NW> shape;
+template <int NW, int MOST> struct resident_block {
+    typedef resident_shape<NW, MOST> shape;
     int rank, cluster, tile, split; // of the cluster, the card; of out_proj
     int mine;                       // token rows that this rank ends, in eights: every other eight
     char *memory;
@@ -261,7 +265,7 @@ template <int NW> struct resident_block {
         return memory + shape::SLOTS * shape::SLOT;
     }
     __device__ __forceinline__ char *peer_place() const {
-        return x_place() + shape::X_STAGES * X_STAGE;
+        return x_place() + shape::X_STAGES * shape::X_STAGE;
     }
     __device__ __forceinline__ bf16 *x() const { // [HALF_ROWS][PITCH]
         return (bf16 *)(peer_place() + shape::PEER);
@@ -288,10 +292,11 @@ template <int NW> struct resident_block {
     // All threads: the token rows that nobody fetches, which are multiplied, too: zeros take the
     // matrix units half the energy of what an earlier kernel has left here.
     __device__ __forceinline__ void clear_absent(int tokens) const {
-        const int from = tokens * 8, n = X_STAGE / 16 - from; // 16 bytes of a stage
+        const int from = tokens * 8, n = shape::X_STAGE / 16 - from; // 16 bytes of a stage
 #pragma unroll 1
         for (int i = threadIdx.x; i < shape::X_STAGES * n; i += RESIDENT_THREADS)
-            ((uint4 *)x_place())[i / n * (X_STAGE / 16) + from + i % n] = make_uint4(0, 0, 0, 0);
+            ((uint4 *)x_place())[i / n * (shape::X_STAGE / 16) + from + i % n] =
+                make_uint4(0, 0, 0, 0);
         fence_async();
     }
     // The ring's slot, counted from the launch's start, from which on nothing is asked for: one
@@ -311,30 +316,40 @@ __device__ __forceinline__ int token_of(int rank, int at) {
     return at / 8 * 16 + rank * 8 + at % 8;
 }
 
-template <int NW>
-__device__ __forceinline__ resident_scratch<NW> &scratch_of(const resident_args &a) {
-    return *(resident_scratch<NW> *)a.scratch;
+template <int NW, int MOST>
+__device__ __forceinline__ resident_scratch<NW, MOST> &scratch_of(const resident_args &a) {
+    return *(resident_scratch<NW, MOST> *)a.scratch;
 }
-template <int NW> __device__ __forceinline__ float *x_parts_of(const resident_args &a) {
-    return (float *)(&scratch_of<NW>(a) + 1);
+template <int NW, int MOST> __device__ __forceinline__ float *x_parts_of(const resident_args &a) {
+    return (float *)(&scratch_of<NW, MOST>(a) + 1);
 }
-template <int NW> __device__ __forceinline__ float *bc_of(const resident_args &a, int rank) {
-    return x_parts_of<NW>(a) + 2 * RESIDENT_CLUSTERS * HALF_ROWS * resident_shape<NW>::N_X +
-           rank * HALF_ROWS * 32;
+template <int NW, int MOST>
+__device__ __forceinline__ float *bc_of(const resident_args &a, int rank) {
+    typedef resident_shape<NW, MOST> shape;
+    return x_parts_of<NW, MOST>(a) + 2 * RESIDENT_CLUSTERS * shape::HALF_ROWS * shape::N_X +
+           rank * shape::HALF_ROWS * 32;
 }
-template <int NW> __device__ __forceinline__ bf16 *dt_of(const resident_args &a, int rank) {
-    return (bf16 *)bc_of<NW>(a, 2) + rank * HALF_ROWS * resident_shape<NW>::RANK;
+template <int NW, int MOST>
+__device__ __forceinline__ bf16 *dt_of(const resident_args &a, int rank) {
+    typedef resident_shape<NW, MOST> shape;
+    return (bf16 *)bc_of<NW, MOST>(a, 2) + rank * shape::HALF_ROWS * shape::RANK;
 }
-template <int NW> __device__ __forceinline__ float *shares_of(const resident_args &a) {
-    return (float *)dt_of<NW>(a, 2);
+template <int NW, int MOST> __device__ __forceinline__ float *shares_of(const resident_args &a) {
+    return (float *)dt_of<NW, MOST>(a, 2);
 }
 
 #endif
 
-template <class SHAPE> static size_t resident_floats() {                  // behind the scratch
-    return (size_t)(2 * RESIDENT_CLUSTERS + 2) * HALF_ROWS * SHAPE::N_X + // dt and bc need less
-           (size_t)SHAPE::OUT_SPLITS * RESIDENT_ROWS * SHAPE::WIDTH;
+// Bytes of a shape's scratch.
+template <class SHAPE> static size_t resident_shape_bytes() {
+    const size_t floats = // dt and bc need less
+        (size_t)(2 * RESIDENT_CLUSTERS + 2) * SHAPE::HALF_ROWS * SHAPE::N_X +
+        (size_t)SHAPE::OUT_SPLITS * SHAPE::ROWS * SHAPE::WIDTH;
+    return sizeof(resident_scratch<SHAPE::CHANNELS, SHAPE::ROWS>) + floats * sizeof(float);
 }
+
+// resident_tall.cu: steps of 65 to 128 rows, with a scratch of their own.
+cudaError_t resident_tall_layers(device *d, const batch &b);
 
 } // namespace ssm
 

@@ -11,21 +11,21 @@ namespace ssm {
 
 // A warp's tokens are every eighth of the rank's; a lane holds 16 bytes of states of a channel in
 // each of GROUPS groups of channels. States come through the ring: whole tokens, OF_SLOT at once.
-template <int NW, class S> struct resident_states {
+template <int NW, int MOST, class S> struct resident_states {
     enum {
         V = 16 / sizeof(S),
         LANES = 16 / V,
         OF_GROUP = 32 / LANES,
         GROUPS = (NW + OF_GROUP - 1) / OF_GROUP,
         ENDS = (GROUPS + LANES - 1) / LANES, // sums of y that a lane ends
-        TOKENS = HALF_ROWS / 8,
+        TOKENS = resident_shape<NW, MOST>::HALF_ROWS / 8,
         ROW_BYTES = NW * 16 * sizeof(S), // of a token
-        OF_SLOT = resident_shape<NW>::SLOT / ROW_BYTES,
+        OF_SLOT = resident_shape<NW, MOST>::SLOT / ROW_BYTES,
         DT_TILES = NW / 8, // of dt_proj's rows: a warp has every fourth, for half of the tokens
         BIASES = (DT_TILES + 3) / 4,
         LATE = GROUPS <= 5 ? 2 : 1 // tokens of a warp whose states are stored behind the count:
     };                             // as many as registers hold
-    typedef resident_shape<NW> shape;
+    typedef resident_shape<NW, MOST> shape;
     float decay[GROUPS][V], skip[ENDS];
     float2 bias[BIASES]; // of dt_proj: of the channels whose delta this thread makes
 
@@ -33,8 +33,8 @@ template <int NW, class S> struct resident_states {
     uint4 late[LATE][GROUPS]; // those before the last one, from the back
     int own; // lane k: of the warp's token k: slot * 2 + whether it begins from nothing; -1: none
 
-    __device__ __forceinline__ resident_states(const resident_args &a, const resident_block<NW> &b,
-                                               int warp) {
+    __device__ __forceinline__ resident_states(const resident_args &a,
+                                               const resident_block<NW, MOST> &b, int warp) {
         const int lane = threadIdx.x % 32, token = token_of(b.rank, lane * 8 + warp);
         own = -1;
         if (lane < TOKENS && token < a.tokens) {
@@ -42,15 +42,15 @@ template <int NW, class S> struct resident_states {
             own = r.slot < 0 ? -1 : r.slot * 2 + (r.fresh != 0);
         }
     }
-    static __device__ __forceinline__ int channel(const resident_worker<NW> &w, int i) {
+    static __device__ __forceinline__ int channel(const resident_worker<NW, MOST> &w, int i) {
         return i * OF_GROUP + w.lane / LANES;
     }
-    static __device__ __forceinline__ int end_channel(const resident_worker<NW> &w, int j) {
+    static __device__ __forceinline__ int end_channel(const resident_worker<NW, MOST> &w, int j) {
         return channel(w, j * LANES + w.lane % LANES);
     }
     // Constants of the layer, which carry_sums() has left where x's sums from the peer were.
-    __device__ __forceinline__ void constants(const resident_block<NW> &b,
-                                              const resident_worker<NW> &w) {
+    __device__ __forceinline__ void constants(const resident_block<NW, MOST> &b,
+                                              const resident_worker<NW, MOST> &w) {
         barrier_wait(b.constants, w.layer & 1);
         const float *decays = (const float *)b.peer_place() + w.lane % LANES * V;
         const float *skips = (const float *)b.peer_place() + NW * 16, *biases = skips + NW;
@@ -68,7 +68,7 @@ template <int NW, class S> struct resident_states {
 
     // x_proj's sums in shared memory: dt, then B and C.
     static __device__ __forceinline__ float *bc_at(char *dt) {
-        return (float *)(dt + HALF_ROWS * shape::DT_PITCH);
+        return (float *)(dt + shape::HALF_ROWS * shape::DT_PITCH);
     }
     // What dt's products are multiplied by lies behind C.
     static __device__ __forceinline__ float *norm_at(char *dt, int token) {
@@ -107,8 +107,8 @@ template <int NW, class S> struct resident_states {
     // delta and delta x of all channels and the rank's tokens, to shared memory. dt: rows of
     // DT_PITCH bytes. A warp reads what it multiplies of dt once for all its tiles: shared memory's
     // 128 bytes a cycle are what this takes.
-    __device__ __forceinline__ void deltas(const resident_block<NW> &b, resident_worker<NW> &w,
-                                           char *dt) {
+    __device__ __forceinline__ void deltas(const resident_block<NW, MOST> &b,
+                                           resident_worker<NW, MOST> &w, char *dt) {
         int slots[shape::DT_SLOTS];
 #pragma unroll
         for (int i = 0; i < shape::DT_SLOTS; i++)
@@ -123,43 +123,49 @@ template <int NW, class S> struct resident_states {
                 at = row < i * shape::DT_ROWS ? at : slots[i];
             rows[t] = b.slot(at) + row % shape::DT_ROWS * (shape::RANK * 2) + w.q * 16;
         }
-        const char *of = dt + (w.warp % 2 * 16 + w.g) * shape::DT_PITCH + w.q * 16;
-        float c[BIASES][4] = {};
-#pragma unroll
-        for (int k = 0; k < shape::RANK; k += 32) {
-            const bool there = k + w.q * 8 < shape::RANK;
-            const uint4 none = make_uint4(0, 0, 0, 0);
-            const uint4 lo = there ? *(const uint4 *)(of + k * 2) : none;
-            const uint4 hi = there ? *(const uint4 *)(of + k * 2 + 8 * shape::DT_PITCH) : none;
-#pragma unroll
-            for (int t = 0; t < BIASES; t++) {
-                const uint4 d = there ? *(const uint4 *)(rows[t] + k * 2) : none;
-                mma(c[t], lo.x, hi.x, lo.y, hi.y, d.x, d.y);
-                mma(c[t], lo.z, hi.z, lo.w, hi.w, d.z, d.w);
-            }
-        }
+        float *pairs = (float *)b.peer_place(); // [token][channel][2]
         uint32_t bits = 0;
 #pragma unroll
-        for (int t = 0; t < BIASES; t++)
-            bits |= __float_as_uint(c[t][0]);
+        for (int s = 0; s < shape::SETS; s++) {
+            const int first = s * 32 + w.warp % 2 * 16 + w.g; // token
+            const char *of = dt + first * shape::DT_PITCH + w.q * 16;
+            float c[BIASES][4] = {};
 #pragma unroll
-        for (int i = 0; i < shape::DT_SLOTS; i++)
-            give_back(b, w, slots[i], bits);
-        float *pairs = (float *)b.peer_place(); // [token][channel][2]
+            for (int k = 0; k < shape::RANK; k += 32) {
+                const bool there = k + w.q * 8 < shape::RANK;
+                const uint4 none = make_uint4(0, 0, 0, 0);
+                const uint4 lo = there ? *(const uint4 *)(of + k * 2) : none;
+                const uint4 hi = there ? *(const uint4 *)(of + k * 2 + 8 * shape::DT_PITCH) : none;
 #pragma unroll
-        for (int t = 0; t < BIASES; t++) {
-            const int tile = w.warp / 2 + 4 * t, channel = tile * 8 + 2 * w.q;
-            if (tile >= DT_TILES)
-                break;
+                for (int t = 0; t < BIASES; t++) {
+                    const uint4 d = there ? *(const uint4 *)(rows[t] + k * 2) : none;
+                    mma(c[t], lo.x, hi.x, lo.y, hi.y, d.x, d.y);
+                    mma(c[t], lo.z, hi.z, lo.w, hi.w, d.z, d.w);
+                }
+            }
 #pragma unroll
-            for (int m = 0; m < 2; m++) {
-                const int r = w.warp % 2 * 16 + m * 8 + w.g;
-                const uint32_t x = *(const uint32_t *)(b.x() + r * shape::PITCH + channel);
-                const float by = shape::NORMS ? *norm_at(dt, r) : 1;
-                const float d0 = softplus(c[t][m * 2] * by + bias[t].x);
-                const float d1 = softplus(c[t][m * 2 + 1] * by + bias[t].y);
-                *(float4 *)(pairs + (r * NW + channel) * 2) =
-                    make_float4(d0, d0 * low_half(x), d1, d1 * high_half(x));
+            for (int t = 0; t < BIASES; t++)
+                bits |= __float_as_uint(c[t][0]);
+            if (s == shape::SETS - 1) {
+#pragma unroll
+                for (int i = 0; i < shape::DT_SLOTS; i++)
+                    give_back(b, w, slots[i], bits);
+            }
+#pragma unroll
+            for (int t = 0; t < BIASES; t++) {
+                const int tile = w.warp / 2 + 4 * t, channel = tile * 8 + 2 * w.q;
+                if (tile >= DT_TILES)
+                    break;
+#pragma unroll
+                for (int m = 0; m < 2; m++) {
+                    const int r = first + m * 8;
+                    const uint32_t x = *(const uint32_t *)(b.x() + r * shape::PITCH + channel);
+                    const float by = shape::NORMS ? *norm_at(dt, r) : 1;
+                    const float d0 = softplus(c[t][m * 2] * by + bias[t].x);
+                    const float d1 = softplus(c[t][m * 2 + 1] * by + bias[t].y);
+                    *(float4 *)(pairs + (r * NW + channel) * 2) =
+                        make_float4(d0, d0 * low_half(x), d1, d1 * high_half(x));
+                }
             }
         }
         workers_sync();
@@ -176,8 +182,8 @@ template <int NW, class S> struct resident_states {
         int slots[8 / OF_SLOT];
         uint32_t bits;
     };
-    __device__ __forceinline__ taken take(const resident_block<NW> &b, resident_worker<NW> &w,
-                                          int k) {
+    __device__ __forceinline__ taken take(const resident_block<NW, MOST> &b,
+                                          resident_worker<NW, MOST> &w, int k) {
         const bool fresh = __shfl_sync(~0u, own, k) & 1;
         taken t;
         t.bits = 0;
@@ -196,14 +202,14 @@ template <int NW, class S> struct resident_states {
         }
         return t;
     }
-    __device__ __forceinline__ void give(const resident_block<NW> &b, const resident_worker<NW> &w,
-                                         const taken &t) const {
+    __device__ __forceinline__ void give(const resident_block<NW, MOST> &b,
+                                         const resident_worker<NW, MOST> &w, const taken &t) const {
 #pragma unroll
         for (int i = 0; i < 8 / OF_SLOT; i++)
             give_back(b, w, t.slots[i], t.bits);
     }
-    __device__ __forceinline__ void store(const resident_args &a, const resident_block<NW> &b,
-                                          const resident_worker<NW> &w, int k,
+    __device__ __forceinline__ void store(const resident_args &a, const resident_block<NW, MOST> &b,
+                                          const resident_worker<NW, MOST> &w, int k,
                                           const uint4 (&states)[GROUPS]) const {
         const int row = __shfl_sync(~0u, own, k);
         const size_t first = (size_t)max(row >> 1, 0) * shape::INNER + b.cluster * NW;
@@ -216,8 +222,9 @@ template <int NW, class S> struct resident_states {
 
     // One token's states, and y in place of its x, while the next one's states come from the ring.
     // bc: rows of BC_PITCH floats.
-    __device__ __forceinline__ void token_on(const resident_args &a, const resident_block<NW> &b,
-                                             resident_worker<NW> &w, const float *bc, int k) {
+    __device__ __forceinline__ void token_on(const resident_args &a,
+                                             const resident_block<NW, MOST> &b,
+                                             resident_worker<NW, MOST> &w, const float *bc, int k) {
         const int r = k * 8 + w.warp, q = w.lane % LANES;
         const float2 *pairs = (const float2 *)b.peer_place() + r * NW;
         float vb[V], vc[V], y[ENDS][LANES] = {};
@@ -264,8 +271,9 @@ template <int NW, class S> struct resident_states {
             give(b, w, next);
     }
     // The warp's rows of y.
-    __device__ __forceinline__ void store_y(const resident_args &a, const resident_block<NW> &b,
-                                            const resident_worker<NW> &w) const {
+    __device__ __forceinline__ void store_y(const resident_args &a,
+                                            const resident_block<NW, MOST> &b,
+                                            const resident_worker<NW, MOST> &w) const {
         enum { UNITS = NW / 8 };
         __syncwarp();
 #pragma unroll
@@ -278,13 +286,14 @@ template <int NW, class S> struct resident_states {
     }
 
     // x_proj's sums, once they are there, to shared memory: under way.
-    __device__ __forceinline__ void ask_sums(const resident_args &a, const resident_block<NW> &b,
-                                             const resident_worker<NW> &w) const {
+    __device__ __forceinline__ void ask_sums(const resident_args &a,
+                                             const resident_block<NW, MOST> &b,
+                                             const resident_worker<NW, MOST> &w) const {
         barrier_wait(b.open, w.layer & 1);
         char *dt = b.staged();
         float *bc = bc_at(dt);
-        const bf16 *from_dt = dt_of<NW>(a, b.rank);
-        const float *from_bc = bc_of<NW>(a, b.rank);
+        const bf16 *from_dt = dt_of<NW, MOST>(a, b.rank);
+        const float *from_bc = bc_of<NW, MOST>(a, b.rank);
 #pragma unroll 4
         for (int i = threadIdx.x; i < b.mine * (shape::RANK / 8); i += RESIDENT_WORKERS) {
             const int r = i / (shape::RANK / 8), v = i % (shape::RANK / 8);
@@ -294,8 +303,9 @@ template <int NW, class S> struct resident_states {
             copy_async(bc + i / 8 * shape::BC_PITCH + i % 8 * 4, from_bc + i * 4, true);
         copies_commit();
     }
-    __device__ __forceinline__ void advance(const resident_args &a, const resident_block<NW> &b,
-                                            resident_worker<NW> &w) {
+    __device__ __forceinline__ void advance(const resident_args &a,
+                                            const resident_block<NW, MOST> &b,
+                                            resident_worker<NW, MOST> &w) {
         char *dt = b.staged();
         const float *bc = bc_at(dt);
         copies_wait();
@@ -315,7 +325,7 @@ template <int NW, class S> struct resident_states {
         fence_async(); // the peer's copies may follow
         workers_sync();
         if (threadIdx.x == 0) {
-            count_up(&scratch_of<NW>(a).y[b.split]);
+            count_up(&scratch_of<NW, MOST>(a).y[b.split]);
             b.ask_up_to(NO_LIMIT);
         }
         const int last = b.mine / 8 - 1;

@@ -14,21 +14,26 @@ namespace ssm {
 // What goes through the ring, in the order in which it is used: weights of all layers and the
 // rank's tokens' states. One warp.
 // P: in_proj and out_proj are packed.
-template <int NW, class S, bool P> struct ring_source {
-    typedef resident_shape<NW> shape;
-    typedef resident_states<NW, S> states;
+template <int NW, int MOST, class S, bool P> struct ring_source {
+    typedef resident_shape<NW, MOST> shape;
+    typedef resident_states<NW, MOST, S> states;
     const resident_args &a;
-    const resident_block<NW> &b;
+    const resident_block<NW, MOST> &b;
     const uint64_t once;
     int lane, n_states;
-    bool there;        // the lane's token has a state
-    const char *state; // of the first layer
+    bool there, second_there;         // the lane's token has a state; TALL: a second one
+    const char *state, *second_state; // of the first layer
 
     __device__ __forceinline__ ring_source(const resident_args &args,
-                                           const resident_block<NW> &block)
+                                           const resident_block<NW, MOST> &block)
         : a(args), b(block), once(policy_once()) {
         lane = threadIdx.x % 32, n_states = in_states(b.mine);
-        const int token = token_of(b.rank, lane);
+        find(lane, there, state);
+        if constexpr (shape::TALL)
+            find(32 + lane, second_there, second_state);
+    }
+    __device__ __forceinline__ void find(int at, bool &there, const char *&state) const {
+        const int token = token_of(b.rank, at);
         row own = {-1, -1, 0, 1};
         if (token < a.tokens)
             own = a.rows[token];
@@ -145,12 +150,18 @@ template <int NW, class S, bool P> struct ring_source {
                        bytes);
         }
         j -= shape::DT_SLOTS;
-        if (j < n_states) { // lane i: token i's
-            const int k = j * states::OF_SLOT;
-            const bool now = there && lane >= k && lane < k + states::OF_SLOT;
+        if (j < n_states) { // lane i: token i's; TALL: then 32 + i's
+            int k = j * states::OF_SLOT;
+            bool of_lane = there;
+            const char *from = state;
+            if constexpr (shape::TALL) {
+                if (k >= 32)
+                    k -= 32, of_lane = second_there, from = second_state;
+            }
+            const bool now = of_lane && lane >= k && lane < k + states::OF_SLOT;
             expect(__popc(__ballot_sync(~0u, now)) * states::ROW_BYTES);
             __syncwarp();
-            return run(now, (lane - k) * states::ROW_BYTES, state + layer * a.state_pitch,
+            return run(now, (lane - k) * states::ROW_BYTES, from + layer * a.state_pitch,
                        states::ROW_BYTES);
         }
         j -= n_states;
@@ -165,11 +176,12 @@ template <int NW, class S, bool P> struct ring_source {
 // that the workers hold up (ask_up_to): what blocks tell each other would queue up behind them.
 // While all that was asked for is there and no slot is free, L2 is asked for what follows, a
 // little slower than memory gives it.
-template <int NW, class S, bool P>
-__device__ __forceinline__ void fill_ring(const resident_args &a, const resident_block<NW> &b) {
-    typedef resident_shape<NW> shape;
+template <int NW, int MOST, class S, bool P>
+__device__ __forceinline__ void fill_ring(const resident_args &a,
+                                          const resident_block<NW, MOST> &b) {
+    typedef resident_shape<NW, MOST> shape;
     enum { PACE = shape::SLOT / 20 }; // cycles
-    const ring_source<NW, S, P> source(a, b);
+    const ring_source<NW, MOST, S, P> source(a, b);
     const int in_layer = source.in_layer(b.mine), n = in_layer * a.n_layers;
     turn<shape::SLOTS> slot, landing, last;
     int ahead = 0, asked_at = 0; // the next slot that L2 is not asked for yet
@@ -226,10 +238,10 @@ __device__ __forceinline__ void hear(const resident_counter *c, int target, uint
 // Token rows once they are there, by X_WARPS warps: not by the copy engine, where they would queue
 // up behind the weights. A stage's barrier counts each thread's copies as they land; those that
 // multiply fence them, for a fence here would wait for all that are under way.
-template <int NW>
-__device__ __forceinline__ void fill_x(const resident_args &a, const resident_block<NW> &b,
+template <int NW, int MOST>
+__device__ __forceinline__ void fill_x(const resident_args &a, const resident_block<NW, MOST> &b,
                                        int thread) {
-    typedef resident_shape<NW> shape;
+    typedef resident_shape<NW, MOST> shape;
     turn<shape::X_STAGES> stage;
     const int chunk = thread % 8, first = thread / 8;  // 16 bytes of every
     const int step = X_WARPS * 4, n = a.tokens / step; // so many rows
@@ -240,9 +252,9 @@ __device__ __forceinline__ void fill_x(const resident_args &a, const resident_bl
         for (int p = 0; p < pieces; p++) {
             barrier_wait(b.x_empty + stage.at * 8, stage.phase ^ 1);
 #pragma unroll
-            for (int k = 0; k < RESIDENT_ROWS / step; k++) {
+            for (int k = 0; k < MOST / step; k++) {
                 if (k < n)
-                    copy_async(to + stage.at * X_STAGE + k * step * 128,
+                    copy_async(to + stage.at * shape::X_STAGE + k * step * 128,
                                from + (size_t)k * step * pitch + p * PIECE, true);
             }
             copies_arrive(b.x_full + stage.at * 8);
@@ -251,19 +263,19 @@ __device__ __forceinline__ void fill_x(const resident_args &a, const resident_bl
     };
 #pragma unroll 1
     for (int i = 0; i < a.n_layers; i++) {
-        hear(&scratch_of<NW>(a).input, RESIDENT_BLOCKS * (i + 1), b.go, i, thread);
+        hear(&scratch_of<NW, MOST>(a).input, RESIDENT_BLOCKS * (i + 1), b.go, i, thread);
         const bf16 *u = a.u + b.rank * shape::IN_PIECES * PIECE;
         ask(u, shape::WIDTH, shape::IN_PIECES);
         ask(u, shape::WIDTH, shape::IN_PIECES - shape::X_STAGES); // z's turn: it has the last ones
-        hear(&scratch_of<NW>(a).y[b.split], shape::OUT_TILES * (i + 1), b.y_go, i, thread);
+        hear(&scratch_of<NW, MOST>(a).y[b.split], shape::OUT_TILES * (i + 1), b.y_go, i, thread);
         ask(a.y + b.split * shape::OUT_PIECES * PIECE, shape::INNER, shape::OUT_PIECES);
     }
 }
 
 // The same for packed weights: 128 columns of 16 rows a stage, u once.
-template <int NW>
-__device__ __forceinline__ void fill_x_packed(const resident_args &a, const resident_block<NW> &b,
-                                              int thread) {
+template <int NW, int MOST>
+__device__ __forceinline__ void fill_x_packed(const resident_args &a,
+                                              const resident_block<NW, MOST> &b, int thread) {
     typedef packed_shape<NW> shape;
     enum { PARTS = 16, STEP = X_WARPS * 32 / PARTS, ROWS = RESIDENT_PACKED_ROWS };
     turn<shape::STAGES> stage;
@@ -287,9 +299,9 @@ __device__ __forceinline__ void fill_x_packed(const resident_args &a, const resi
     };
 #pragma unroll 1
     for (int i = 0; i < a.n_layers; i++) {
-        hear(&scratch_of<NW>(a).input, RESIDENT_BLOCKS * (i + 1), b.go, i, thread);
+        hear(&scratch_of<NW, MOST>(a).input, RESIDENT_BLOCKS * (i + 1), b.go, i, thread);
         ask(a.u + b.rank * shape::IN_PIECES * PIECE, shape::WIDTH, shape::STAGES);
-        hear(&scratch_of<NW>(a).y[b.split], shape::OUT_TILES * (i + 1), b.y_go, i, thread);
+        hear(&scratch_of<NW, MOST>(a).y[b.split], shape::OUT_TILES * (i + 1), b.y_go, i, thread);
         ask(a.y + b.split * shape::OUT_PIECES * PIECE, shape::INNER, shape::OUT_TURNS);
     }
 }

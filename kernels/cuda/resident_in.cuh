@@ -10,9 +10,9 @@ namespace ssm {
 #if SSM_HOPPER
 
 // How far a worker is in the rings, and its place.
-template <int NW> struct resident_worker {
-    turn<resident_shape<NW>::SLOTS> slot;
-    turn<resident_shape<NW>::X_STAGES> x;
+template <int NW, int MOST> struct resident_worker {
+    turn<resident_shape<NW, MOST>::SLOTS> slot;
+    turn<resident_shape<NW, MOST>::X_STAGES> x;
     int warp, lane, g, q, group, layer;
     int first, in_layer; // slots of the ring: before this layer, in a layer
     uint32_t zero;       // which the compiler does not know
@@ -23,13 +23,16 @@ template <int NW> struct resident_worker {
         group = warp / 4, layer = 0, first = 0, in_layer = 0, zero = (uint32_t)a.tokens >> 16;
     }
     __device__ __forceinline__ int own_place() const { // among the rank's tokens
+        if constexpr (resident_shape<NW, MOST>::TALL)
+            return group * 32 + warp % 4 * 8 + g;
         return warp % 4 * 8 + g;
     }
 };
 
 // The next slot of the ring, full.
-template <int NW>
-__device__ __forceinline__ int next_slot(const resident_block<NW> &b, resident_worker<NW> &w) {
+template <int NW, int MOST>
+__device__ __forceinline__ int next_slot(const resident_block<NW, MOST> &b,
+                                         resident_worker<NW, MOST> &w) {
     const int at = w.slot.at;
     barrier_wait(b.full + at * 8, w.slot.phase);
     w.slot.next();
@@ -38,9 +41,10 @@ __device__ __forceinline__ int next_slot(const resident_block<NW> &b, resident_w
 // By each warp when it has read it. An arrive overtakes reads that queue behind the SM's loads from
 // L2, so that the slot could be filled again in front of them: `bits` is something of all that was
 // read, or was made of it, and the arrive's address waits for it.
-template <int NW>
-__device__ __forceinline__ void give_back(const resident_block<NW> &b, const resident_worker<NW> &w,
-                                          int slot, uint32_t bits) {
+template <int NW, int MOST>
+__device__ __forceinline__ void give_back(const resident_block<NW, MOST> &b,
+                                          const resident_worker<NW, MOST> &w, int slot,
+                                          uint32_t bits) {
     __syncwarp();
     if (w.lane == 0)
         barrier_arrive(b.empty + slot * 8 + (bits & w.zero));
@@ -49,14 +53,17 @@ __device__ __forceinline__ void give_back(const resident_block<NW> &b, const res
 // [64 tokens][ROWS] of a group over so many pieces of 64 columns, added to acc, two a turn. A slot
 // has A_SLOT pieces of rows; the group's begin at `row`. From the last two pieces on the ring asks
 // for nothing from slot `limit` on. The last `kept` pieces' token rows stay where they are.
-template <int NW, int ROWS, int A_SLOT>
-__device__ __forceinline__ void columns(const resident_block<NW> &b, resident_worker<NW> &w,
-                                        int pieces, int row, int limit, float (&acc)[ROWS / 2],
-                                        int kept = 0) {
-    typedef resident_shape<NW> shape;
+template <int NW, int MOST, int ROWS, int A_SLOT>
+__device__ __forceinline__ void columns(const resident_block<NW, MOST> &b,
+                                        resident_worker<NW, MOST> &w, int pieces, int row,
+                                        int limit, float (&acc)[ROWS / 2], int kept = 0) {
+    typedef resident_shape<NW, MOST> shape;
     enum { PIECE_ROWS = shape::TILE_ROWS / A_SLOT };
     int slot_before = 0, x_before = 0;
-    row = __shfl_sync(~0u, row, 0);         // one to the compiler, too: descriptors without R2UR
+    row = __shfl_sync(~0u, row, 0); // one to the compiler, too: descriptors without R2UR
+    int set = 0;                    // bytes
+    if constexpr (shape::TALL)
+        set = __shfl_sync(~0u, w.group, 0) * 8192;
     auto done = [&](bool keep, bool slot) { // with the piece before, and with its slot
         if (w.lane == 0) {
             if (!keep)
@@ -80,7 +87,7 @@ __device__ __forceinline__ void columns(const resident_block<NW> &b, resident_wo
             }
             barrier_wait(b.x_full + w.x.at * 8, w.x.phase);
             fence_async(); // token rows came by cp.async
-            wgmma_piece(acc, tile_at(b.x_ring + w.x.at * X_STAGE),
+            wgmma_piece(acc, tile_at(b.x_ring + w.x.at * shape::X_STAGE + set),
                         rows + i % A_SLOT * (PIECE_ROWS * 128 / 16));
             wgmma_wait<1>();
             if (p + i > 0)
@@ -101,24 +108,25 @@ __device__ __forceinline__ void columns(const resident_block<NW> &b, resident_wo
 }
 
 // Of in_proj's rows of x, or z. What x's last columns leave of u, z begins with.
-template <int NW>
-__device__ __forceinline__ void in_columns(const resident_block<NW> &b, resident_worker<NW> &w,
-                                           bool is_z,
-                                           float (&acc)[resident_shape<NW>::GROUP_ROWS / 2]) {
-    typedef resident_shape<NW> shape;
+template <int NW, int MOST>
+__device__ __forceinline__ void in_columns(const resident_block<NW, MOST> &b,
+                                           resident_worker<NW, MOST> &w, bool is_z,
+                                           float (&acc)[resident_shape<NW, MOST>::GROUP_ROWS / 2]) {
+    typedef resident_shape<NW, MOST> shape;
     enum { ROWS = shape::GROUP_ROWS };
-    columns<NW, ROWS, shape::A_SLOT>(b, w, shape::IN_PIECES, w.group * (NW - ROWS), NO_LIMIT, acc,
-                                     is_z ? 0 : shape::X_STAGES);
+    columns<NW, MOST, ROWS, shape::A_SLOT>(b, w, shape::IN_PIECES, w.group * (NW - ROWS), NO_LIMIT,
+                                           acc, is_z ? 0 : shape::X_STAGES);
     if (!is_z)
         w.x.phase ^= 1; // as they were
 }
 
 // The peer's tokens' sums to it: from a warp's registers to the same warp's place there.
-template <int NW>
-__device__ __forceinline__ void to_peer(const resident_block<NW> &b, const resident_worker<NW> &w,
-                                        const float (&acc)[resident_shape<NW>::GROUP_ROWS / 2],
-                                        char *place, uint32_t barriers) {
-    enum { BLOCKS = resident_shape<NW>::IN_BLOCKS, BYTES = BLOCKS * 256 };
+template <int NW, int MOST>
+__device__ __forceinline__ void
+to_peer(const resident_block<NW, MOST> &b, const resident_worker<NW, MOST> &w,
+        const float (&acc)[resident_shape<NW, MOST>::GROUP_ROWS / 2], char *place,
+        uint32_t barriers) {
+    enum { BLOCKS = resident_shape<NW, MOST>::IN_BLOCKS, BYTES = BLOCKS * 256 };
     const uint32_t arrived = barriers + w.warp * 8, there = peer_address(arrived, b.rank ^ 1);
     const uint32_t to =
         peer_address(shared_address(place + w.warp * BYTES), b.rank ^ 1) + w.lane * 8;
@@ -132,11 +140,12 @@ __device__ __forceinline__ void to_peer(const resident_block<NW> &b, const resid
                       there);
 }
 // The i-th pair of channels of this thread's token, both blocks' columns.
-template <int NW>
-__device__ __forceinline__ uint32_t both(const resident_block<NW> &b, const resident_worker<NW> &w,
-                                         const float (&acc)[resident_shape<NW>::GROUP_ROWS / 2],
-                                         const char *place, int i, float by) {
-    enum { BYTES = resident_shape<NW>::IN_BLOCKS * 256 };
+template <int NW, int MOST>
+__device__ __forceinline__ uint32_t
+both(const resident_block<NW, MOST> &b, const resident_worker<NW, MOST> &w,
+     const float (&acc)[resident_shape<NW, MOST>::GROUP_ROWS / 2], const char *place, int i,
+     float by) {
+    enum { BYTES = resident_shape<NW, MOST>::IN_BLOCKS * 256 };
     const float2 other = ((const float2 *)(place + w.warp * BYTES))[w.lane + i * 32];
     const float lo = (b.rank ? acc[4 * i + 2] : acc[4 * i]) + other.x;
     const float hi = (b.rank ? acc[4 * i + 3] : acc[4 * i + 1]) + other.y;
@@ -144,14 +153,14 @@ __device__ __forceinline__ uint32_t both(const resident_block<NW> &b, const resi
 }
 
 // What the convolution of a thread's pairs of channels needs, asked for ahead of time.
-template <int NW> struct resident_taps {
-    enum { BLOCKS = resident_shape<NW>::IN_BLOCKS };
+template <int NW, int MOST> struct resident_taps {
+    enum { BLOCKS = resident_shape<NW, MOST>::IN_BLOCKS };
     float2 taps[BLOCKS][5];      // of the input 0 to 3 tokens ago; the bias
     uint32_t history[BLOCKS][3]; // the inputs 1 to 3 tokens ago
 
-    __device__ __forceinline__ void ask(const resident_args &a, const resident_block<NW> &b,
-                                        const resident_worker<NW> &w) {
-        typedef resident_shape<NW> shape;
+    __device__ __forceinline__ void ask(const resident_args &a, const resident_block<NW, MOST> &b,
+                                        const resident_worker<NW, MOST> &w) {
+        typedef resident_shape<NW, MOST> shape;
         const resident_layer &l = a.layers[w.layer];
         const int first = b.cluster * NW + w.group * (NW - shape::GROUP_ROWS) + 2 * w.q;
         const int kept = a.width - 1;
@@ -196,10 +205,10 @@ template <int NW> struct resident_taps {
 };
 
 // A pair of channels of this step into the slot's ring.
-template <int NW>
-__device__ __forceinline__ void keep_input(const resident_args &a, const resident_worker<NW> &w,
-                                           int channel, uint32_t raw) {
-    enum { INNER = resident_shape<NW>::INNER };
+template <int NW, int MOST>
+__device__ __forceinline__ void
+keep_input(const resident_args &a, const resident_worker<NW, MOST> &w, int channel, uint32_t raw) {
+    enum { INNER = resident_shape<NW, MOST>::INNER };
     const int kept = a.width - 1;
     bf16 *entries = a.ring + w.layer * a.ring_pitch + (size_t)w.own.slot * kept * INNER + channel;
     if (w.own.fresh) { // before a sequence all reads as zero from now on
@@ -211,14 +220,15 @@ __device__ __forceinline__ void keep_input(const resident_args &a, const residen
 }
 
 // All of the thread's: called once the share of x_proj is on its way, for nothing waits for them.
-template <int NW>
-__device__ __forceinline__ void keep_inputs(const resident_args &a, const resident_block<NW> &b,
-                                            const resident_worker<NW> &w,
-                                            const uint32_t (&raw)[resident_shape<NW>::IN_BLOCKS]) {
-    typedef resident_shape<NW> shape;
+template <int NW, int MOST>
+__device__ __forceinline__ void
+keep_inputs(const resident_args &a, const resident_block<NW, MOST> &b,
+            const resident_worker<NW, MOST> &w,
+            const uint32_t (&raw)[resident_shape<NW, MOST>::IN_BLOCKS]) {
+    typedef resident_shape<NW, MOST> shape;
 #pragma unroll
     for (int i = 0; i < shape::IN_BLOCKS; i++) {
-        if (w.group && i < (2 * shape::GROUP_ROWS - NW) / 8)
+        if (!shape::TALL && w.group && i < (2 * shape::GROUP_ROWS - NW) / 8)
             continue; // the other group's
         const int channel = w.group * (NW - shape::GROUP_ROWS) + i * 8 + 2 * w.q;
         if (w.own.slot >= 0)
@@ -227,14 +237,14 @@ __device__ __forceinline__ void keep_inputs(const resident_args &a, const reside
 }
 
 // Of the thread's token, four lanes a token.
-template <int NW> struct resident_squares {
-    enum { N = resident_shape<NW>::OUT_TILES / 16 };
+template <int NW, int MOST> struct resident_squares {
+    enum { N = resident_shape<NW, MOST>::OUT_TILES / 16 };
     float4 v[N];
 
     __device__ __forceinline__ resident_squares(const resident_args &a, int token, int q) {
 #pragma unroll
         for (int i = 0; i < N; i++)
-            v[i] = load_shared_sum(&scratch_of<NW>(a).squares[token][i * 16 + q * 4]);
+            v[i] = load_shared_sum(&scratch_of<NW, MOST>(a).squares[token][i * 16 + q * 4]);
     }
     // 1 / root mean square.
     __device__ __forceinline__ float scale(const resident_args &a) const {
@@ -244,23 +254,23 @@ template <int NW> struct resident_squares {
             sum += (v[i].x + v[i].y) + (v[i].z + v[i].w);
         sum += __shfl_xor_sync(~0u, sum, 1);
         sum += __shfl_xor_sync(~0u, sum, 2);
-        return rsqrtf(sum * (1.f / resident_shape<NW>::WIDTH) + a.eps);
+        return rsqrtf(sum * (1.f / resident_shape<NW, MOST>::WIDTH) + a.eps);
     }
 };
 
 // in_proj's rows of x: the peer ends half of the tokens, this block the others, after their
 // convolution to shared memory; what went into it to raw. Returns what z's sums are to be
 // multiplied by.
-template <int NW>
-__device__ __forceinline__ float in_proj_x(const resident_args &a, const resident_block<NW> &b,
-                                           resident_worker<NW> &w,
-                                           uint32_t (&raw)[resident_shape<NW>::IN_BLOCKS]) {
-    typedef resident_shape<NW> shape;
-    resident_taps<NW> conv;
+template <int NW, int MOST>
+__device__ __forceinline__ float
+in_proj_x(const resident_args &a, const resident_block<NW, MOST> &b, resident_worker<NW, MOST> &w,
+          uint32_t (&raw)[resident_shape<NW, MOST>::IN_BLOCKS]) {
+    typedef resident_shape<NW, MOST> shape;
+    resident_taps<NW, MOST> conv;
     conv.ask(a, b, w);
     const int token = token_of(b.rank, w.own_place());
     barrier_wait(b.go, w.layer & 1);
-    const resident_squares<NW> squares(a, token, w.q);
+    const resident_squares<NW, MOST> squares(a, token, w.q);
     float acc[shape::GROUP_ROWS / 2] = {};
     in_columns(b, w, false, acc);
     char *x_place = b.peer_place();
@@ -271,7 +281,7 @@ __device__ __forceinline__ float in_proj_x(const resident_args &a, const residen
 #pragma unroll
     for (int i = 0; i < shape::IN_BLOCKS; i++) {
         raw[i] = both(b, w, acc, x_place, i, by);
-        if (w.group && i < (2 * shape::GROUP_ROWS - NW) / 8)
+        if (!shape::TALL && w.group && i < (2 * shape::GROUP_ROWS - NW) / 8)
             continue; // the other group's
         const int channel = w.group * (NW - shape::GROUP_ROWS) + i * 8 + 2 * w.q;
         x[channel / 2] = conv.convolve(i, raw[i]);
@@ -283,23 +293,24 @@ __device__ __forceinline__ float in_proj_x(const resident_args &a, const residen
 }
 
 // Its rows of z, once all columns are multiplied.
-template <int NW>
-__device__ __forceinline__ void send_z(const resident_block<NW> &b, const resident_worker<NW> &w,
-                                       const float (&acc)[resident_shape<NW>::GROUP_ROWS / 2]) {
-    typedef resident_shape<NW> shape;
+template <int NW, int MOST>
+__device__ __forceinline__ void
+send_z(const resident_block<NW, MOST> &b, const resident_worker<NW, MOST> &w,
+       const float (&acc)[resident_shape<NW, MOST>::GROUP_ROWS / 2]) {
+    typedef resident_shape<NW, MOST> shape;
     to_peer(b, w, acc, b.peer_place() + shape::FROM_PEER, b.z_arrived);
 }
-template <int NW>
-__device__ __forceinline__ void keep_z(const resident_block<NW> &b, const resident_worker<NW> &w,
-                                       const float (&acc)[resident_shape<NW>::GROUP_ROWS / 2],
-                                       float by) {
-    typedef resident_shape<NW> shape;
+template <int NW, int MOST>
+__device__ __forceinline__ void
+keep_z(const resident_block<NW, MOST> &b, const resident_worker<NW, MOST> &w,
+       const float (&acc)[resident_shape<NW, MOST>::GROUP_ROWS / 2], float by) {
+    typedef resident_shape<NW, MOST> shape;
     barrier_wait(b.z_arrived + w.warp * 8, w.layer & 1);
     uint32_t *z = (uint32_t *)(b.z() + w.own_place() * shape::PITCH);
 #pragma unroll
     for (int i = 0; i < shape::IN_BLOCKS; i++) {
         const uint32_t raw = both(b, w, acc, b.peer_place() + shape::FROM_PEER, i, by);
-        if (w.group && i < (2 * shape::GROUP_ROWS - NW) / 8)
+        if (!shape::TALL && w.group && i < (2 * shape::GROUP_ROWS - NW) / 8)
             continue;
         z[(w.group * (NW - shape::GROUP_ROWS) + i * 8) / 2 + w.q] = raw;
     }

@@ -24,8 +24,8 @@ namespace ssm {
 
 enum { RESIDENT_PACKED_ROWS = 16 };
 
-template <int NW> struct packed_shape : resident_shape<NW> {
-    typedef resident_shape<NW> base;
+template <int NW> struct packed_shape : resident_shape<NW, RESIDENT_ROWS> {
+    typedef resident_shape<NW, RESIDENT_ROWS> base;
     enum {
         TILES = NW / 16,               // packed_tiles()
         TAKEN = TILES * 4 * 32 * 24,   // bytes of solo_large.cu's slot, a block's
@@ -39,8 +39,8 @@ template <int NW> struct packed_shape : resident_shape<NW> {
         TURNS = base::IN_PIECES / 4,      // of 256 columns
         OUT_TURNS = base::OUT_PIECES / 2, // of 128
         PART = TILES * 256,               // bytes of a warp's sums of eight tokens
-        PARTS =
-            base::X_STAGES * X_STAGE - 6 * PART // where those that stay here lie behind the stages
+        PARTS = base::X_STAGES * base::X_STAGE -
+                6 * PART // where those that stay here lie behind the stages
     };
     static_assert((int)TAKEN <= (int)base::SLOT, "a slot");
     static_assert((int)TILES == (int)base::IN_BLOCKS, "a group's rows are a block's there");
@@ -64,13 +64,13 @@ __device__ __forceinline__ void arrive_twice(uint32_t barrier) {
 template <int NW> struct packed_worker {
     typedef packed_shape<NW> shape;
     enum { TILES = shape::TILES };
-    const resident_block<NW> &b;
-    resident_worker<NW> &w;
+    const resident_block<NW, RESIDENT_ROWS> &b;
+    resident_worker<NW, RESIDENT_ROWS> &w;
     turn<shape::STAGES> x;
     int part; // of a slot's columns, or rows
 
-    __device__ __forceinline__ packed_worker(const resident_block<NW> &block,
-                                             resident_worker<NW> &worker)
+    __device__ __forceinline__ packed_worker(const resident_block<NW, RESIDENT_ROWS> &block,
+                                             resident_worker<NW, RESIDENT_ROWS> &worker)
         : b(block), w(worker), part(worker.warp % 4) {
     }
     // A lane's sixteen columns of 64, of tokens g and g + 8.
@@ -184,11 +184,11 @@ template <int NW> struct packed_worker {
     // in_proj_x() and what follows it there.
     __device__ __forceinline__ float in_proj_x(const resident_args &a,
                                                uint32_t (&raw)[shape::IN_BLOCKS]) {
-        resident_taps<NW> conv;
+        resident_taps<NW, RESIDENT_ROWS> conv;
         conv.ask(a, b, w);
         const int token = token_of(b.rank, w.own_place());
         barrier_wait(b.go, w.layer & 1);
-        const resident_squares<NW> squares(a, token, w.q);
+        const resident_squares<NW, RESIDENT_ROWS> squares(a, token, w.q);
         float acc[4 * TILES] = {};
         in_columns(false, acc);
         give(acc, b.peer_place(), b.arrived);
@@ -255,7 +255,8 @@ template <int NW> struct packed_worker {
             x.next();
         }
         const float by = a.layers[w.layer].packed_out_by;
-        float *to = shares_of<NW>(a) + (size_t)(b.split * RESIDENT_ROWS + w.g) * shape::WIDTH +
+        float *to = shares_of<NW, RESIDENT_ROWS>(a) +
+                    (size_t)(b.split * RESIDENT_ROWS + w.g) * shape::WIDTH +
                     b.tile * shape::TILE_ROWS + w.group * NW + part * shape::OUT_ROWS + 2 * w.q;
 #pragma unroll
         for (int t = 0; t < 2; t++) {
@@ -276,7 +277,7 @@ template <int NW> struct packed_worker {
         }
         workers_sync();
         if (threadIdx.x == 0)
-            count_up(&scratch_of<NW>(a).shares[b.tile]);
+            count_up(&scratch_of<NW, RESIDENT_ROWS>(a).shares[b.tile]);
     }
 };
 

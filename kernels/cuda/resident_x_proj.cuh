@@ -20,16 +20,18 @@ __device__ __forceinline__ void mma_8(float (&c)[4], uint32_t a0, uint32_t a1, u
 }
 
 // The cluster's channels' share of x_proj's sums, of the rank's tokens.
-template <int NW>
-__device__ __forceinline__ void x_proj_parts(const resident_args &a, const resident_block<NW> &b,
-                                             resident_worker<NW> &w) {
-    typedef resident_shape<NW> shape;
+template <int NW, int MOST>
+__device__ __forceinline__ void x_proj_parts(const resident_args &a,
+                                             const resident_block<NW, MOST> &b,
+                                             resident_worker<NW, MOST> &w) {
+    typedef resident_shape<NW, MOST> shape;
     enum { TILES = shape::N_X / 8, A_WARP = (TILES + 7) / 8, STEPS = NW / 16 };
+    enum { SIXTEENS = shape::HALF_ROWS / 16 }; // of tokens
     int slot[shape::X_SLOTS];
 #pragma unroll
     for (int i = 0; i < shape::X_SLOTS; i++)
         slot[i] = next_slot(b, w);
-    float c[A_WARP][2][4] = {};
+    float c[A_WARP][SIXTEENS][4] = {};
     const bf16 *x = b.x() + w.lane % 16 * shape::PITCH + w.lane / 16 * 8;
     const char *rows[A_WARP];
 #pragma unroll
@@ -49,26 +51,32 @@ __device__ __forceinline__ void x_proj_parts(const resident_args &a, const resid
     };
 #pragma unroll
     for (int s = 0; s < STEPS + NW % 16 / 8; s++) {
-        uint32_t v[2][4];
-        ldmatrix(v[0], x + s * 16);
-        ldmatrix(v[1], x + 16 * shape::PITCH + s * 16);
+        uint32_t v[SIXTEENS][4];
+#pragma unroll
+        for (int m = 0; m < SIXTEENS; m++)
+            ldmatrix(v[m], x + m * 16 * shape::PITCH + s * 16);
 #pragma unroll
         for (int k = 0; k < A_WARP; k++) {
             const uint32_t b0 = two(k, s * 2);
             if (s == STEPS) { // eight channels are left
-                mma_8(c[k][0], v[0][0], v[0][1], b0);
-                mma_8(c[k][1], v[1][0], v[1][1], b0);
+#pragma unroll
+                for (int m = 0; m < SIXTEENS; m++)
+                    mma_8(c[k][m], v[m][0], v[m][1], b0);
                 continue;
             }
             const uint32_t b1 = two(k, s * 2 + 1);
-            mma(c[k][0], v[0][0], v[0][1], v[0][2], v[0][3], b0, b1);
-            mma(c[k][1], v[1][0], v[1][1], v[1][2], v[1][3], b0, b1);
+#pragma unroll
+            for (int m = 0; m < SIXTEENS; m++)
+                mma(c[k][m], v[m][0], v[m][1], v[m][2], v[m][3], b0, b1);
         }
     }
     uint32_t bits = 0;
 #pragma unroll
-    for (int k = 0; k < A_WARP; k++)
-        bits |= __float_as_uint(c[k][0][0]) | __float_as_uint(c[k][1][0]);
+    for (int k = 0; k < A_WARP; k++) {
+#pragma unroll
+        for (int m = 0; m < SIXTEENS; m++)
+            bits |= __float_as_uint(c[k][m][0]);
+    }
 #pragma unroll
     for (int i = 0; i < shape::X_SLOTS; i++)
         give_back(b, w, slot[i], bits);
@@ -77,7 +85,7 @@ __device__ __forceinline__ void x_proj_parts(const resident_args &a, const resid
     for (int k = 0; k < A_WARP; k++) {
         const int n = (w.warp + 8 * k) * 8 + 2 * w.q;
 #pragma unroll
-        for (int m = 0; m < 4; m++) {
+        for (int m = 0; m < 2 * SIXTEENS; m++) {
             if (n < shape::N_X)
                 *(float2 *)(staged + (m * 8 + w.g) * (shape::N_X * 4) +
                             shape::swizzled(w.g, n / 4) * 16 + n % 4 * 4) =
@@ -93,17 +101,18 @@ __device__ __forceinline__ void x_proj_parts(const resident_args &a, const resid
 // One warp tells the other blocks what workers have made of x_proj, asks for the constants of the
 // states, adds up a 64th of the rank's sums of x_proj, and tells the workers when all are there,
 // while they go on with z.
-template <int NW>
-__device__ __forceinline__ void carry_sums(const resident_args &a, const resident_block<NW> &b) {
-    typedef resident_shape<NW> shape;
-    enum { UNITS = shape::N_X / 8, ROW = shape::N_X / 4 }; // most of a 64th; of a token
-    enum { MORE = UNITS > 32 ? 32 : 0 };                   // few lanes have a second unit
-    enum { PITCH = HALF_ROWS * shape::N_X };               // of a cluster's share
-    resident_scratch<NW> &counts = scratch_of<NW>(a);
+template <int NW, int MOST>
+__device__ __forceinline__ void carry_sums(const resident_args &a,
+                                           const resident_block<NW, MOST> &b) {
+    typedef resident_shape<NW, MOST> shape;
+    enum { ROW = shape::N_X / 4, UNITS = ROW * shape::HALF_ROWS / 64 }; // of a token; of a 64th
+    enum { MORE = UNITS > 32 ? 32 : 0 };            // few lanes have a second unit
+    enum { PITCH = shape::HALF_ROWS * shape::N_X }; // of a cluster's share
+    resident_scratch<NW, MOST> &counts = scratch_of<NW, MOST>(a);
     const int lane = threadIdx.x % 32, units = b.mine * ROW; // of four numbers
     const int first = b.cluster * units / RESIDENT_CLUSTERS;
     const int mine = (b.cluster + 1) * units / RESIDENT_CLUSTERS - first;
-    float *parts = x_parts_of<NW>(a) + b.rank * RESIDENT_CLUSTERS * PITCH;
+    float *parts = x_parts_of<NW, MOST>(a) + b.rank * RESIDENT_CLUSTERS * PITCH;
     const float *from = parts + (first + min(lane, max(mine - 1, 0))) * 4;
     char *place = b.staged() + min(lane, UNITS - 1) * 16;
     const int r = (first + lane) / ROW, n = shape::swizzled(r, (first + lane) % ROW) * 4;
@@ -181,10 +190,10 @@ __device__ __forceinline__ void carry_sums(const resident_args &a, const residen
         auto give = [&](int r, int n, bool there) {
             uint64_t before = 0;
             if (there && n < shape::RANK) {
-                before = exchange(dt_of<NW>(a, b.rank) + r * shape::RANK + n,
+                before = exchange(dt_of<NW, MOST>(a, b.rank) + r * shape::RANK + n,
                                   pack_bf16(sum.x, sum.y), pack_bf16(sum.z, sum.w));
             } else if (there) {
-                float *to = bc_of<NW>(a, b.rank) + r * 32 + n - shape::RANK;
+                float *to = bc_of<NW, MOST>(a, b.rank) + r * 32 + n - shape::RANK;
                 before = exchange(to, __float_as_uint(sum.x), __float_as_uint(sum.y)) |
                          exchange(to + 2, __float_as_uint(sum.z), __float_as_uint(sum.w));
             }

@@ -37,6 +37,8 @@
 //   this, weights in bf16            1.64    0.86    0.63    0.42
 //   this, in 12 bits                 1.27    0.64    0.50    0.38
 // 2.7b with fp32 states 1.31. The bytes' time, packed, at 4.6 TB/s: 0.93. Predicted 1.25 (2.7b).
+// mamba-codestral-7b: by medium.cu 4.41, in bf16 4.10, in 12 bits 3.10, with fp32 states 3.18 (the
+// bytes' time 2.5; predicted 3.1).
 // A lane's columns of B's, C's and dt's rows lie a constant apart (dealt_column): with fours of
 // columns dealt out one by one, 40 offsets were kept in registers and 390 bytes spilled.
 #include "solo_large_kernel.cuh"

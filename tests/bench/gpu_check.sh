@@ -69,7 +69,7 @@ cuda_step=$(program cuda_step)
     date -u +%F
     nvidia-smi --query-gpu=name,driver_version --format=csv,noheader
 } | tee "$out/device.txt"
-for case in device few medium packed states prompts large wide; do
+for case in device few largest medium packed states prompts large wide; do
     check "test_cuda-$case" env CK_RUN_CASE="$case" "$test_cuda"
 done
 # Where they are built: these read the source tree.
@@ -128,12 +128,14 @@ bench() { # bench NAME ARGUMENTS...
 bench mamba-f32 mamba-130m:decode=1,8,16,64,256:prefill=1x2048,8x2048 \
     mamba-2.8b:decode=1,64,512
 bench mamba-f16 --state f16 mamba-130m:decode=64,1024 \
-    mamba-2.8b:decode=1,8,16,32,64,128,256,512:prefill=1x2048,2x2048,4x2048,8x2048
+    mamba-2.8b:decode=1,8,16,32,64,96,128,256,512:prefill=1x2048,2x2048,4x2048,8x2048
 lti_prompt=$(program lti_prompt 2>/dev/null) && # where it is built, beside the models
     for model in shakespeare-s4d copying-lssl induction-h3; do
         timeout 300 "$lti_prompt" --backend cuda "$here/../data/models/$model" 65536 |
             tee "$out/lti-$model.txt" || failed=1
     done
+bench seven-b --state f16 falcon-mamba-7b:decode=1,2,8,16,32,64,128,512:prefill=1x512,1x2048,4x2048 \
+    mamba-codestral-7b:decode=1,2,8,16,32,64,128:prefill=1x512,1x2048,4x2048
 bench mamba2-f16 --state f16 mamba2-130m:decode=1,64,512:prefill=8x2048 \
     mamba2-2.7b:decode=1,64,512:prefill=1x2048,8x2048
 "$here/gpu_http.sh" "$(program ssmd)" "$(program ssmd-load)" "$(program engine_load)" \

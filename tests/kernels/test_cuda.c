@@ -60,11 +60,12 @@ int main(int argc, char **argv) {
     TCase *tc = suite_case(suite, "device"), *states = suite_case(suite, "states"),
           *prompts = suite_case(suite, "prompts"), *large = suite_case(suite, "large"),
           *wide_case = suite_case(suite, "wide"), *few = suite_case(suite, "few"),
-          *medium = suite_case(suite, "medium"), *packed = suite_case(suite, "packed");
+          *medium = suite_case(suite, "medium"), *packed = suite_case(suite, "packed"),
+          *largest = suite_case(suite, "largest");
     if (argc > 2) { // test_cuda few N: this width alone; race N: this form of a step
         if (part == PART_RACE)
             plans_tests(tc, part, atoi(argv[2]));
-        few_tests(few, states, part, atoi(argv[2]));
+        few_tests(few, largest, states, part, atoi(argv[2]));
         medium_tests(medium, part, atoi(argv[2]));
         xproj_tests(large, part, atoi(argv[2]));
         wide_tests(wide_case, part, atoi(argv[2]));
@@ -73,7 +74,7 @@ int main(int argc, char **argv) {
     }
     plans_tests(tc, part, -1);
     rows_tests(tc, part);
-    few_tests(few, states, part, -1);
+    few_tests(few, largest, states, part, -1);
     medium_tests(medium, part, -1);
     sampling_tests(tc, part);
     if (part == PART_ALL)

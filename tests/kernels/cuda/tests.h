@@ -57,10 +57,11 @@ void plans_tests(TCase *tc, cuda_part part, int one); // of the race part's four
 void prompts_tests(TCase *tc, cuda_part part);
 void large_tests(TCase *tc, cuda_part part);
 void rows_tests(TCase *tc, cuda_part part);
-void few_tests(TCase *tc, TCase *states, cuda_part part, int one); // of the widths; -1: all
-void medium_tests(TCase *tc, cuda_part part, int one);             // the same
-void xproj_tests(TCase *tc, cuda_part part, int one);              // the same
-void wide_tests(TCase *tc, cuda_part part, int one);               // the same
+void few_tests(TCase *tc, TCase *largest, TCase *states, cuda_part part,
+               int one);                               // of the widths; -1: all
+void medium_tests(TCase *tc, cuda_part part, int one); // the same
+void xproj_tests(TCase *tc, cuda_part part, int one);  // the same
+void wide_tests(TCase *tc, cuda_part part, int one);   // the same
 void head_tests(TCase *tc, cuda_part part);
 void packed_tests(TCase *tc, cuda_part part, int one); // of the widths; behind them: odd models
 void states_tests(TCase *tc, cuda_part part);

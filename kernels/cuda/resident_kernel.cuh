@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: Apache-2.0
+// The kernel of resident.cu, which has the design, and its host side, for resident_tall.cu, too.
+#ifndef SSM_KERNELS_CUDA_RESIDENT_KERNEL_CUH
+#define SSM_KERNELS_CUDA_RESIDENT_KERNEL_CUH
+
+#include <type_traits>
+
+#include "clusters.cuh"
+#include "resident_fill.cuh"
+#include "resident_out.cuh"
+
+namespace ssm {
+
+#if SSM_HOPPER
+
+struct unpacked_worker { // in place of packed_worker
+    template <class B, class W> __device__ __forceinline__ unpacked_worker(const B &, W &) {
+    }
+};
+
+// P: in_proj and out_proj are packed.
+template <int NW, int MOST, class S, bool P>
+__device__ __forceinline__ void work(const resident_args &a, const resident_block<NW, MOST> &b) {
+    typedef resident_shape<NW, MOST> shape;
+    resident_worker<NW, MOST> w(a);
+    const int token = token_of(b.rank, w.own_place());
+    w.own = {-1, -1, 0, 1};
+    if (token < a.tokens)
+        w.own = a.rows[token];
+    resident_states<NW, MOST, S> states(a, b, w.warp);
+    w.in_layer = ring_source<NW, MOST, S, P>::in_layer(b.mine);
+    first_input(a, b, w);
+    [[maybe_unused]] std::conditional_t<P, packed_worker<NW>, unpacked_worker> packed(b, w);
+#pragma unroll 1
+    for (int i = 0; i < a.n_layers; i++, w.first += w.in_layer) {
+        w.layer = i;
+        uint32_t raw[shape::IN_BLOCKS];
+        float z[shape::GROUP_ROWS / 2] = {};
+        if constexpr (P) {
+            const float by = packed.in_proj_x(a, raw);
+            x_proj_parts(a, b, w);
+            if (packed.part == 0)
+                keep_inputs(a, b, w, raw);
+            packed.in_columns(true, z);
+            packed.give(z, b.peer_place() + shape::FROM_PEER, b.z_arrived);
+            states.constants(b, w);
+            states.ask_sums(a, b, w);
+            packed.keep_z(z, by);
+            states.advance(a, b, w);
+            packed.out_proj_shares(a);
+        } else {
+            const float by = in_proj_x(a, b, w, raw);
+            x_proj_parts(a, b, w);
+            keep_inputs(a, b, w, raw);
+            in_columns(b, w, true, z);
+            send_z(b, w, z);
+            states.constants(b, w);
+            states.ask_sums(a, b, w);
+            keep_z(b, w, z, by);
+            states.advance(a, b, w);
+            out_proj_shares(a, b, w);
+        }
+        residual(a, b, w);
+    }
+}
+
+#endif
+
+template <int NW, int MOST, class S, bool P>
+__global__ void __launch_bounds__(RESIDENT_THREADS, 1)
+    resident_kernel(const __grid_constant__ resident_args a) {
+#if SSM_HOPPER
+    extern __shared__ __align__(1024) char shared[];
+    const resident_block<NW, MOST> b(shared, a.tokens);
+    if (threadIdx.x == 0)
+        b.init();
+    if (!P)
+        b.clear_absent(a.tokens);
+    __syncthreads();
+    cluster_arrive();
+    cluster_wait(); // the peer's barriers are ready
+    if (threadIdx.x < RESIDENT_WORKERS) {
+        more_registers<216>();
+        work<NW, MOST, S, P>(a, b);
+    } else {
+        fewer_registers<72>();
+        const int warp = threadIdx.x / 32 - RESIDENT_WARPS;
+        if (warp == 0)
+            fill_ring<NW, MOST, S, P>(a, b);
+        else if (warp > X_WARPS)
+            carry_sums(a, b);
+        else if constexpr (P)
+            fill_x_packed(a, b, threadIdx.x - RESIDENT_WORKERS - 32);
+        else
+            fill_x(a, b, threadIdx.x - RESIDENT_WORKERS - 32);
+    }
+    __syncwarp();
+    cluster_arrive();
+    cluster_wait(); // nothing of the peer's is under way to here
+#endif
+}
+
+// ---- host side
+
+// The launch, of all blocks at once: they wait for each other.
+struct resident_launch : cluster_launch {
+    resident_launch(const device *d, int bytes)
+        : cluster_launch(d, dim3(RESIDENT_BLOCKS), RESIDENT_THREADS, bytes,
+                         RESIDENT_BLOCKS / RESIDENT_CLUSTERS, WITH_ALL_BLOCKS) {
+    }
+};
+
+// scratch: the shape's own, whose counter of inputs is 0.
+template <class SHAPE>
+static bool fill_arguments(device *d, const batch &b, void *scratch, resident_args *a) {
+    const ssm_geometry &g = d->g;
+    const int m = g.d_model, inner = g.d_inner;
+    a->ids = b.tokens, a->drawn = d->drawn, a->embedding = (const bf16 *)d->embedding;
+    a->first_norm = d->layers[0].norm;
+    a->rows = b.rows, a->residual = d->residual;
+    a->u = (bf16 *)d->u, a->y = (bf16 *)d->y;
+    a->ring = (bf16 *)d->ring, a->state = (char *)d->state;
+    a->ring_pitch = (size_t)d->n_slots * (g.d_conv - 1) * inner;
+    a->state_pitch = (size_t)d->n_slots * inner * 16 * type_bytes(d->state_type);
+    a->scratch = scratch;
+    a->tokens = b.n, a->n_layers = g.n_layers, a->width = g.d_conv, a->eps = g.norm_eps;
+    a->bc_dt_eps = g.bc_dt_norm ? g.bc_dt_eps : -1.f;
+    bool made = true;
+    for (int i = 0; made && i < g.n_layers; i++) {
+        const layer_weights &w = d->layers[i];
+        resident_layer &l = a->layers[i];
+        resident_weights &maps = a->weights[i];
+        made =
+            tensor_map(&maps.in, w.in_proj, m, d->n_in, PIECE, m / 32, true, FETCH_128) &&
+            tensor_map(&maps.x, w.x_proj, inner, d->n_x, SHAPE::WIDE ? (int)PIECE : m / 32,
+                       SHAPE::X_PROJ_ROWS, SHAPE::WIDE, FETCH_128) &&
+            tensor_map(&maps.out, w.out_proj, inner, m, PIECE, SHAPE::TILE_ROWS, true, FETCH_128);
+        l.dt_proj = (const bf16 *)w.dt_proj;
+        l.conv_weight = w.conv_weight, l.conv_bias = w.conv_bias, l.dt_bias = w.dt_bias;
+        l.decay = w.decay, l.skip = w.skip;
+        l.packed_in = (const char *)w.packed_in, l.packed_out = (const char *)w.packed_out;
+        l.packed_in_by = packed_taken(w.packed_in_by);
+        l.packed_out_by = packed_taken(w.packed_out_by);
+        l.next_norm = i + 1 < g.n_layers ? d->layers[i + 1].norm : NULL;
+    }
+    return made;
+}
+
+// with_width(f): f(kernel, shape) of the model's width, if there is one.
+template <class WITH_WIDTH>
+static cudaError_t resident_run(device *d, const batch &b, void *scratch,
+                                const WITH_WIDTH &with_width) {
+    cudaError_t rc = cudaErrorNotSupported;
+    with_width([&](auto kernel, auto shape) {
+        typedef decltype(shape) shape_of;
+        resident_args a = {};
+        if (fill_arguments<shape_of>(d, b, scratch, &a))
+            rc = resident_launch(d, shape_of::BYTES).run(kernel, a);
+        return true;
+    });
+    return rc;
+}
+
+} // namespace ssm
+
+#endif
