@@ -21,8 +21,6 @@ enum {
     RESIDENT_THREADS = RESIDENT_WORKERS + 128, // three of these warps ask for what workers read
     X_WARPS = 2,                               // of them, for token rows
     RESIDENT_SHARED = 227 << 10,
-    MOST_SPLITS = 8,   // of out_proj's columns
-    MOST_TILES = 32,   // of out_proj's rows
     FLIGHT = 80 << 10, // bytes that a block's ring may have under way, and
     AHEAD = 160 << 10  // that L2 is asked for in front of it
 };
@@ -102,7 +100,8 @@ template <int NW, int MOST> struct resident_shape {
         // bytes
         FROM_PEER = 8 * IN_BLOCKS * 256, // bytes of x's or z's sums
         // both; where x's were, constants, later delta and delta x
-        PEER = 2 * FROM_PEER > 8 * NW *HALF_ROWS ? 2 * FROM_PEER : 8 * NW *HALF_ROWS,
+        DELTAS = 8 * (NW * HALF_ROWS),
+        PEER = 2 * FROM_PEER > DELTAS ? 2 * FROM_PEER : DELTAS,
         ACTS = HALF_ROWS * PITCH * 2,
         SUMMED = HALF_ROWS * (DT_PITCH + BC_PITCH * 4), // x_proj's sums
         SHARE = HALF_ROWS * N_X * 4,
@@ -122,7 +121,6 @@ template <int NW, int MOST> struct resident_shape {
     static_assert((int)X_SLOTS <= (int)SLOTS && (int)DT_SLOTS <= (int)SLOTS, "all at once");
     static_assert((int)IN_PIECES >= (int)X_STAGES, "some of x to begin z with");
     static_assert((int)CONSTANTS <= (int)FROM_PEER, "where x's sums were");
-    static_assert(HALF_ROWS * CHANNELS * 8 <= PEER, "delta");
     static_assert((2 * SLOTS + 2 * X_BARRIERS + 22) * 8 <= BARRIERS, "their room");
     static_assert((int)BYTES <= (int)RESIDENT_SHARED, "all");
 
