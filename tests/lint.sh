@@ -24,9 +24,9 @@ tracked() { # tracked PATTERN...: existing tracked (or new, not ignored) files
     done
 }
 
-mapfile -t c_files < <(tracked '*.c' '*.h' '*.cu' '*.cuh')
+mapfile -t c_files < <(tracked '*.c' '*.cc' '*.h' '*.cu' '*.cuh')
 mapfile -t scripts < <(tracked run .ci/run '*.sh')
-mapfile -t sources < <(tracked '*.c' '*.h' '*.cu' '*.cuh' '*.sh' '*.py' run .ci/run)
+mapfile -t sources < <(tracked '*.c' '*.cc' '*.h' '*.cu' '*.cuh' '*.sh' '*.py' run .ci/run)
 
 # The formatter by its version: each one breaks lines a little differently.
 check_format() {

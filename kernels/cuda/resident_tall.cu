@@ -21,6 +21,9 @@
 //   1.4b       2.17   1.85   1.82                            2.33   2.14   2.06
 //   2.8b       3.48   3.55   3.44     3.70   3.67   3.56     4.08   4.07   3.91
 //
+// Logits and states with fp32 states: test_cuda wide; with fp16, which the table has, so far on the
+// host alone, at all five widths (tests/kernels/emulated; CI runs two of them).
+//
 // Predicted for 2.8b: 2.8 (72 rows) to 3.35, from 35 us a layer at 64 rows and 20 for the second
 // set's bytes; but a layer of 72 rows takes 53. Not looked into: the convolution's taps, 100
 // registers at 2.8b of which some spill, and what a piece in a slot of its own costs.

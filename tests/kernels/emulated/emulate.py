@@ -1,0 +1,143 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Writes the device code's headers for a host's compiler: what is PTX in them by what emulator.h has.
+
+    emulate.py KERNELS-FOLDER OUTPUT-FOLDER
+
+Only bodies of small device functions are replaced, by name; what calls them is as it is. A name
+that no header has any more is an error, so that nobody believes in a replacement that is not there.
+"""
+import os
+import re
+import sys
+
+# Function: body. A name may be one of several overloads; ARGUMENTS says which.
+BODIES = {
+    # bulk.cuh, hopper.cuh: barriers in shared memory, copies, clusters
+    "barrier_init": "emu_barrier_init(at, arrivals);",
+    "barrier_arrive": "emu_barrier_arrive(at);",
+    "barrier_test": "const bool is = emu_barrier_is(at, parity); if (!is) emu_yield(); return is;",
+    "barrier_wait": "while (!emu_barrier_is(at, parity)) emu_wait_barrier(at, parity);",
+    "barrier_expect": "emu_barrier_expect(at, bytes);",
+    "barriers_ready": "",
+    "fence_async": "",
+    "policy_once": "return 0;",
+    "copy_run": "emu_copy(to, from, bytes, barrier);",
+    "copy_box": "emu_copy_box(to, map, column, row, barrier);",
+    "prefetch_run": "",
+    "prefetch_box": "",
+    "prefetch_line": "",
+    "map_prefetch": "",
+    "store_run": "emu_check(from, 16); memcpy(to, emu_memory(from), bytes);",
+    "stores_commit": "",
+    "stores_done": "",
+    "one_lane": "__syncwarp(); return threadIdx.x % 32 == 0;",
+    "more_registers": "",
+    "fewer_registers": "",
+    "cluster_arrive": "emu_cluster_arrive();",
+    "cluster_wait": "emu_cluster_wait();",
+    "peer_address": "return emu_peer(address, rank);",
+    "store_to_peer": "emu_store_to_peer(to, v, barrier);",
+    # wgmma.cuh, util.cuh: the matrix units
+    "wgmma_fence": "",
+    "wgmma_commit": "",
+    "wgmma_wait": "",
+    "wgmma": "emu_wgmma(d, a, b);",
+    "mma": "emu_mma(c, a0, a1, a2, a3, b0, b1);",
+    "mma_8": "emu_mma(c, a0, a1, 0, 0, b0, 0);",
+    "ldmatrix": "emu_ldmatrix(r, row);",
+    # util.cuh: the rest
+    "shared_address": "return (uint32_t)(uintptr_t)p;",
+    "copy_async": "emu_copy_async(to, from, live);",
+    "copies_commit": "",
+    "copies_arrive": "emu_barrier_arrive(barrier);",
+    "copies_wait": "",
+    "exp2_fast": "return exp2f(x);",
+    "reciprocal": "return 1.f / x;",
+    # advance.cuh, resident*.cuh
+    "store_state": "if (on) *(uint4 *)p = v;",
+    "workers_sync": "emu_named(1, 256);",
+    "count_up": "c->n++;",
+    "count_wait": "while ((int)c->n < target) emu_yield();",
+    "exchange": "uint64_t before, now = (uint64_t)hi << 32 | lo;"
+    " memcpy(&before, p, 8); memcpy(p, &now, 8); return before;",
+    "count_exchanged": "__any_sync(~0u, before != 0); if (threadIdx.x % 32 == 0) c->n++;",
+    "load_pair": "return *(const float2 *)p;",
+    "load_word": "return *(const uint32_t *)p;",
+    "load_shared_sum": "return *(const float4 *)p;",
+    "store_four": "if (on) *(float4 *)p = v;",
+    "ask_up_to": "*(int *)emu_memory(limit) = n;",
+    "asked_up_to": "emu_yield(); return *(int *)emu_memory(limit);",
+}
+ARGUMENTS = {"wgmma": "uint64_t a, uint64_t b"}
+
+TEXTS = [  # what is not a function of its own
+    ('asm volatile("" : "+f"(acc[i])::"memory");', ";"),
+    (
+        'asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(log2) : "f"(1.f + e));',
+        "log2 = log2f(1.f + e);",
+    ),
+    ("extern __shared__ __align__(1024) char shared[];", "char *const shared = emu_shared();"),
+    ("const __grid_constant__ resident_args a", "const resident_args &a"),
+]
+HALVES = re.compile(r'asm\("cvt\.rn\.satfinite\.f16x2\.f32.*?"f"\(v\[2 \* i\]\)\);', re.S)
+HALVES_HERE = (
+    "{ const __half2 two = __floats2half2_rn(v[2 * i], v[2 * i + 1]); memcpy(&r.w[i], &two, 4); }"
+)
+
+
+def closing(text, at, opening, shut):
+    """The place behind what closes the bracket at `at`."""
+    depth = 0
+    while True:
+        depth += (text[at] == opening) - (text[at] == shut)
+        at += 1
+        if depth == 0:
+            return at
+
+
+def replace_bodies(text, name, body):
+    """Of all definitions of device functions of this name; returns how many there were."""
+    out, done, count = "", 0, 0
+    for found in re.finditer(r"\b" + name + r"\(", text):
+        line = text[text.rfind("\n", 0, found.start()) + 1 : found.start()]
+        if found.start() < done or "__device__" not in line:
+            continue
+        end = closing(text, found.end() - 1, "(", ")")
+        begin = re.match(r"\s*(const)?\s*\{", text[end:])
+        arguments = text[found.end() : end]
+        if not begin or ARGUMENTS.get(name, "") not in arguments:
+            continue
+        at = end + begin.end() - 1
+        out += text[done:at] + "{ " + body + " }"
+        done = closing(text, at, "{", "}")
+        count += 1
+    return out + text[done:], count
+
+
+def main():
+    source, target = sys.argv[1:]
+    os.makedirs(target, exist_ok=True)
+    counts = dict.fromkeys(BODIES, 0)
+    texts = dict.fromkeys((old for old, _ in TEXTS), 0)
+    for name in sorted(os.listdir(source)):
+        if not name.endswith((".cuh", ".h")):
+            continue
+        with open(os.path.join(source, name), encoding="utf-8") as file:
+            text = file.read()
+        for function, body in BODIES.items():
+            text, n = replace_bodies(text, function, body)
+            counts[function] += n
+        for old, new in TEXTS:
+            texts[old] += text.count(old)
+            text = text.replace(old, new)
+        text = HALVES.sub(HALVES_HERE, text)
+        text = re.sub(r"__launch_bounds__\([^\n]*\)", "", text)
+        with open(os.path.join(target, name), "w", encoding="utf-8") as file:
+            file.write(text)
+    missing = [name for name, n in {**counts, **texts}.items() if n == 0]
+    if missing:
+        sys.exit("emulate.py: no header has " + ", ".join(missing))
+
+
+main()

@@ -1,0 +1,373 @@
+// SPDX-License-Identifier: Apache-2.0
+// See emulator.h. One thread goes round: each block in turn, its warps, a warp's lanes until all
+// wait, then some of the block's copies.
+#include "emulator.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+
+#include <vector>
+
+enum { STACK = 64 << 10, SHARED = 256 << 10, NAMED = 16, QUEUE = 256, PATIENCE = 200 };
+enum { NOT_A_NUMBER = 0x7fc1 }; // in bf16; in fp32 if twice
+
+struct barrier {
+    uint32_t at;
+    int arrivals, pending, phase;
+    int64_t bytes;
+};
+struct copy {
+    uint32_t to, bytes, barrier;
+    std::vector<char> from;
+};
+struct emu_block {
+    char *shared;
+    int threads;
+    struct {
+        int count, threads;
+        uint64_t generation;
+    } named[NAMED];
+    std::vector<barrier> barriers;
+    std::vector<copy> copies;
+};
+struct cluster {
+    int count;
+    uint64_t generation;
+};
+
+emu_fiber *emu_now;
+dim3 blockDim, gridDim;
+static std::vector<emu_block> blocks;
+static std::vector<cluster> clusters;
+static uint32_t shared_bytes;
+static uint64_t visit; // of a warp
+static void *scheduler;
+static void (*kernel_now)(const void *);
+static const void *arguments_now;
+
+// ---- fibers
+
+extern "C" void emu_swap(void **from, void *to);
+asm(".text\n.globl emu_swap\nemu_swap:\n"
+    "push %rbp\npush %rbx\npush %r12\npush %r13\npush %r14\npush %r15\n"
+    "mov %rsp,(%rdi)\nmov %rsi,%rsp\n"
+    "pop %r15\npop %r14\npop %r13\npop %r12\npop %rbx\npop %rbp\nret\n");
+
+static void leave(void) {
+    emu_swap(&emu_now->stack, scheduler);
+}
+static void entry(void) {
+    kernel_now(arguments_now);
+    emu_now->waits = emu_fiber::DONE;
+    leave();
+}
+void emu_fail(const char *what) {
+    fprintf(stderr, "emulator: %s, block %u, thread %u\n", what, blockIdx.x, threadIdx.x);
+    abort();
+}
+void emu_yield(void) {
+    emu_now->waits = emu_fiber::LATER, emu_now->generation = visit;
+    leave();
+}
+char *emu_shared(void) {
+    return emu_now->warp->block->shared;
+}
+void emu_check(uint32_t at, int alignment) {
+    const uint32_t first = (uint32_t)(uintptr_t)emu_shared();
+    if (at < first || at + (uint32_t)alignment > first + shared_bytes || at % (uint32_t)alignment)
+        emu_fail("outside of shared memory, or not aligned");
+}
+
+// ---- barriers
+
+static barrier *find(emu_block *b, uint32_t at) {
+    for (barrier &one : b->barriers) {
+        if (one.at == at)
+            return &one;
+    }
+    emu_fail("no such barrier");
+}
+static barrier *own(uint32_t at) {
+    return find(emu_now->warp->block, at);
+}
+static void look(barrier *b) {
+    if (b->pending < 0)
+        emu_fail("too many arrivals at a barrier");
+    if (b->pending == 0 && b->bytes == 0)
+        b->phase ^= 1, b->pending = b->arrivals;
+}
+void emu_barrier_init(uint32_t at, int arrivals) {
+    emu_check(at, 8);
+    emu_now->warp->block->barriers.push_back({at, arrivals, arrivals, 0, 0});
+}
+void emu_barrier_arrive(uint32_t at) {
+    barrier *b = own(at);
+    b->pending--;
+    look(b);
+}
+void emu_barrier_expect(uint32_t at, uint32_t bytes) {
+    own(at)->bytes += bytes;
+    emu_barrier_arrive(at);
+}
+bool emu_barrier_is(uint32_t at, int parity) {
+    return own(at)->phase != (parity & 1);
+}
+void emu_wait_barrier(uint32_t at, int parity) {
+    emu_now->waits = emu_fiber::BARRIER, emu_now->barrier = at, emu_now->parity = parity;
+    leave();
+}
+void emu_named(int id, int threads) {
+    emu_block *b = emu_now->warp->block;
+    auto &named = b->named[id];
+    threads = threads < 0 ? b->threads : threads;
+    if (named.count > 0 && named.threads != threads)
+        emu_fail("a named barrier of other threads");
+    named.threads = threads;
+    emu_now->generation = named.generation, emu_now->named = id;
+    if (++named.count == threads) {
+        named.count = 0, named.generation++;
+        return;
+    }
+    emu_now->waits = emu_fiber::NAMED;
+    leave();
+}
+void emu_cluster_arrive(void) {
+    cluster &c = clusters[blockIdx.x / 2];
+    emu_now->cluster_generation = c.generation;
+    if (++c.count == 2 * emu_now->warp->block->threads)
+        c.count = 0, c.generation++;
+}
+void emu_cluster_wait(void) {
+    while (clusters[blockIdx.x / 2].generation == emu_now->cluster_generation)
+        emu_yield();
+}
+
+// ---- copies
+
+static void ask(uint32_t to, std::vector<char> from, uint32_t at) {
+    const uint32_t bytes = (uint32_t)from.size();
+    emu_check(to, 16), emu_check(to + bytes - 16, 16);
+    for (uint32_t i = 0; i < bytes; i += 2)
+        *(uint16_t *)emu_memory(to + i) = NOT_A_NUMBER;
+    emu_now->warp->block->copies.push_back({to, bytes, at, std::move(from)});
+    if (emu_now->warp->block->copies.size() > QUEUE)
+        emu_fail("no end of copies");
+}
+void emu_copy(uint32_t to, const void *from, uint32_t bytes, uint32_t at) {
+    if ((uintptr_t)from % 16 || bytes % 16)
+        emu_fail("a copy that is not aligned");
+    ask(to, std::vector<char>((const char *)from, (const char *)from + bytes), at);
+}
+void emu_copy_async(void *to, const void *from, bool live) {
+    emu_check((uint32_t)(uintptr_t)to, 16);
+    if ((uintptr_t)from % 16)
+        emu_fail("cp.async from what is not aligned");
+    if (live)
+        memcpy(to, from, 16);
+    else
+        memset(to, 0, 16);
+}
+void emu_copy_box(uint32_t to, const void *map, int column, int row, uint32_t at) {
+    const emu_map *m = (const emu_map *)map;
+    std::vector<char> box((size_t)m->box_columns * (size_t)m->box_rows * 2);
+    if (to % (m->swizzled ? 1024 : 128))
+        emu_fail("a box that is not aligned");
+    for (int r = 0; r < m->box_rows; r++) {
+        for (int c = 0; c < m->box_columns; c++) {
+            uint32_t place = (uint32_t)(r * m->box_columns + c) * 2;
+            place ^= m->swizzled ? (place >> 7 & 7) << 4 : 0;
+            if (row + r < m->rows && column + c < m->columns)
+                memcpy(&box[place],
+                       m->base + (size_t)(row + r) * (size_t)m->columns + (size_t)(column + c), 2);
+        }
+    }
+    ask(to, std::move(box), at);
+}
+uint32_t emu_peer(uint32_t address, int rank) {
+    const char *there = blocks[(blockIdx.x & ~1u) | (unsigned)rank].shared;
+    return address - (uint32_t)(uintptr_t)emu_shared() + (uint32_t)(uintptr_t)there;
+}
+void emu_store_to_peer(uint32_t to, float2 v, uint32_t at) {
+    emu_block *b = &blocks[(at - (uint32_t)(uintptr_t)blocks[0].shared) / SHARED];
+    if (to % 8)
+        emu_fail("st.async to what is not aligned");
+    memcpy(emu_memory(to), &v, 8);
+    barrier *there = find(b, at);
+    there->bytes -= 8;
+    look(there);
+}
+
+// ---- a warp's
+
+// Lane l, g = l / 4, q = l % 4: rows g and g + 8 of a, row g of b, columns 2 q, 2 q + 1 and 8 on.
+static void multiply(emu_warp *w) {
+    float a[16][16], b[8][16];
+    for (int l = 0; l < EMU_LANES; l++) {
+        const int g = l / 4, q = l % 4;
+        const uint32_t *in = w->in[l];
+        for (int i = 0; i < 2; i++) {
+            for (int half = 0; half < 2; half++) {
+                const int k = half * 8 + 2 * q + i;
+                a[g][k] = emu_bf16((uint16_t)(in[2 * half] >> 16 * i));
+                a[g + 8][k] = emu_bf16((uint16_t)(in[2 * half + 1] >> 16 * i));
+                b[g][k] = emu_bf16((uint16_t)(in[4 + half] >> 16 * i));
+            }
+        }
+    }
+    for (int l = 0; l < EMU_LANES; l++) {
+        for (int i = 0; i < 4; i++) {
+            for (int k = 0; k < 16; k++)
+                w->sums[l][i] += a[l / 4 + i / 2 * 8][k] * b[l % 4 * 2 + i % 2][k];
+        }
+    }
+}
+void emu_collect(emu_collective at) {
+    emu_warp *w = emu_now->warp;
+    if (w->arrived > 0 && w->at != at)
+        emu_fail("a warp is at two places");
+    w->at = at;
+    if (++w->arrived < EMU_LANES) {
+        emu_now->waits = emu_fiber::COLLECTIVE, emu_now->generation = w->generation;
+        leave();
+        return;
+    }
+    w->arrived = 0, w->generation++;
+    uint32_t votes = 0;
+    for (int l = 0; l < EMU_LANES; l++)
+        votes |= (w->in[l][0] != 0 ? 1u : 0u) << l;
+    if (at == EMU_MMA)
+        multiply(w);
+    for (int l = 0; l < EMU_LANES; l++)
+        w->out[l] = at == EMU_SHUFFLE ? w->in[w->in[l][1]][0]
+                    : at == EMU_ALL   ? votes == ~0u
+                                      : votes;
+}
+void emu_mma(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
+             uint32_t b1) {
+    const uint32_t in[] = {a0, a1, a2, a3, b0, b1};
+    memcpy(emu_now->warp->in[emu_now->lane], in, sizeof in);
+    memcpy(emu_now->warp->sums[emu_now->lane], c, sizeof c);
+    emu_collect(EMU_MMA);
+    memcpy(c, emu_now->warp->sums[emu_now->lane], sizeof c);
+}
+void emu_ldmatrix(uint32_t (&r)[4], const void *row) {
+    const uint32_t at = (uint32_t)(uintptr_t)row;
+    emu_check(at, 16);
+    for (int m = 0; m < 4; m++)
+        r[m] = *(const uint32_t *)emu_memory(emu_shuffle(at, 8 * m + emu_now->lane / 4) +
+                                             (uint32_t)(emu_now->lane % 4 * 4));
+}
+
+// ---- the launch
+
+static bool can_go_on(const emu_fiber *f) {
+    switch (f->waits) {
+    case emu_fiber::COLLECTIVE:
+        return f->warp->generation != f->generation;
+    case emu_fiber::BARRIER:
+        return find(f->warp->block, f->barrier)->phase != (f->parity & 1);
+    case emu_fiber::NAMED:
+        return f->warp->block->named[f->named].generation != f->generation;
+    case emu_fiber::LATER:
+        return f->generation != visit;
+    case emu_fiber::DONE:
+        return false;
+    default:
+        return true;
+    }
+}
+// Until all lanes wait; whether one of them came to something else than another turn.
+static bool run(emu_warp *w, size_t *left) {
+    bool any = false;
+    visit++;
+    for (bool more = true; more;) {
+        more = false;
+        for (emu_fiber *f : w->fibers) {
+            emu_now = f;
+            if (!can_go_on(f))
+                continue;
+            any |= f->waits != emu_fiber::LATER;
+            f->waits = emu_fiber::READY;
+            emu_swap(&scheduler, f->stack);
+            *left -= f->waits == emu_fiber::DONE;
+            more |= f->waits != emu_fiber::LATER && f->waits != emu_fiber::DONE;
+            any |= f->waits != emu_fiber::LATER;
+        }
+    }
+    return any;
+}
+static bool finish_copies(emu_block *b) {
+    bool any = false;
+    for (size_t i = 0; i < b->copies.size();) {
+        if (rand() % 3) {
+            i++;
+            continue;
+        }
+        copy c = std::move(b->copies[i]);
+        b->copies[i] = std::move(b->copies.back());
+        b->copies.pop_back();
+        memcpy(emu_memory(c.to), c.from.data(), c.bytes);
+        barrier *at = find(b, c.barrier);
+        at->bytes -= c.bytes;
+        look(at);
+        any = true;
+    }
+    return any;
+}
+static char *map_memory(size_t bytes, int flags) {
+    void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
+                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | flags, -1, 0);
+    if (p == MAP_FAILED) {
+        perror("emulator: mmap");
+        abort();
+    }
+    return (char *)p;
+}
+
+void emu_launch(int n_blocks, int threads, uint32_t shared, void (*kernel)(const void *),
+                const void *arguments, unsigned seed) {
+    const size_t n = (size_t)n_blocks * (size_t)threads, all = ((size_t)n_blocks + 1) * SHARED;
+    char *stacks = map_memory(n * STACK, 0), *memory = map_memory(all, MAP_32BIT);
+    char *first = (char *)(((uintptr_t)memory + SHARED - 1) / SHARED * SHARED);
+    std::vector<emu_warp> warps(n / EMU_LANES);
+    std::vector<emu_fiber> fibers(n);
+    kernel_now = kernel, arguments_now = arguments, shared_bytes = shared;
+    blockDim = dim3((unsigned)threads), gridDim = dim3((unsigned)n_blocks);
+    blocks.assign((size_t)n_blocks, emu_block());
+    clusters.assign((size_t)n_blocks / 2, cluster());
+    srand(seed);
+    for (size_t i = 0; i < all / 2; i++)
+        ((uint16_t *)memory)[i] = NOT_A_NUMBER;
+    for (size_t i = 0; i < n; i++) {
+        emu_fiber *f = &fibers[i];
+        const size_t of = i / (size_t)threads;
+        blocks[of].shared = first + of * SHARED, blocks[of].threads = threads;
+        f->block = {(unsigned)of, 0, 0}, f->thread = {(unsigned)(i % (size_t)threads), 0, 0};
+        f->warp = &warps[i / EMU_LANES], f->lane = (int)(i % EMU_LANES);
+        f->warp->block = &blocks[of], f->warp->fibers[f->lane] = f;
+        void **top = (void **)(stacks + (i + 1) * STACK - 64);
+        *--top = NULL, *--top = (void *)entry;
+        for (int k = 0; k < 6; k++)
+            *--top = NULL;
+        f->stack = top;
+    }
+    int idle = 0;
+    for (size_t left = n; left > 0;) {
+        bool any = false;
+        for (size_t b = 0; b < blocks.size(); b++) {
+            if (rand() % 8 == 0)
+                continue;
+            for (size_t w = 0; w < (size_t)threads / EMU_LANES; w++) {
+                if (rand() % 4)
+                    any |= run(&warps[b * ((size_t)threads / EMU_LANES) + w], &left);
+            }
+            any |= finish_copies(&blocks[b]);
+        }
+        idle = any ? 0 : idle + 1;
+        if (idle > PATIENCE)
+            emu_fail("all wait for each other");
+    }
+    munmap(stacks, n * STACK);
+    munmap(memory, all);
+}

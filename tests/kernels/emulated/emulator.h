@@ -1,0 +1,220 @@
+// SPDX-License-Identifier: Apache-2.0
+// Runs a cooperative kernel of Hopper on the host: all threads of all blocks as fibers of one
+// thread, with the device code's own headers, in which emulate.py has replaced what is PTX.
+//
+// What it is for: CI has no GPU, and what goes wrong in such kernels is who waits for whom, which
+// bytes a slot holds and which row a lane has, not arithmetic. So this has
+// - warps: shuffles, votes, matrix instructions and ldmatrix wait for all 32 lanes, and a warp that
+//   is at two of them is an error;
+// - barriers in shared memory with their bytes, named barriers with their number of threads, a
+//   cluster's; a barrier that is not there or has too many arrivals is an error;
+// - the copy engine: a copy's target is NaN when it is asked for, and is filled some time later, in
+//   any order; wrong alignment or a place outside of the block's memory is an error;
+// - blocks, warps and copies that go on at random, by a seed; nobody able to go on is an error.
+// What it has not: the order of memory between threads, proxies, or that wgmma reads later than it
+// is asked for.
+//
+// A block's shared memory begins at a multiple of 256 KB below 4 GB, so that 32-bit addresses and
+// the matrix units' 18 bits find it. x86-64, as its fibers change stacks.
+#ifndef SSM_TESTS_EMULATOR_H
+#define SSM_TESTS_EMULATOR_H
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#include <algorithm>
+
+enum { EMU_LANES = 32 };
+
+typedef enum emu_collective {
+    EMU_SYNC = 1,
+    EMU_SHUFFLE,
+    EMU_ALL,
+    EMU_BALLOT,
+    EMU_MMA
+} emu_collective;
+
+struct emu_block;
+
+struct emu_warp { // and what its lanes have brought to a collective, and take from it
+    emu_block *block;
+    struct emu_fiber *fibers[EMU_LANES];
+    emu_collective at;
+    int arrived;
+    uint64_t generation;
+    uint32_t in[EMU_LANES][6], out[EMU_LANES];
+    float sums[EMU_LANES][4];
+};
+
+struct emu_fiber {
+    enum { READY, COLLECTIVE, BARRIER, NAMED, LATER, DONE } waits;
+    void *stack;
+    uint3 thread, block;
+    emu_warp *warp;
+    int lane, parity, named;
+    uint32_t barrier;
+    uint64_t generation, cluster_generation;
+};
+
+extern emu_fiber *emu_now;
+#define threadIdx (emu_now->thread)
+#define blockIdx  (emu_now->block)
+extern dim3 blockDim, gridDim;
+
+// Whoever calls these is a fiber.
+[[noreturn]] void emu_fail(const char *what);
+char *emu_shared(void);
+void emu_check(uint32_t at, int alignment); // of the block's shared memory
+inline void *emu_memory(uint32_t at) {
+    return (void *)(uintptr_t)at;
+}
+void emu_yield(void); // until the others have had a turn
+void emu_collect(emu_collective at);
+
+void emu_barrier_init(uint32_t at, int arrivals);
+void emu_barrier_arrive(uint32_t at);
+void emu_barrier_expect(uint32_t at, uint32_t bytes); // an arrival, too
+bool emu_barrier_is(uint32_t at, int parity);         // past it
+void emu_wait_barrier(uint32_t at, int parity);       // at least until it may be
+void emu_named(int id, int threads);
+
+void emu_copy(uint32_t to, const void *from, uint32_t bytes, uint32_t barrier);
+void emu_copy_async(void *to, const void *from, bool live);
+
+struct emu_map { // in a CUtensorMap's place
+    const uint16_t *base;
+    int columns, rows, box_columns, box_rows;
+    bool swizzled; // by 128 bytes
+};
+void emu_copy_box(uint32_t to, const void *map, int column, int row, uint32_t barrier);
+
+void emu_cluster_arrive(void);
+void emu_cluster_wait(void);
+uint32_t emu_peer(uint32_t address, int rank);
+void emu_store_to_peer(uint32_t to, float2 v, uint32_t barrier);
+
+// The launch: blocks in clusters of two. Ends the program where something is wrong.
+void emu_launch(int blocks, int threads, uint32_t shared, void (*kernel)(const void *),
+                const void *arguments, unsigned seed);
+
+// ---- a warp's
+
+inline void __syncwarp(void) {
+    emu_collect(EMU_SYNC);
+}
+inline uint32_t emu_shuffle(uint32_t v, int from) {
+    emu_now->warp->in[emu_now->lane][0] = v, emu_now->warp->in[emu_now->lane][1] = (uint32_t)from;
+    emu_collect(EMU_SHUFFLE);
+    return emu_now->warp->out[emu_now->lane];
+}
+template <class T> T emu_shuffled(T v, int from) {
+    static_assert(sizeof v == 4, "words");
+    uint32_t bits;
+    memcpy(&bits, &v, 4);
+    bits = emu_shuffle(bits, from);
+    memcpy(&v, &bits, 4);
+    return v;
+}
+template <class T> T __shfl_sync(unsigned, T v, int from) {
+    return emu_shuffled(v, from & 31);
+}
+template <class T> T __shfl_xor_sync(unsigned, T v, int by) {
+    return emu_shuffled(v, emu_now->lane ^ by);
+}
+template <class T> T __shfl_down_sync(unsigned, T v, int by) {
+    return emu_shuffled(v, std::min(emu_now->lane + by, EMU_LANES - 1));
+}
+inline uint32_t emu_vote(emu_collective which, bool v) {
+    emu_now->warp->in[emu_now->lane][0] = v;
+    emu_collect(which);
+    return emu_now->warp->out[emu_now->lane];
+}
+inline int __all_sync(unsigned, int v) {
+    return (int)emu_vote(EMU_ALL, v != 0);
+}
+inline int __any_sync(unsigned, int v) {
+    return !emu_vote(EMU_ALL, v == 0);
+}
+inline unsigned __ballot_sync(unsigned, int v) {
+    return emu_vote(EMU_BALLOT, v != 0);
+}
+void emu_mma(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
+             uint32_t b1); // m16n8k16, bf16
+void emu_ldmatrix(uint32_t (&r)[4], const void *row);
+
+// ---- the warp groups' matrix instruction: each lane makes its own sums
+
+inline float emu_bf16(uint16_t v) {
+    const uint32_t bits = (uint32_t)v << 16;
+    float f;
+    memcpy(&f, &bits, 4);
+    return f;
+}
+inline float emu_operand(uint64_t tile, int row, int k) { // swizzled by 128 bytes
+    uint32_t at = ((uint32_t)(tile & 0x3fff) << 4) + (uint32_t)(row * 128 + k * 2);
+    at ^= (at >> 7 & 7) << 4;
+    at += (uint32_t)(uintptr_t)emu_shared();
+    emu_check(at, 2);
+    return emu_bf16(*(const uint16_t *)emu_memory(at));
+}
+template <int N> void emu_wgmma(float (&d)[N], uint64_t a, uint64_t b) {
+    const int g = emu_now->lane / 4, q = emu_now->lane % 4;
+    const int row = (int)(threadIdx.x / EMU_LANES) % 4 * 16 + g;
+    for (int k = 0; k < 16; k++) {
+        const float x = emu_operand(a, row, k), y = emu_operand(a, row + 8, k);
+        for (int i = 0; i < N; i += 4) {
+            for (int c = 0; c < 2; c++) {
+                const float w = emu_operand(b, i * 2 + 2 * q + c, k);
+                d[i + c] += x * w, d[i + 2 + c] += y * w;
+            }
+        }
+    }
+}
+
+// ---- what nvcc has for every thread
+
+inline int max(int a, int b) {
+    return a > b ? a : b;
+}
+inline int min(int a, int b) {
+    return a < b ? a : b;
+}
+inline int __popc(unsigned v) {
+    return __builtin_popcount(v);
+}
+inline float rsqrtf(float v) {
+    return 1.f / sqrtf(v);
+}
+inline float __uint_as_float(uint32_t bits) {
+    float f;
+    memcpy(&f, &bits, 4);
+    return f;
+}
+inline uint32_t __float_as_uint(float f) {
+    uint32_t bits;
+    memcpy(&bits, &f, 4);
+    return bits;
+}
+inline uint32_t __funnelshift_l(uint32_t low, uint32_t high, uint32_t by) {
+    return by ? high << by | low >> (32 - by) : high;
+}
+inline void __syncthreads(void) {
+    emu_named(0, -1);
+}
+inline void __trap(void) {
+    emu_fail("trap");
+}
+inline long long emu_clock(void) { // no time goes by: nobody asks L2 ahead
+    return 0;
+}
+#define clock emu_clock
+template <class T> T __ldcg(const T *p) {
+    return *p;
+}
+unsigned __reduce_add_sync(unsigned, unsigned); // named by kernels that are not run
+
+#endif

@@ -1,0 +1,262 @@
+// SPDX-License-Identifier: Apache-2.0
+// resident.cu's kernel, all 128 blocks of it, on the host (emulator.h): two layers of random
+// weights at a small width, steps of many rows, against the same in double. Rows that begin anew,
+// have no slot, or have tokens that are not known yet are among them.
+#include "emulator.h"
+#include "kernels/cuda/resident_kernel.cuh"
+
+#include <stdio.h>
+#include <stdlib.h>
+
+#include <random>
+#include <vector>
+
+using namespace ssm;
+
+enum { LAYERS = 2, STEPS = 2, VOCABULARY = 7, STATES = 16, SPARE = 5 };
+// bf16 activations: of the root mean square, and of the largest number.
+static const double MOST_OFF = 5e-3, MOST_OFF_ONE = 1e-2;
+
+typedef std::vector<uint16_t> weights; // bf16
+typedef std::vector<float> numbers;
+typedef std::vector<double> doubles;
+
+static std::mt19937 generator(7);
+static float normal(void) {
+    static std::normal_distribution<float> of;
+    return of(generator);
+}
+static float between(float low, float high) {
+    return low + (high - low) * (float)(generator() >> 8) / 16777216.f;
+}
+static uint16_t to_bf16(double v) {
+    const uint32_t bits = __float_as_uint((float)v);
+    return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+static double rounded(double v) {
+    return emu_bf16(to_bf16(v));
+}
+static double silu_of(double v) {
+    return v / (1 + exp(-v));
+}
+static weights random_matrix(size_t rows, size_t columns) {
+    weights w(rows * columns);
+    for (uint16_t &one : w)
+        one = to_bf16(normal() / sqrtf((float)columns));
+    return w;
+}
+static numbers random_numbers(size_t n, float low, float high) {
+    numbers v(n);
+    for (float &one : v)
+        one = between(low, high);
+    return v;
+}
+static double dot(const uint16_t *w, const doubles &x) {
+    double sum = 0;
+    for (size_t i = 0; i < x.size(); i++)
+        sum += emu_bf16(w[i]) * x[i];
+    return sum;
+}
+
+template <int NW> struct layer {
+    enum { M = 32 * NW, INNER = 2 * M, RANK = M / 16, N_X = RANK + 2 * STATES };
+    weights in, x, dt, out;
+    numbers conv, conv_bias, dt_bias, decay, skip, norm;
+
+    explicit layer(int width)
+        : in(random_matrix(2 * INNER, M)), x(random_matrix(N_X, INNER)),
+          dt(random_matrix(INNER, RANK)), out(random_matrix(M, INNER)),
+          conv(random_numbers((size_t)width * INNER, -.6f, .6f)),
+          conv_bias(random_numbers(INNER, -.2f, .2f)), dt_bias(random_numbers(INNER, -4, 0)),
+          decay(random_numbers(INNER * STATES, -10, -.5f)), skip(random_numbers(INNER, .5f, 1.5f)),
+          norm(random_numbers(M, .5f, 1.5f)) {
+    }
+};
+
+// One token of one row through a layer, in double. ring, state: the slot's, or NULL.
+template <int NW>
+static void reference(const layer<NW> &l, const row &r, int width, doubles *x, double *ring,
+                      double *state) {
+    typedef layer<NW> of;
+    const int kept = width - 1;
+    double square = 0;
+    for (double v : *x)
+        square += v * v;
+    doubles u(of::M), in(2 * of::INNER), xc(of::INNER), y(of::INNER), sums(of::N_X);
+    for (int i = 0; i < of::M; i++)
+        u[i] = rounded((*x)[i] * l.norm[i]) / sqrt(square / of::M + 1e-5);
+    for (int i = 0; i < 2 * of::INNER; i++)
+        in[i] = rounded(dot(&l.in[(size_t)i * of::M], u));
+    for (int c = 0; c < of::INNER; c++) {
+        double sum = l.conv_bias[c] + l.conv[(size_t)kept * of::INNER + c] * in[c];
+        for (int j = 1; j <= kept && ring && !r.fresh; j++)
+            sum += l.conv[(size_t)(kept - j) * of::INNER + c] *
+                   ring[(size_t)((r.ring - j + kept) % kept) * of::INNER + c];
+        for (int e = 0; e < kept && ring; e++) {
+            double *entry = &ring[(size_t)e * of::INNER + c];
+            *entry = e == r.ring ? in[c] : r.fresh ? 0 : *entry;
+        }
+        xc[c] = rounded(silu_of(sum));
+    }
+    for (int i = 0; i < of::N_X; i++)
+        sums[i] = dot(&l.x[(size_t)i * of::INNER], xc);
+    doubles dt(of::RANK);
+    for (int i = 0; i < of::RANK; i++)
+        dt[i] = rounded(sums[i]);
+    for (int c = 0; c < of::INNER; c++) {
+        const double delta = log1p(exp(dot(&l.dt[(size_t)c * of::RANK], dt) + l.dt_bias[c]));
+        double sum = l.skip[c] * xc[c];
+        for (int n = 0; n < STATES; n++) {
+            double *h = state ? &state[(size_t)c * STATES + n] : NULL;
+            const double before = h && !r.fresh ? *h : 0;
+            const double v = exp2(delta * l.decay[(size_t)c * STATES + n]) * before +
+                             delta * xc[c] * sums[of::RANK + n];
+            sum += v * sums[of::RANK + STATES + n];
+            if (h)
+                *h = v;
+        }
+        y[c] = rounded(sum * silu_of(in[of::INNER + c]));
+    }
+    for (int i = 0; i < of::M; i++)
+        (*x)[i] += dot(&l.out[(size_t)i * of::INNER], y);
+}
+
+template <int NW, int MOST, class S> static void kernel(const void *arguments) {
+    resident_kernel<NW, MOST, S, false>(*(const resident_args *)arguments);
+}
+
+static void set_map(CUtensorMap *map, const weights &w, int columns, int rows, int box_columns,
+                    int box_rows, bool swizzled) {
+    const emu_map is = {w.data(), columns, rows, box_columns, box_rows, swizzled};
+    static_assert(sizeof is <= sizeof *map, "in its place");
+    memcpy(map, &is, sizeof is);
+}
+
+static bool near(const char *what, const doubles &want, const doubles &got) {
+    double squares = 0, all = 0, largest = 0, most = 0;
+    bool all_numbers = true;
+    for (size_t i = 0; i < want.size(); i++) {
+        const double off = fabs(want[i] - got[i]);
+        all_numbers = all_numbers && off < 1e30; // nor a NaN
+        squares += off * off, all += want[i] * want[i];
+        most = off > most ? off : most, largest = fmax(largest, fabs(want[i]));
+    }
+    const bool is =
+        all_numbers && sqrt(squares / all) <= MOST_OFF && most <= MOST_OFF_ONE * largest;
+    printf("  %-8s off by %.1e (rms), %.1e of %.1e%s\n", what, sqrt(squares / all), most, largest,
+           is ? "" : ": WRONG");
+    return is;
+}
+template <class V> static doubles in_double(const V &v) {
+    doubles d(v.size());
+    for (size_t i = 0; i < v.size(); i++)
+        d[i] = (float)v[i];
+    return d;
+}
+static doubles bf16_in_double(const weights &v) {
+    doubles d(v.size());
+    for (size_t i = 0; i < v.size(); i++)
+        d[i] = emu_bf16(v[i]);
+    return d;
+}
+
+// Rows of one step, each with a slot of its own but the last three, which have none.
+static std::vector<row> rows_of(int tokens, int step, int kept) {
+    std::vector<row> rows((size_t)tokens);
+    const int slots = tokens + SPARE;
+    for (int k = 0; k < tokens; k++) {
+        row *r = &rows[(size_t)k];
+        *r = row();
+        r->at = k, r->ring = (step + k) % kept;
+        r->slot = k >= tokens - 3 ? -1 : (k * 2 + 3) % slots;
+        r->fresh = r->slot < 0 || (step == 0 && k % 9 == 1);
+    }
+    return rows;
+}
+
+template <int NW, int MOST, class S> static bool agrees(int tokens, int width, unsigned seed) {
+    typedef layer<NW> of;
+    typedef resident_shape<NW, MOST> shape;
+    const int kept = width - 1, slots = (tokens + SPARE) | 1;
+    std::vector<layer<NW>> layers;
+    for (int i = 0; i < LAYERS; i++)
+        layers.emplace_back(width);
+    weights embedding = random_matrix(VOCABULARY, of::M);
+    for (uint16_t &one : embedding)
+        one = to_bf16(normal());
+    weights ring((size_t)LAYERS * slots * kept * of::INNER), u((size_t)tokens * of::M),
+        y((size_t)tokens * of::INNER);
+    for (uint16_t &one : ring)
+        one = to_bf16(normal());
+    std::vector<S> state((size_t)LAYERS * slots * of::INNER * STATES);
+    for (S &one : state)
+        one = (S)normal();
+    doubles want_ring = bf16_in_double(ring), want_state = in_double(state);
+    numbers residual((size_t)tokens * of::M);
+    std::vector<int32_t> ids((size_t)tokens);
+    const int32_t drawn[] = {2, 1, 3};
+    const size_t bytes = (resident_shape_bytes<shape>() + 255) / 256 * 256;
+    void *scratch = aligned_alloc(256, bytes);
+    memset(scratch, 0, bytes);
+
+    static resident_args a;
+    a = {};
+    a.ids = ids.data(), a.drawn = drawn, a.embedding = (const bf16 *)embedding.data();
+    a.first_norm = layers[0].norm.data(), a.residual = residual.data();
+    a.u = (bf16 *)u.data(), a.y = (bf16 *)y.data(), a.ring = (bf16 *)ring.data();
+    a.state = (char *)state.data(), a.scratch = scratch;
+    a.ring_pitch = (size_t)slots * kept * of::INNER;
+    a.state_pitch = (size_t)slots * of::INNER * STATES * sizeof(S);
+    a.tokens = tokens, a.n_layers = LAYERS, a.width = width, a.eps = 1e-5f, a.bc_dt_eps = -1;
+    for (int i = 0; i < LAYERS; i++) {
+        const layer<NW> &w = layers[(size_t)i];
+        resident_layer *l = &a.layers[i];
+        set_map(&a.weights[i].in, w.in, of::M, 2 * of::INNER, 64, NW, true);
+        set_map(&a.weights[i].x, w.x, of::INNER, of::N_X, NW, shape::X_PROJ_ROWS, false);
+        set_map(&a.weights[i].out, w.out, of::INNER, of::M, 64, shape::TILE_ROWS, true);
+        l->dt_proj = (const bf16 *)w.dt.data(), l->conv_weight = w.conv.data();
+        l->conv_bias = w.conv_bias.data(), l->dt_bias = w.dt_bias.data();
+        l->decay = w.decay.data(), l->skip = w.skip.data();
+        l->next_norm = i + 1 < LAYERS ? layers[(size_t)i + 1].norm.data() : NULL;
+    }
+    bool right = true;
+    for (int step = 0; step < STEPS; step++) {
+        const std::vector<row> rows = rows_of(tokens, step, kept);
+        a.rows = rows.data();
+        for (int k = 0; k < tokens; k++)
+            ids[(size_t)k] = k % 5 == 4 ? -1 - k % 3 : (k * 3 + step) % VOCABULARY;
+        emu_launch(RESIDENT_BLOCKS, RESIDENT_THREADS, shape::BYTES, kernel<NW, MOST, S>, &a,
+                   seed + (unsigned)step);
+        doubles want;
+        for (int k = 0; k < tokens; k++) {
+            const row &r = rows[(size_t)k];
+            const int id = ids[(size_t)k] < 0 ? drawn[-1 - ids[(size_t)k]] : ids[(size_t)k];
+            doubles x(of::M);
+            for (int i = 0; i < of::M; i++)
+                x[i] = emu_bf16(embedding[(size_t)id * of::M + i]);
+            for (int i = 0; i < LAYERS; i++) {
+                const size_t slot = (size_t)i * slots + (size_t)max(r.slot, 0);
+                reference(layers[(size_t)i], r, width, &x,
+                          r.slot < 0 ? NULL : &want_ring[slot * kept * of::INNER],
+                          r.slot < 0 ? NULL : &want_state[slot * of::INNER * STATES]);
+            }
+            want.insert(want.end(), x.begin(), x.end());
+        }
+        printf("d_model %d, to %d rows, %zu bytes a state: %d rows, step %d\n", of::M, MOST,
+               sizeof(S), tokens, step);
+        right &= near("residual", want, in_double(residual));
+        right &= near("states", want_state, in_double(state));
+        right &= near("inputs", want_ring, bf16_in_double(ring));
+    }
+    free(scratch);
+    return right;
+}
+
+int main(void) {
+    bool right = agrees<24, 64, float>(24, 4, 1);
+    right &= agrees<24, 64, __half>(64, 4, 2);
+    right &= agrees<24, 128, float>(104, 3, 3);
+    right &= agrees<24, 128, __half>(72, 4, 4);
+    right &= agrees<32, 128, __half>(128, 2, 5);
+    return right ? 0 : 1;
+}
