@@ -15,6 +15,7 @@
 // Order of an end: loops stop (sockets closed, completers orphaned), tasks on libuv's pool end,
 // which may ask an engine; engines are freed (every open request gets its DONE), the last events
 // are taken so that every completer is freed, ports and loops close.
+#include <malloc.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -55,6 +56,15 @@ typedef struct serving {
     int n_signals;
     int status;
 } serving;
+
+// glibc raises the size from which on blocks are mapped, and go back when they are freed, to that
+// of any such block that was; smaller ones stay in its heaps. Behind some texts of 4 MB these held
+// 120 MB that nobody used, in one run of two: 213 MB at most for 93 (test_concurrency).
+static void give_large_blocks_back(void) {
+#ifdef M_MMAP_THRESHOLD
+    mallopt(M_MMAP_THRESHOLD, 4 << 20);
+#endif
+}
 
 static void raise_file_limit(void) {
     struct rlimit limit;
@@ -349,6 +359,7 @@ int cmd_serve(int argc, char **argv) {
         return rc < 0 ? 2 : 0;
     }
     signal(SIGPIPE, SIG_IGN);
+    give_large_blocks_back();
     raise_file_limit();
     pool_size((int)s.options.loops);
     log_set_level(s.options.log_level);
