@@ -286,7 +286,7 @@ namespace ssm {
 
 template <class S, class F> static bool with_width(int d_model, bool packed, F f) {
 #define WIDTH(NW, P)                                                                               \
-    f(resident_kernel<NW, RESIDENT_ROWS, S, P>, resident_shape<NW, RESIDENT_ROWS>())
+    f(resident_kernel<resident_shape<NW, RESIDENT_ROWS>, S, P>, resident_shape<NW, RESIDENT_ROWS>())
     switch (d_model) {
     case 32 * 24:
         return WIDTH(24, false);

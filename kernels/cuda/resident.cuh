@@ -58,17 +58,17 @@ struct resident_args {
     resident_layer layers[RESIDENT_LAYERS];
 };
 
-// NW: channels of a cluster; MOST: token rows, 64 or 128.
-template <int NW, int MOST> struct resident_shape {
+// Of a width of 32 CHANNELS, a cluster's channels; MOST: token rows, 64 or 128.
+template <int CHANNELS, int MOST> struct resident_shape {
     enum {
+        NW = CHANNELS,
         ROWS = MOST,
         HALF_ROWS = MOST / 2,
         SETS = MOST / 64, // of 64 token rows, a matrix instruction's
         TALL = SETS > 1,
-        WIDE = NW == 128,     // falcon-mamba-7b's
-        NORMS = WIDE,         // dt, B and C may be normed (falcon_mamba)
-        SMALL = WIDE || TALL, // slots, or there were room for two or three
-        CHANNELS = NW,
+        WIDE = NW == 128,                         // falcon-mamba-7b's
+        NORMS = WIDE,                             // dt, B and C may be normed (falcon_mamba)
+        SMALL = WIDE || TALL,                     // slots, or there were room for two or three
         OUT_TILES = SMALL ? 32 : 16,              // of out_proj's rows
         OUT_SPLITS = RESIDENT_BLOCKS / OUT_TILES, // of its columns
         TILE_ROWS = 32 * NW / OUT_TILES,
@@ -85,7 +85,7 @@ template <int NW, int MOST> struct resident_shape {
         X_PROJ_ROWS = SMALL ? 64 : 128, // of x_proj, and
         DT_ROWS = SMALL ? 32 : 64,      // of dt_proj in a slot of the ring
         X_SLOTS = (N_X + X_PROJ_ROWS - 1) / X_PROJ_ROWS,
-        DT_SLOTS = (CHANNELS + DT_ROWS - 1) / DT_ROWS,
+        DT_SLOTS = (NW + DT_ROWS - 1) / DT_ROWS,
         // in_proj: slots of all rows of x, or of z, and one or two pieces of columns
         A_SLOT = TILE_ROWS / NW,
         IN_SLOTS = IN_PIECES / A_SLOT,
@@ -132,8 +132,8 @@ template <int NW, int MOST> struct resident_shape {
     static_assert(N_X % 16 == 0, "fours of units");
 };
 
-template <int NW, int MOST> struct resident_scratch {
-    typedef resident_shape<NW, MOST> shape;
+template <class SHAPE> struct resident_scratch {
+    typedef SHAPE shape;
     enum { WIPED = 4 + shape::OUT_SPLITS + shape::OUT_TILES }; // counters, at a launch's begin
 
     resident_counter parts[2]; // a rank's blocks have left their shares of x_proj's sums
@@ -141,11 +141,11 @@ template <int NW, int MOST> struct resident_scratch {
     resident_counter y[shape::OUT_SPLITS];     // as many blocks as there are tiles have left y
     resident_counter shares[shape::OUT_TILES]; // and as splits their shares of out_proj's sums
     resident_counter input; // all blocks have left the next layer's input; 0 between launches
-    float squares[MOST][shape::OUT_TILES]; // of the residual, by tile
+    float squares[SHAPE::ROWS][shape::OUT_TILES]; // of the residual, by tile
     // and behind it
     // float x_parts[2][RESIDENT_CLUSTERS][HALF_ROWS][n_x]
     // float bc[2][HALF_ROWS][32], bf16 dt[2][HALF_ROWS][dt_rank]: x_proj's sums
-    // float shares[OUT_SPLITS][MOST][d_model]
+    // float shares[OUT_SPLITS][SHAPE::ROWS][d_model]
 };
 
 #if SSM_HOPPER
@@ -236,8 +236,8 @@ template <int N> struct turn {
 enum { NO_LIMIT = 0x7fffffff };
 
 // A block: what all its threads know.
-template <int NW, int MOST> struct resident_block {
-    typedef resident_shape<NW, MOST> shape;
+template <class SHAPE> struct resident_block {
+    typedef SHAPE shape;
     int rank, cluster, tile, split; // of the cluster, the card; of out_proj
     int mine;                       // token rows that this rank ends, in eights: every other eight
     char *memory;
@@ -314,26 +314,24 @@ __device__ __forceinline__ int token_of(int rank, int at) {
     return at / 8 * 16 + rank * 8 + at % 8;
 }
 
-template <int NW, int MOST>
-__device__ __forceinline__ resident_scratch<NW, MOST> &scratch_of(const resident_args &a) {
-    return *(resident_scratch<NW, MOST> *)a.scratch;
+template <class SHAPE>
+__device__ __forceinline__ resident_scratch<SHAPE> &scratch_of(const resident_args &a) {
+    return *(resident_scratch<SHAPE> *)a.scratch;
 }
-template <int NW, int MOST> __device__ __forceinline__ float *x_parts_of(const resident_args &a) {
-    return (float *)(&scratch_of<NW, MOST>(a) + 1);
+template <class SHAPE> __device__ __forceinline__ float *x_parts_of(const resident_args &a) {
+    return (float *)(&scratch_of<SHAPE>(a) + 1);
 }
-template <int NW, int MOST>
-__device__ __forceinline__ float *bc_of(const resident_args &a, int rank) {
-    typedef resident_shape<NW, MOST> shape;
-    return x_parts_of<NW, MOST>(a) + 2 * RESIDENT_CLUSTERS * shape::HALF_ROWS * shape::N_X +
+template <class SHAPE> __device__ __forceinline__ float *bc_of(const resident_args &a, int rank) {
+    typedef SHAPE shape;
+    return x_parts_of<SHAPE>(a) + 2 * RESIDENT_CLUSTERS * shape::HALF_ROWS * shape::N_X +
            rank * shape::HALF_ROWS * 32;
 }
-template <int NW, int MOST>
-__device__ __forceinline__ bf16 *dt_of(const resident_args &a, int rank) {
-    typedef resident_shape<NW, MOST> shape;
-    return (bf16 *)bc_of<NW, MOST>(a, 2) + rank * shape::HALF_ROWS * shape::RANK;
+template <class SHAPE> __device__ __forceinline__ bf16 *dt_of(const resident_args &a, int rank) {
+    typedef SHAPE shape;
+    return (bf16 *)bc_of<SHAPE>(a, 2) + rank * shape::HALF_ROWS * shape::RANK;
 }
-template <int NW, int MOST> __device__ __forceinline__ float *shares_of(const resident_args &a) {
-    return (float *)dt_of<NW, MOST>(a, 2);
+template <class SHAPE> __device__ __forceinline__ float *shares_of(const resident_args &a) {
+    return (float *)dt_of<SHAPE>(a, 2);
 }
 
 #endif
@@ -343,7 +341,7 @@ template <class SHAPE> static size_t resident_shape_bytes() {
     const size_t floats = // dt and bc need less
         (size_t)(2 * RESIDENT_CLUSTERS + 2) * SHAPE::HALF_ROWS * SHAPE::N_X +
         (size_t)SHAPE::OUT_SPLITS * SHAPE::ROWS * SHAPE::WIDTH;
-    return sizeof(resident_scratch<SHAPE::CHANNELS, SHAPE::ROWS>) + floats * sizeof(float);
+    return sizeof(resident_scratch<SHAPE>) + floats * sizeof(float);
 }
 
 // resident_tall.cu: steps of 65 to 128 rows, with a scratch of their own.

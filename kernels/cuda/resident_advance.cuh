@@ -11,21 +11,22 @@ namespace ssm {
 
 // A warp's tokens are every eighth of the rank's; a lane holds 16 bytes of states of a channel in
 // each of GROUPS groups of channels. States come through the ring: whole tokens, OF_SLOT at once.
-template <int NW, int MOST, class S> struct resident_states {
+template <class SHAPE, class S> struct resident_states {
     enum {
         V = 16 / sizeof(S),
         LANES = 16 / V,
         OF_GROUP = 32 / LANES,
-        GROUPS = (NW + OF_GROUP - 1) / OF_GROUP,
+        GROUPS = (SHAPE::NW + OF_GROUP - 1) / OF_GROUP,
         ENDS = (GROUPS + LANES - 1) / LANES, // sums of y that a lane ends
-        TOKENS = resident_shape<NW, MOST>::HALF_ROWS / 8,
-        ROW_BYTES = NW * 16 * sizeof(S), // of a token
-        OF_SLOT = resident_shape<NW, MOST>::SLOT / ROW_BYTES,
-        DT_TILES = NW / 8, // of dt_proj's rows: a warp has every fourth, for half of the tokens
+        TOKENS = SHAPE::HALF_ROWS / 8,
+        ROW_BYTES = SHAPE::NW * 16 * sizeof(S), // of a token
+        OF_SLOT = SHAPE::SLOT / ROW_BYTES,
+        DT_TILES =
+            SHAPE::NW / 8, // of dt_proj's rows: a warp has every fourth, for half of the tokens
         BIASES = (DT_TILES + 3) / 4,
         LATE = GROUPS <= 5 ? 2 : 1 // tokens of a warp whose states are stored behind the count:
     };                             // as many as registers hold
-    typedef resident_shape<NW, MOST> shape;
+    typedef SHAPE shape;
     float decay[GROUPS][V], skip[ENDS];
     float2 bias[BIASES]; // of dt_proj: of the channels whose delta this thread makes
 
@@ -34,7 +35,7 @@ template <int NW, int MOST, class S> struct resident_states {
     int own; // lane k: of the warp's token k: slot * 2 + whether it begins from nothing; -1: none
 
     __device__ __forceinline__ resident_states(const resident_args &a,
-                                               const resident_block<NW, MOST> &b, int warp) {
+                                               const resident_block<SHAPE> &b, int warp) {
         const int lane = threadIdx.x % 32, token = token_of(b.rank, lane * 8 + warp);
         own = -1;
         if (lane < TOKENS && token < a.tokens) {
@@ -42,24 +43,25 @@ template <int NW, int MOST, class S> struct resident_states {
             own = r.slot < 0 ? -1 : r.slot * 2 + (r.fresh != 0);
         }
     }
-    static __device__ __forceinline__ int channel(const resident_worker<NW, MOST> &w, int i) {
+    static __device__ __forceinline__ int channel(const resident_worker<SHAPE> &w, int i) {
         return i * OF_GROUP + w.lane / LANES;
     }
-    static __device__ __forceinline__ int end_channel(const resident_worker<NW, MOST> &w, int j) {
+    static __device__ __forceinline__ int end_channel(const resident_worker<SHAPE> &w, int j) {
         return channel(w, j * LANES + w.lane % LANES);
     }
     // Constants of the layer, which carry_sums() has left where x's sums from the peer were.
-    __device__ __forceinline__ void constants(const resident_block<NW, MOST> &b,
-                                              const resident_worker<NW, MOST> &w) {
+    __device__ __forceinline__ void constants(const resident_block<SHAPE> &b,
+                                              const resident_worker<SHAPE> &w) {
         barrier_wait(b.constants, w.layer & 1);
         const float *decays = (const float *)b.peer_place() + w.lane % LANES * V;
-        const float *skips = (const float *)b.peer_place() + NW * 16, *biases = skips + NW;
+        const float *skips = (const float *)b.peer_place() + SHAPE::NW * 16,
+                    *biases = skips + SHAPE::NW;
 #pragma unroll
         for (int i = 0; i < GROUPS; i++)
-            load<V>(decays + min(channel(w, i), NW - 1) * 16, decay[i]);
+            load<V>(decays + min(channel(w, i), SHAPE::NW - 1) * 16, decay[i]);
 #pragma unroll
         for (int j = 0; j < ENDS; j++)
-            skip[j] = skips[min(end_channel(w, j), NW - 1)];
+            skip[j] = skips[min(end_channel(w, j), SHAPE::NW - 1)];
 #pragma unroll
         for (int t = 0; t < BIASES; t++)
             bias[t] =
@@ -107,8 +109,8 @@ template <int NW, int MOST, class S> struct resident_states {
     // delta and delta x of all channels and the rank's tokens, to shared memory. dt: rows of
     // DT_PITCH bytes. A warp reads what it multiplies of dt once for all its tiles: shared memory's
     // 128 bytes a cycle are what this takes.
-    __device__ __forceinline__ void deltas(const resident_block<NW, MOST> &b,
-                                           resident_worker<NW, MOST> &w, char *dt) {
+    __device__ __forceinline__ void deltas(const resident_block<SHAPE> &b,
+                                           resident_worker<SHAPE> &w, char *dt) {
         int slots[shape::DT_SLOTS];
 #pragma unroll
         for (int i = 0; i < shape::DT_SLOTS; i++)
@@ -163,7 +165,7 @@ template <int NW, int MOST, class S> struct resident_states {
                     const float by = shape::NORMS ? *norm_at(dt, r) : 1;
                     const float d0 = softplus(c[t][m * 2] * by + bias[t].x);
                     const float d1 = softplus(c[t][m * 2 + 1] * by + bias[t].y);
-                    *(float4 *)(pairs + (r * NW + channel) * 2) =
+                    *(float4 *)(pairs + (r * SHAPE::NW + channel) * 2) =
                         make_float4(d0, d0 * low_half(x), d1, d1 * high_half(x));
                 }
             }
@@ -182,8 +184,8 @@ template <int NW, int MOST, class S> struct resident_states {
         int slots[8 / OF_SLOT];
         uint32_t bits;
     };
-    __device__ __forceinline__ taken take(const resident_block<NW, MOST> &b,
-                                          resident_worker<NW, MOST> &w, int k) {
+    __device__ __forceinline__ taken take(const resident_block<SHAPE> &b, resident_worker<SHAPE> &w,
+                                          int k) {
         const bool fresh = __shfl_sync(~0u, own, k) & 1;
         taken t;
         t.bits = 0;
@@ -202,37 +204,36 @@ template <int NW, int MOST, class S> struct resident_states {
         }
         return t;
     }
-    __device__ __forceinline__ void give(const resident_block<NW, MOST> &b,
-                                         const resident_worker<NW, MOST> &w, const taken &t) const {
+    __device__ __forceinline__ void give(const resident_block<SHAPE> &b,
+                                         const resident_worker<SHAPE> &w, const taken &t) const {
 #pragma unroll
         for (int i = 0; i < 8 / OF_SLOT; i++)
             give_back(b, w, t.slots[i], t.bits);
     }
-    __device__ __forceinline__ void store(const resident_args &a, const resident_block<NW, MOST> &b,
-                                          const resident_worker<NW, MOST> &w, int k,
+    __device__ __forceinline__ void store(const resident_args &a, const resident_block<SHAPE> &b,
+                                          const resident_worker<SHAPE> &w, int k,
                                           const uint4 (&states)[GROUPS]) const {
         const int row = __shfl_sync(~0u, own, k);
-        const size_t first = (size_t)max(row >> 1, 0) * shape::INNER + b.cluster * NW;
+        const size_t first = (size_t)max(row >> 1, 0) * shape::INNER + b.cluster * SHAPE::NW;
         char *to = a.state + w.layer * a.state_pitch + first * 16 * sizeof(S) + w.lane * 16;
 #pragma unroll
         for (int i = 0; i < GROUPS; i++)
             store_state(to + i * 512, states[i],
-                        row >= 0 && (NW % OF_GROUP == 0 || channel(w, i) < NW));
+                        row >= 0 && (SHAPE::NW % OF_GROUP == 0 || channel(w, i) < SHAPE::NW));
     }
 
     // One token's states, and y in place of its x, while the next one's states come from the ring.
     // bc: rows of BC_PITCH floats.
-    __device__ __forceinline__ void token_on(const resident_args &a,
-                                             const resident_block<NW, MOST> &b,
-                                             resident_worker<NW, MOST> &w, const float *bc, int k) {
+    __device__ __forceinline__ void token_on(const resident_args &a, const resident_block<SHAPE> &b,
+                                             resident_worker<SHAPE> &w, const float *bc, int k) {
         const int r = k * 8 + w.warp, q = w.lane % LANES;
-        const float2 *pairs = (const float2 *)b.peer_place() + r * NW;
+        const float2 *pairs = (const float2 *)b.peer_place() + r * SHAPE::NW;
         float vb[V], vc[V], y[ENDS][LANES] = {};
         load<V>(bc + r * shape::BC_PITCH + q * V, vb);
         load<V>(bc + r * shape::BC_PITCH + 16 + q * V, vc);
 #pragma unroll
         for (int i = 0; i < GROUPS; i++) {
-            const float2 pair = pairs[min(channel(w, i), NW - 1)];
+            const float2 pair = pairs[min(channel(w, i), SHAPE::NW - 1)];
             float h[V], sum = 0;
             load<V>((const S *)&raw[i], h);
 #pragma unroll
@@ -262,7 +263,7 @@ template <int NW, int MOST, class S> struct resident_states {
         for (int j = 0; j < ENDS; j++) {
             spread_sums<LANES>(y[j], q);
             const int c = end_channel(w, j);
-            if (c < NW) {
+            if (c < SHAPE::NW) {
                 const float vx = to_float(x[c]), vz = to_float(z[c]);
                 x[c] = from_float<bf16>((y[j][0] + skip[j] * vx) * silu(vz));
             }
@@ -271,29 +272,28 @@ template <int NW, int MOST, class S> struct resident_states {
             give(b, w, next);
     }
     // The warp's rows of y.
-    __device__ __forceinline__ void store_y(const resident_args &a,
-                                            const resident_block<NW, MOST> &b,
-                                            const resident_worker<NW, MOST> &w) const {
-        enum { UNITS = NW / 8 };
+    __device__ __forceinline__ void store_y(const resident_args &a, const resident_block<SHAPE> &b,
+                                            const resident_worker<SHAPE> &w) const {
+        enum { UNITS = SHAPE::NW / 8 };
         __syncwarp();
 #pragma unroll
         for (int i = w.lane; i < TOKENS * UNITS; i += 32) {
             const int r = i / UNITS * 8 + w.warp, v = i % UNITS * 8;
             if (r < b.mine)
-                *(uint4 *)(a.y + (size_t)token_of(b.rank, r) * shape::INNER + b.cluster * NW + v) =
+                *(uint4 *)(a.y + (size_t)token_of(b.rank, r) * shape::INNER +
+                           b.cluster * SHAPE::NW + v) =
                     *(const uint4 *)(b.x() + r * shape::PITCH + v);
         }
     }
 
     // x_proj's sums, once they are there, to shared memory: under way.
-    __device__ __forceinline__ void ask_sums(const resident_args &a,
-                                             const resident_block<NW, MOST> &b,
-                                             const resident_worker<NW, MOST> &w) const {
+    __device__ __forceinline__ void ask_sums(const resident_args &a, const resident_block<SHAPE> &b,
+                                             const resident_worker<SHAPE> &w) const {
         barrier_wait(b.open, w.layer & 1);
         char *dt = b.staged();
         float *bc = bc_at(dt);
-        const bf16 *from_dt = dt_of<NW, MOST>(a, b.rank);
-        const float *from_bc = bc_of<NW, MOST>(a, b.rank);
+        const bf16 *from_dt = dt_of<SHAPE>(a, b.rank);
+        const float *from_bc = bc_of<SHAPE>(a, b.rank);
 #pragma unroll 4
         for (int i = threadIdx.x; i < b.mine * (shape::RANK / 8); i += RESIDENT_WORKERS) {
             const int r = i / (shape::RANK / 8), v = i % (shape::RANK / 8);
@@ -303,9 +303,8 @@ template <int NW, int MOST, class S> struct resident_states {
             copy_async(bc + i / 8 * shape::BC_PITCH + i % 8 * 4, from_bc + i * 4, true);
         copies_commit();
     }
-    __device__ __forceinline__ void advance(const resident_args &a,
-                                            const resident_block<NW, MOST> &b,
-                                            resident_worker<NW, MOST> &w) {
+    __device__ __forceinline__ void advance(const resident_args &a, const resident_block<SHAPE> &b,
+                                            resident_worker<SHAPE> &w) {
         char *dt = b.staged();
         const float *bc = bc_at(dt);
         copies_wait();
@@ -325,7 +324,7 @@ template <int NW, int MOST, class S> struct resident_states {
         fence_async(); // the peer's copies may follow
         workers_sync();
         if (threadIdx.x == 0) {
-            count_up(&scratch_of<NW, MOST>(a).y[b.split]);
+            count_up(&scratch_of<SHAPE>(a).y[b.split]);
             b.ask_up_to(NO_LIMIT);
         }
         const int last = b.mine / 8 - 1;

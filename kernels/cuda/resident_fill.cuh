@@ -14,18 +14,18 @@ namespace ssm {
 // What goes through the ring, in the order in which it is used: weights of all layers and the
 // rank's tokens' states. One warp.
 // P: in_proj and out_proj are packed.
-template <int NW, int MOST, class S, bool P> struct ring_source {
-    typedef resident_shape<NW, MOST> shape;
-    typedef resident_states<NW, MOST, S> states;
+template <class SHAPE, class S, bool P> struct ring_source {
+    typedef SHAPE shape;
+    typedef resident_states<SHAPE, S> states;
     const resident_args &a;
-    const resident_block<NW, MOST> &b;
+    const resident_block<SHAPE> &b;
     const uint64_t once;
     int lane, n_states;
     bool there, second_there;         // the lane's token has a state; TALL: a second one
     const char *state, *second_state; // of the first layer
 
     __device__ __forceinline__ ring_source(const resident_args &args,
-                                           const resident_block<NW, MOST> &block)
+                                           const resident_block<SHAPE> &block)
         : a(args), b(block), once(policy_once()) {
         lane = threadIdx.x % 32, n_states = in_states(b.mine);
         find(lane, there, state);
@@ -38,8 +38,8 @@ template <int NW, int MOST, class S, bool P> struct ring_source {
         if (token < a.tokens)
             own = a.rows[token];
         there = own.slot >= 0 && !own.fresh;
-        state =
-            a.state + ((size_t)max(own.slot, 0) * shape::INNER + b.cluster * NW) * 16 * sizeof(S);
+        state = a.state +
+                ((size_t)max(own.slot, 0) * shape::INNER + b.cluster * SHAPE::NW) * 16 * sizeof(S);
     }
     static __device__ __forceinline__ int in_states(int tokens) {
         return (tokens + states::OF_SLOT - 1) / states::OF_SLOT;
@@ -63,8 +63,8 @@ template <int NW, int MOST, class S, bool P> struct ring_source {
     // (at / 2)-th 256 columns.
     __device__ __forceinline__ void packed_in(const char *weights, int at, bool z, uint32_t full,
                                               uint32_t to, int place) const {
-        typedef packed_shape<NW> packed;
-        const int slot = (z ? NW / 8 : 0) + b.rank * packed::TURNS + at / 2;
+        typedef packed_shape<SHAPE::NW> packed;
+        const int slot = (z ? SHAPE::NW / 8 : 0) + b.rank * packed::TURNS + at / 2;
         const char *from =
             weights + ((size_t)slot * PACKED_BLOCKS + b.cluster * 2 + at % 2) * packed::TAKEN;
         if (lane == 0 && place >= 0) {
@@ -78,7 +78,7 @@ template <int NW, int MOST, class S, bool P> struct ring_source {
     // 2)-th 128 columns: a lane a block's S, or E.
     __device__ __forceinline__ void packed_out(const char *weights, int j, uint32_t full,
                                                uint32_t to, int place) const {
-        typedef packed_shape<NW> packed;
+        typedef packed_shape<SHAPE::NW> packed;
         enum : uint32_t { S_BYTES = packed::TILES * 512, E_BYTES = S_BYTES / 2 };
         const int column = b.split * packed::OUT_TURNS + j / 2; // of 128
         const int block = b.tile * 8 + j % 2 * 4 + lane % 4;
@@ -122,18 +122,19 @@ template <int NW, int MOST, class S, bool P> struct ring_source {
                 return packed_in(a.layers[layer].packed_in, at, row > 0, full, to, place);
             const int column = (b.rank * shape::IN_PIECES + shape::A_SLOT * at) * PIECE;
             expect(shape::SLOT);
-            box(0, &l.in, column, row + b.cluster * NW);
+            box(0, &l.in, column, row + b.cluster * SHAPE::NW);
             if (shape::A_SLOT == 2)
-                box(NW * 128, &l.in, column + PIECE, row + b.cluster * NW);
+                box(SHAPE::NW * 128, &l.in, column + PIECE, row + b.cluster * SHAPE::NW);
         };
         if (j < shape::IN_SLOTS)
             return in(j, 0);
         j -= shape::IN_SLOTS;
         if (j < shape::X_SLOTS) {
-            expect(shape::X_PROJ_ROWS * NW * 2);
+            expect(shape::X_PROJ_ROWS * SHAPE::NW * 2);
             if (shape::WIDE) // as two pieces, so that rows are not all in the same banks
-                box(shape::X_PROJ_ROWS * 128, &l.x, b.cluster * NW + PIECE, j * shape::X_PROJ_ROWS);
-            return box(0, &l.x, b.cluster * NW, j * shape::X_PROJ_ROWS);
+                box(shape::X_PROJ_ROWS * 128, &l.x, b.cluster * SHAPE::NW + PIECE,
+                    j * shape::X_PROJ_ROWS);
+            return box(0, &l.x, b.cluster * SHAPE::NW, j * shape::X_PROJ_ROWS);
         }
         j -= shape::X_SLOTS;
         if (!P && j < shape::KEPT_SLOTS) // of z: those whose token rows are still there
@@ -143,10 +144,11 @@ template <int NW, int MOST, class S, bool P> struct ring_source {
         j -= shape::IN_SLOTS;
         if (j < shape::DT_SLOTS) {
             const int row = j * shape::DT_ROWS;
-            const int bytes = min((int)shape::DT_ROWS, NW - row) * shape::RANK * 2;
+            const int bytes = min((int)shape::DT_ROWS, SHAPE::NW - row) * shape::RANK * 2;
             expect(bytes);
             return run(leads, 0,
-                       a.layers[layer].dt_proj + (size_t)(b.cluster * NW + row) * shape::RANK,
+                       a.layers[layer].dt_proj +
+                           (size_t)(b.cluster * SHAPE::NW + row) * shape::RANK,
                        bytes);
         }
         j -= shape::DT_SLOTS;
@@ -176,12 +178,11 @@ template <int NW, int MOST, class S, bool P> struct ring_source {
 // that the workers hold up (ask_up_to): what blocks tell each other would queue up behind them.
 // While all that was asked for is there and no slot is free, L2 is asked for what follows, a
 // little slower than memory gives it.
-template <int NW, int MOST, class S, bool P>
-__device__ __forceinline__ void fill_ring(const resident_args &a,
-                                          const resident_block<NW, MOST> &b) {
-    typedef resident_shape<NW, MOST> shape;
+template <class SHAPE, class S, bool P>
+__device__ __forceinline__ void fill_ring(const resident_args &a, const resident_block<SHAPE> &b) {
+    typedef SHAPE shape;
     enum { PACE = shape::SLOT / 20 }; // cycles
-    const ring_source<NW, MOST, S, P> source(a, b);
+    const ring_source<SHAPE, S, P> source(a, b);
     const int in_layer = source.in_layer(b.mine), n = in_layer * a.n_layers;
     turn<shape::SLOTS> slot, landing, last;
     int ahead = 0, asked_at = 0; // the next slot that L2 is not asked for yet
@@ -238,10 +239,10 @@ __device__ __forceinline__ void hear(const resident_counter *c, int target, uint
 // Token rows once they are there, by X_WARPS warps: not by the copy engine, where they would queue
 // up behind the weights. A stage's barrier counts each thread's copies as they land; those that
 // multiply fence them, for a fence here would wait for all that are under way.
-template <int NW, int MOST>
-__device__ __forceinline__ void fill_x(const resident_args &a, const resident_block<NW, MOST> &b,
+template <class SHAPE>
+__device__ __forceinline__ void fill_x(const resident_args &a, const resident_block<SHAPE> &b,
                                        int thread) {
-    typedef resident_shape<NW, MOST> shape;
+    typedef SHAPE shape;
     turn<shape::X_STAGES> stage;
     const int chunk = thread % 8, first = thread / 8;  // 16 bytes of every
     const int step = X_WARPS * 4, n = a.tokens / step; // so many rows
@@ -252,7 +253,7 @@ __device__ __forceinline__ void fill_x(const resident_args &a, const resident_bl
         for (int p = 0; p < pieces; p++) {
             barrier_wait(b.x_empty + stage.at * 8, stage.phase ^ 1);
 #pragma unroll
-            for (int k = 0; k < MOST / step; k++) {
+            for (int k = 0; k < SHAPE::ROWS / step; k++) {
                 if (k < n)
                     copy_async(to + stage.at * shape::X_STAGE + k * step * 128,
                                from + (size_t)k * step * pitch + p * PIECE, true);
@@ -263,20 +264,20 @@ __device__ __forceinline__ void fill_x(const resident_args &a, const resident_bl
     };
 #pragma unroll 1
     for (int i = 0; i < a.n_layers; i++) {
-        hear(&scratch_of<NW, MOST>(a).input, RESIDENT_BLOCKS * (i + 1), b.go, i, thread);
+        hear(&scratch_of<SHAPE>(a).input, RESIDENT_BLOCKS * (i + 1), b.go, i, thread);
         const bf16 *u = a.u + b.rank * shape::IN_PIECES * PIECE;
         ask(u, shape::WIDTH, shape::IN_PIECES);
         ask(u, shape::WIDTH, shape::IN_PIECES - shape::X_STAGES); // z's turn: it has the last ones
-        hear(&scratch_of<NW, MOST>(a).y[b.split], shape::OUT_TILES * (i + 1), b.y_go, i, thread);
+        hear(&scratch_of<SHAPE>(a).y[b.split], shape::OUT_TILES * (i + 1), b.y_go, i, thread);
         ask(a.y + b.split * shape::OUT_PIECES * PIECE, shape::INNER, shape::OUT_PIECES);
     }
 }
 
 // The same for packed weights: 128 columns of 16 rows a stage, u once.
-template <int NW, int MOST>
+template <class SHAPE>
 __device__ __forceinline__ void fill_x_packed(const resident_args &a,
-                                              const resident_block<NW, MOST> &b, int thread) {
-    typedef packed_shape<NW> shape;
+                                              const resident_block<SHAPE> &b, int thread) {
+    typedef packed_shape<SHAPE::NW> shape;
     enum { PARTS = 16, STEP = X_WARPS * 32 / PARTS, ROWS = RESIDENT_PACKED_ROWS };
     turn<shape::STAGES> stage;
     const int part = thread % PARTS, first = thread / PARTS; // 16 bytes of every STEP rows
@@ -299,9 +300,9 @@ __device__ __forceinline__ void fill_x_packed(const resident_args &a,
     };
 #pragma unroll 1
     for (int i = 0; i < a.n_layers; i++) {
-        hear(&scratch_of<NW, MOST>(a).input, RESIDENT_BLOCKS * (i + 1), b.go, i, thread);
+        hear(&scratch_of<SHAPE>(a).input, RESIDENT_BLOCKS * (i + 1), b.go, i, thread);
         ask(a.u + b.rank * shape::IN_PIECES * PIECE, shape::WIDTH, shape::STAGES);
-        hear(&scratch_of<NW, MOST>(a).y[b.split], shape::OUT_TILES * (i + 1), b.y_go, i, thread);
+        hear(&scratch_of<SHAPE>(a).y[b.split], shape::OUT_TILES * (i + 1), b.y_go, i, thread);
         ask(a.y + b.split * shape::OUT_PIECES * PIECE, shape::INNER, shape::OUT_TURNS);
     }
 }

@@ -10,9 +10,9 @@ namespace ssm {
 #if SSM_HOPPER
 
 // How far a worker is in the rings, and its place.
-template <int NW, int MOST> struct resident_worker {
-    turn<resident_shape<NW, MOST>::SLOTS> slot;
-    turn<resident_shape<NW, MOST>::X_STAGES> x;
+template <class SHAPE> struct resident_worker {
+    turn<SHAPE::SLOTS> slot;
+    turn<SHAPE::X_STAGES> x;
     int warp, lane, g, q, group, layer;
     int first, in_layer; // slots of the ring: before this layer, in a layer
     uint32_t zero;       // which the compiler does not know
@@ -23,16 +23,16 @@ template <int NW, int MOST> struct resident_worker {
         group = warp / 4, layer = 0, first = 0, in_layer = 0, zero = (uint32_t)a.tokens >> 16;
     }
     __device__ __forceinline__ int own_place() const { // among the rank's tokens
-        if constexpr (resident_shape<NW, MOST>::TALL)
+        if constexpr (SHAPE::TALL)
             return group * 32 + warp % 4 * 8 + g;
         return warp % 4 * 8 + g;
     }
 };
 
 // The next slot of the ring, full.
-template <int NW, int MOST>
-__device__ __forceinline__ int next_slot(const resident_block<NW, MOST> &b,
-                                         resident_worker<NW, MOST> &w) {
+template <class SHAPE>
+__device__ __forceinline__ int next_slot(const resident_block<SHAPE> &b,
+                                         resident_worker<SHAPE> &w) {
     const int at = w.slot.at;
     barrier_wait(b.full + at * 8, w.slot.phase);
     w.slot.next();
@@ -41,9 +41,9 @@ __device__ __forceinline__ int next_slot(const resident_block<NW, MOST> &b,
 // By each warp when it has read it. An arrive overtakes reads that queue behind the SM's loads from
 // L2, so that the slot could be filled again in front of them: `bits` is something of all that was
 // read, or was made of it, and the arrive's address waits for it.
-template <int NW, int MOST>
-__device__ __forceinline__ void give_back(const resident_block<NW, MOST> &b,
-                                          const resident_worker<NW, MOST> &w, int slot,
+template <class SHAPE>
+__device__ __forceinline__ void give_back(const resident_block<SHAPE> &b,
+                                          const resident_worker<SHAPE> &w, int slot,
                                           uint32_t bits) {
     __syncwarp();
     if (w.lane == 0)
@@ -53,11 +53,11 @@ __device__ __forceinline__ void give_back(const resident_block<NW, MOST> &b,
 // [64 tokens][ROWS] of a group over so many pieces of 64 columns, added to acc, two a turn. A slot
 // has A_SLOT pieces of rows; the group's begin at `row`. From the last two pieces on the ring asks
 // for nothing from slot `limit` on. The last `kept` pieces' token rows stay where they are.
-template <int NW, int MOST, int ROWS, int A_SLOT>
-__device__ __forceinline__ void columns(const resident_block<NW, MOST> &b,
-                                        resident_worker<NW, MOST> &w, int pieces, int row,
-                                        int limit, float (&acc)[ROWS / 2], int kept = 0) {
-    typedef resident_shape<NW, MOST> shape;
+template <class SHAPE, int ROWS, int A_SLOT>
+__device__ __forceinline__ void columns(const resident_block<SHAPE> &b, resident_worker<SHAPE> &w,
+                                        int pieces, int row, int limit, float (&acc)[ROWS / 2],
+                                        int kept = 0) {
+    typedef SHAPE shape;
     enum { PIECE_ROWS = shape::TILE_ROWS / A_SLOT };
     int slot_before = 0, x_before = 0;
     row = __shfl_sync(~0u, row, 0); // one to the compiler, too: descriptors without R2UR
@@ -108,25 +108,24 @@ __device__ __forceinline__ void columns(const resident_block<NW, MOST> &b,
 }
 
 // Of in_proj's rows of x, or z. What x's last columns leave of u, z begins with.
-template <int NW, int MOST>
-__device__ __forceinline__ void in_columns(const resident_block<NW, MOST> &b,
-                                           resident_worker<NW, MOST> &w, bool is_z,
-                                           float (&acc)[resident_shape<NW, MOST>::GROUP_ROWS / 2]) {
-    typedef resident_shape<NW, MOST> shape;
+template <class SHAPE>
+__device__ __forceinline__ void in_columns(const resident_block<SHAPE> &b,
+                                           resident_worker<SHAPE> &w, bool is_z,
+                                           float (&acc)[SHAPE::GROUP_ROWS / 2]) {
+    typedef SHAPE shape;
     enum { ROWS = shape::GROUP_ROWS };
-    columns<NW, MOST, ROWS, shape::A_SLOT>(b, w, shape::IN_PIECES, w.group * (NW - ROWS), NO_LIMIT,
-                                           acc, is_z ? 0 : shape::X_STAGES);
+    columns<SHAPE, ROWS, shape::A_SLOT>(b, w, shape::IN_PIECES, w.group * (SHAPE::NW - ROWS),
+                                        NO_LIMIT, acc, is_z ? 0 : shape::X_STAGES);
     if (!is_z)
         w.x.phase ^= 1; // as they were
 }
 
 // The peer's tokens' sums to it: from a warp's registers to the same warp's place there.
-template <int NW, int MOST>
+template <class SHAPE>
 __device__ __forceinline__ void
-to_peer(const resident_block<NW, MOST> &b, const resident_worker<NW, MOST> &w,
-        const float (&acc)[resident_shape<NW, MOST>::GROUP_ROWS / 2], char *place,
-        uint32_t barriers) {
-    enum { BLOCKS = resident_shape<NW, MOST>::IN_BLOCKS, BYTES = BLOCKS * 256 };
+to_peer(const resident_block<SHAPE> &b, const resident_worker<SHAPE> &w,
+        const float (&acc)[SHAPE::GROUP_ROWS / 2], char *place, uint32_t barriers) {
+    enum { BLOCKS = SHAPE::IN_BLOCKS, BYTES = BLOCKS * 256 };
     const uint32_t arrived = barriers + w.warp * 8, there = peer_address(arrived, b.rank ^ 1);
     const uint32_t to =
         peer_address(shared_address(place + w.warp * BYTES), b.rank ^ 1) + w.lane * 8;
@@ -140,12 +139,12 @@ to_peer(const resident_block<NW, MOST> &b, const resident_worker<NW, MOST> &w,
                       there);
 }
 // The i-th pair of channels of this thread's token, both blocks' columns.
-template <int NW, int MOST>
-__device__ __forceinline__ uint32_t
-both(const resident_block<NW, MOST> &b, const resident_worker<NW, MOST> &w,
-     const float (&acc)[resident_shape<NW, MOST>::GROUP_ROWS / 2], const char *place, int i,
-     float by) {
-    enum { BYTES = resident_shape<NW, MOST>::IN_BLOCKS * 256 };
+template <class SHAPE>
+__device__ __forceinline__ uint32_t both(const resident_block<SHAPE> &b,
+                                         const resident_worker<SHAPE> &w,
+                                         const float (&acc)[SHAPE::GROUP_ROWS / 2],
+                                         const char *place, int i, float by) {
+    enum { BYTES = SHAPE::IN_BLOCKS * 256 };
     const float2 other = ((const float2 *)(place + w.warp * BYTES))[w.lane + i * 32];
     const float lo = (b.rank ? acc[4 * i + 2] : acc[4 * i]) + other.x;
     const float hi = (b.rank ? acc[4 * i + 3] : acc[4 * i + 1]) + other.y;
@@ -153,16 +152,17 @@ both(const resident_block<NW, MOST> &b, const resident_worker<NW, MOST> &w,
 }
 
 // What the convolution of a thread's pairs of channels needs, asked for ahead of time.
-template <int NW, int MOST> struct resident_taps {
-    enum { BLOCKS = resident_shape<NW, MOST>::IN_BLOCKS };
+template <class SHAPE> struct resident_taps {
+    enum { BLOCKS = SHAPE::IN_BLOCKS };
     float2 taps[BLOCKS][5];      // of the input 0 to 3 tokens ago; the bias
     uint32_t history[BLOCKS][3]; // the inputs 1 to 3 tokens ago
 
-    __device__ __forceinline__ void ask(const resident_args &a, const resident_block<NW, MOST> &b,
-                                        const resident_worker<NW, MOST> &w) {
-        typedef resident_shape<NW, MOST> shape;
+    __device__ __forceinline__ void ask(const resident_args &a, const resident_block<SHAPE> &b,
+                                        const resident_worker<SHAPE> &w) {
+        typedef SHAPE shape;
         const resident_layer &l = a.layers[w.layer];
-        const int first = b.cluster * NW + w.group * (NW - shape::GROUP_ROWS) + 2 * w.q;
+        const int first =
+            b.cluster * SHAPE::NW + w.group * (SHAPE::NW - shape::GROUP_ROWS) + 2 * w.q;
         const int kept = a.width - 1;
         const bool there = w.own.slot >= 0 && !w.own.fresh;
         const bf16 *from = a.ring + w.layer * a.ring_pitch +
@@ -205,10 +205,10 @@ template <int NW, int MOST> struct resident_taps {
 };
 
 // A pair of channels of this step into the slot's ring.
-template <int NW, int MOST>
-__device__ __forceinline__ void
-keep_input(const resident_args &a, const resident_worker<NW, MOST> &w, int channel, uint32_t raw) {
-    enum { INNER = resident_shape<NW, MOST>::INNER };
+template <class SHAPE>
+__device__ __forceinline__ void keep_input(const resident_args &a, const resident_worker<SHAPE> &w,
+                                           int channel, uint32_t raw) {
+    enum { INNER = SHAPE::INNER };
     const int kept = a.width - 1;
     bf16 *entries = a.ring + w.layer * a.ring_pitch + (size_t)w.own.slot * kept * INNER + channel;
     if (w.own.fresh) { // before a sequence all reads as zero from now on
@@ -220,31 +220,30 @@ keep_input(const resident_args &a, const resident_worker<NW, MOST> &w, int chann
 }
 
 // All of the thread's: called once the share of x_proj is on its way, for nothing waits for them.
-template <int NW, int MOST>
-__device__ __forceinline__ void
-keep_inputs(const resident_args &a, const resident_block<NW, MOST> &b,
-            const resident_worker<NW, MOST> &w,
-            const uint32_t (&raw)[resident_shape<NW, MOST>::IN_BLOCKS]) {
-    typedef resident_shape<NW, MOST> shape;
+template <class SHAPE>
+__device__ __forceinline__ void keep_inputs(const resident_args &a, const resident_block<SHAPE> &b,
+                                            const resident_worker<SHAPE> &w,
+                                            const uint32_t (&raw)[SHAPE::IN_BLOCKS]) {
+    typedef SHAPE shape;
 #pragma unroll
     for (int i = 0; i < shape::IN_BLOCKS; i++) {
-        if (!shape::TALL && w.group && i < (2 * shape::GROUP_ROWS - NW) / 8)
+        if (!shape::TALL && w.group && i < (2 * shape::GROUP_ROWS - SHAPE::NW) / 8)
             continue; // the other group's
-        const int channel = w.group * (NW - shape::GROUP_ROWS) + i * 8 + 2 * w.q;
+        const int channel = w.group * (SHAPE::NW - shape::GROUP_ROWS) + i * 8 + 2 * w.q;
         if (w.own.slot >= 0)
-            keep_input(a, w, b.cluster * NW + channel, raw[i]);
+            keep_input(a, w, b.cluster * SHAPE::NW + channel, raw[i]);
     }
 }
 
 // Of the thread's token, four lanes a token.
-template <int NW, int MOST> struct resident_squares {
-    enum { N = resident_shape<NW, MOST>::OUT_TILES / 16 };
+template <class SHAPE> struct resident_squares {
+    enum { N = SHAPE::OUT_TILES / 16 };
     float4 v[N];
 
     __device__ __forceinline__ resident_squares(const resident_args &a, int token, int q) {
 #pragma unroll
         for (int i = 0; i < N; i++)
-            v[i] = load_shared_sum(&scratch_of<NW, MOST>(a).squares[token][i * 16 + q * 4]);
+            v[i] = load_shared_sum(&scratch_of<SHAPE>(a).squares[token][i * 16 + q * 4]);
     }
     // 1 / root mean square.
     __device__ __forceinline__ float scale(const resident_args &a) const {
@@ -254,23 +253,23 @@ template <int NW, int MOST> struct resident_squares {
             sum += (v[i].x + v[i].y) + (v[i].z + v[i].w);
         sum += __shfl_xor_sync(~0u, sum, 1);
         sum += __shfl_xor_sync(~0u, sum, 2);
-        return rsqrtf(sum * (1.f / resident_shape<NW, MOST>::WIDTH) + a.eps);
+        return rsqrtf(sum * (1.f / SHAPE::WIDTH) + a.eps);
     }
 };
 
 // in_proj's rows of x: the peer ends half of the tokens, this block the others, after their
 // convolution to shared memory; what went into it to raw. Returns what z's sums are to be
 // multiplied by.
-template <int NW, int MOST>
-__device__ __forceinline__ float
-in_proj_x(const resident_args &a, const resident_block<NW, MOST> &b, resident_worker<NW, MOST> &w,
-          uint32_t (&raw)[resident_shape<NW, MOST>::IN_BLOCKS]) {
-    typedef resident_shape<NW, MOST> shape;
-    resident_taps<NW, MOST> conv;
+template <class SHAPE>
+__device__ __forceinline__ float in_proj_x(const resident_args &a, const resident_block<SHAPE> &b,
+                                           resident_worker<SHAPE> &w,
+                                           uint32_t (&raw)[SHAPE::IN_BLOCKS]) {
+    typedef SHAPE shape;
+    resident_taps<SHAPE> conv;
     conv.ask(a, b, w);
     const int token = token_of(b.rank, w.own_place());
     barrier_wait(b.go, w.layer & 1);
-    const resident_squares<NW, MOST> squares(a, token, w.q);
+    const resident_squares<SHAPE> squares(a, token, w.q);
     float acc[shape::GROUP_ROWS / 2] = {};
     in_columns(b, w, false, acc);
     char *x_place = b.peer_place();
@@ -281,9 +280,9 @@ in_proj_x(const resident_args &a, const resident_block<NW, MOST> &b, resident_wo
 #pragma unroll
     for (int i = 0; i < shape::IN_BLOCKS; i++) {
         raw[i] = both(b, w, acc, x_place, i, by);
-        if (!shape::TALL && w.group && i < (2 * shape::GROUP_ROWS - NW) / 8)
+        if (!shape::TALL && w.group && i < (2 * shape::GROUP_ROWS - SHAPE::NW) / 8)
             continue; // the other group's
-        const int channel = w.group * (NW - shape::GROUP_ROWS) + i * 8 + 2 * w.q;
+        const int channel = w.group * (SHAPE::NW - shape::GROUP_ROWS) + i * 8 + 2 * w.q;
         x[channel / 2] = conv.convolve(i, raw[i]);
     }
     workers_sync();
@@ -293,26 +292,26 @@ in_proj_x(const resident_args &a, const resident_block<NW, MOST> &b, resident_wo
 }
 
 // Its rows of z, once all columns are multiplied.
-template <int NW, int MOST>
-__device__ __forceinline__ void
-send_z(const resident_block<NW, MOST> &b, const resident_worker<NW, MOST> &w,
-       const float (&acc)[resident_shape<NW, MOST>::GROUP_ROWS / 2]) {
-    typedef resident_shape<NW, MOST> shape;
+template <class SHAPE>
+__device__ __forceinline__ void send_z(const resident_block<SHAPE> &b,
+                                       const resident_worker<SHAPE> &w,
+                                       const float (&acc)[SHAPE::GROUP_ROWS / 2]) {
+    typedef SHAPE shape;
     to_peer(b, w, acc, b.peer_place() + shape::FROM_PEER, b.z_arrived);
 }
-template <int NW, int MOST>
-__device__ __forceinline__ void
-keep_z(const resident_block<NW, MOST> &b, const resident_worker<NW, MOST> &w,
-       const float (&acc)[resident_shape<NW, MOST>::GROUP_ROWS / 2], float by) {
-    typedef resident_shape<NW, MOST> shape;
+template <class SHAPE>
+__device__ __forceinline__ void keep_z(const resident_block<SHAPE> &b,
+                                       const resident_worker<SHAPE> &w,
+                                       const float (&acc)[SHAPE::GROUP_ROWS / 2], float by) {
+    typedef SHAPE shape;
     barrier_wait(b.z_arrived + w.warp * 8, w.layer & 1);
     uint32_t *z = (uint32_t *)(b.z() + w.own_place() * shape::PITCH);
 #pragma unroll
     for (int i = 0; i < shape::IN_BLOCKS; i++) {
         const uint32_t raw = both(b, w, acc, b.peer_place() + shape::FROM_PEER, i, by);
-        if (!shape::TALL && w.group && i < (2 * shape::GROUP_ROWS - NW) / 8)
+        if (!shape::TALL && w.group && i < (2 * shape::GROUP_ROWS - SHAPE::NW) / 8)
             continue;
-        z[(w.group * (NW - shape::GROUP_ROWS) + i * 8) / 2 + w.q] = raw;
+        z[(w.group * (SHAPE::NW - shape::GROUP_ROWS) + i * 8) / 2 + w.q] = raw;
     }
 }
 

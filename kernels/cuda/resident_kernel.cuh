@@ -19,18 +19,18 @@ struct unpacked_worker { // in place of packed_worker
 };
 
 // P: in_proj and out_proj are packed.
-template <int NW, int MOST, class S, bool P>
-__device__ __forceinline__ void work(const resident_args &a, const resident_block<NW, MOST> &b) {
-    typedef resident_shape<NW, MOST> shape;
-    resident_worker<NW, MOST> w(a);
+template <class SHAPE, class S, bool P>
+__device__ __forceinline__ void work(const resident_args &a, const resident_block<SHAPE> &b) {
+    typedef SHAPE shape;
+    resident_worker<SHAPE> w(a);
     const int token = token_of(b.rank, w.own_place());
     w.own = {-1, -1, 0, 1};
     if (token < a.tokens)
         w.own = a.rows[token];
-    resident_states<NW, MOST, S> states(a, b, w.warp);
-    w.in_layer = ring_source<NW, MOST, S, P>::in_layer(b.mine);
+    resident_states<SHAPE, S> states(a, b, w.warp);
+    w.in_layer = ring_source<SHAPE, S, P>::in_layer(b.mine);
     first_input(a, b, w);
-    [[maybe_unused]] std::conditional_t<P, packed_worker<NW>, unpacked_worker> packed(b, w);
+    [[maybe_unused]] std::conditional_t<P, packed_worker<SHAPE::NW>, unpacked_worker> packed(b, w);
 #pragma unroll 1
     for (int i = 0; i < a.n_layers; i++, w.first += w.in_layer) {
         w.layer = i;
@@ -66,12 +66,12 @@ __device__ __forceinline__ void work(const resident_args &a, const resident_bloc
 
 #endif
 
-template <int NW, int MOST, class S, bool P>
+template <class SHAPE, class S, bool P>
 __global__ void __launch_bounds__(RESIDENT_THREADS, 1)
     resident_kernel(const __grid_constant__ resident_args a) {
 #if SSM_HOPPER
     extern __shared__ __align__(1024) char shared[];
-    const resident_block<NW, MOST> b(shared, a.tokens);
+    const resident_block<SHAPE> b(shared, a.tokens);
     if (threadIdx.x == 0)
         b.init();
     if (!P)
@@ -81,12 +81,12 @@ __global__ void __launch_bounds__(RESIDENT_THREADS, 1)
     cluster_wait(); // the peer's barriers are ready
     if (threadIdx.x < RESIDENT_WORKERS) {
         more_registers<216>();
-        work<NW, MOST, S, P>(a, b);
+        work<SHAPE, S, P>(a, b);
     } else {
         fewer_registers<72>();
         const int warp = threadIdx.x / 32 - RESIDENT_WARPS;
         if (warp == 0)
-            fill_ring<NW, MOST, S, P>(a, b);
+            fill_ring<SHAPE, S, P>(a, b);
         else if (warp > X_WARPS)
             carry_sums(a, b);
         else if constexpr (P)

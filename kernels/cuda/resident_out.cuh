@@ -17,18 +17,17 @@ __device__ __forceinline__ void store_four(float *p, const float4 &v, bool on) {
 }
 
 // out_proj: this block's share of a tile's sums.
-template <int NW, int MOST>
-__device__ __forceinline__ void out_proj_shares(const resident_args &a,
-                                                const resident_block<NW, MOST> &b,
-                                                resident_worker<NW, MOST> &w) {
-    typedef resident_shape<NW, MOST> shape;
+template <class SHAPE>
+__device__ __forceinline__ void
+out_proj_shares(const resident_args &a, const resident_block<SHAPE> &b, resident_worker<SHAPE> &w) {
+    typedef SHAPE shape;
     enum { ROWS = shape::OUT_GROUP, APART = shape::TALL ? 0 : ROWS }; // of the groups
     float acc[ROWS / 2] = {};
-    columns<NW, MOST, ROWS, 1>(b, w, shape::OUT_PIECES, w.group * APART, w.first + w.in_layer, acc);
+    columns<SHAPE, ROWS, 1>(b, w, shape::OUT_PIECES, w.group * APART, w.first + w.in_layer, acc);
     int t = w.warp % 4 * 16 + w.g;
     if constexpr (shape::TALL)
         t += w.group * 64;
-    float *to = shares_of<NW, MOST>(a) + (size_t)(b.split * MOST + t) * shape::WIDTH +
+    float *to = shares_of<SHAPE>(a) + (size_t)(b.split * SHAPE::ROWS + t) * shape::WIDTH +
                 b.tile * shape::TILE_ROWS + w.group * APART;
     // A thread has two rows of the weights of every eight: of two eights its neighbour's two, too.
     const bool odd = w.q % 2;
@@ -55,16 +54,16 @@ __device__ __forceinline__ void out_proj_shares(const resident_args &a,
     }
     workers_sync();
     if (threadIdx.x == 0)
-        count_up(&scratch_of<NW, MOST>(a).shares[b.tile]);
+        count_up(&scratch_of<SHAPE>(a).shares[b.tile]);
 }
 
 // A split's share of the token rows, an eighth or a quarter, by a tile of the residual: a warp has
 // every eighth of these tokens.
-template <int NW, int MOST> struct residual_part {
-    typedef resident_shape<NW, MOST> shape;
+template <class SHAPE> struct residual_part {
+    typedef SHAPE shape;
     enum {
-        TOKENS = MOST / shape::OUT_SPLITS / RESIDENT_WARPS, // of a warp, at most
-        UNITS = shape::TILE_ROWS / 4,                       // of four
+        TOKENS = SHAPE::ROWS / shape::OUT_SPLITS / RESIDENT_WARPS, // of a warp, at most
+        UNITS = shape::TILE_ROWS / 4,                              // of four
         A_LANE = (UNITS + 31) / 32,
         WIDTH = shape::WIDTH
     };
@@ -72,9 +71,8 @@ template <int NW, int MOST> struct residual_part {
     bool live;                              // the warp has any
     float4 v[TOKENS][A_LANE], norm[A_LANE]; // the residual; the next layer's norm, or nothing
 
-    __device__ __forceinline__ residual_part(const resident_args &a,
-                                             const resident_block<NW, MOST> &b,
-                                             const resident_worker<NW, MOST> &w)
+    __device__ __forceinline__ residual_part(const resident_args &a, const resident_block<SHAPE> &b,
+                                             const resident_worker<SHAPE> &w)
         : first(b.split * (a.tokens / shape::OUT_SPLITS) + w.warp), n(a.tokens / shape::OUT_SPLITS),
           column(b.tile * shape::TILE_ROWS), lane(w.lane), warp(w.warp), live(w.warp < n) {
     }
@@ -113,7 +111,7 @@ template <int NW, int MOST> struct residual_part {
             }
             square = warp_sum(square);
             if (lane == 0)
-                scratch_of<NW, MOST>(a).squares[token(k)][tile] = square;
+                scratch_of<SHAPE>(a).squares[token(k)][tile] = square;
         }
     }
     __device__ __forceinline__ void store(const resident_args &a) const { // read by nobody else
@@ -129,20 +127,18 @@ template <int NW, int MOST> struct residual_part {
 
 // The tokens' embeddings: the residual and the first layer's input. All other blocks use counters
 // that were wiped here: they wait for this block's input first.
-template <int NW, int MOST>
-__device__ __forceinline__ void first_input(const resident_args &a,
-                                            const resident_block<NW, MOST> &b,
-                                            const resident_worker<NW, MOST> &w) {
-    residual_part<NW, MOST> part(a, b, w);
-    if (blockIdx.x == 0 && threadIdx.x < resident_scratch<NW, MOST>::WIPED)
-        scratch_of<NW, MOST>(a).parts[threadIdx.x].n = 0;
+template <class SHAPE>
+__device__ __forceinline__ void first_input(const resident_args &a, const resident_block<SHAPE> &b,
+                                            const resident_worker<SHAPE> &w) {
+    residual_part<SHAPE> part(a, b, w);
+    if (blockIdx.x == 0 && threadIdx.x < resident_scratch<SHAPE>::WIPED)
+        scratch_of<SHAPE>(a).parts[threadIdx.x].n = 0;
     if (part.live) {
         part.ask_norm(a.first_norm);
 #pragma unroll
         for (int k = 0; k < part.TOKENS; k++) {
             const int id = known_token(a.ids[part.token(k)], a.drawn);
-            const bf16 *from =
-                a.embedding + (size_t)id * resident_shape<NW, MOST>::WIDTH + part.column;
+            const bf16 *from = a.embedding + (size_t)id * SHAPE::WIDTH + part.column;
 #pragma unroll
             for (int i = 0; i < part.A_LANE; i++) {
                 const uint2 four = *(const uint2 *)(from + part.unit(i));
@@ -154,7 +150,7 @@ __device__ __forceinline__ void first_input(const resident_args &a,
     }
     workers_sync();
     if (threadIdx.x == 0) {
-        count_up(&scratch_of<NW, MOST>(a).input);
+        count_up(&scratch_of<SHAPE>(a).input);
         b.ask_up_to(NO_LIMIT);
     }
     if (part.live)
@@ -163,13 +159,13 @@ __device__ __forceinline__ void first_input(const resident_args &a,
 
 // Adds the shares up for the block's part of the tokens onto the residual; the next layer's input
 // and its sums of squares.
-template <int NW, int MOST>
-__device__ __forceinline__ void residual(const resident_args &a, const resident_block<NW, MOST> &b,
-                                         const resident_worker<NW, MOST> &w) {
-    typedef resident_shape<NW, MOST> shape;
+template <class SHAPE>
+__device__ __forceinline__ void residual(const resident_args &a, const resident_block<SHAPE> &b,
+                                         const resident_worker<SHAPE> &w) {
+    typedef SHAPE shape;
     enum { SPLITS = shape::OUT_SPLITS };
     const float *next_norm = a.layers[w.layer].next_norm;
-    residual_part<NW, MOST> part(a, b, w);
+    residual_part<SHAPE> part(a, b, w);
     auto &v = part.v;
     if (part.live) {
 #pragma unroll
@@ -182,19 +178,19 @@ __device__ __forceinline__ void residual(const resident_args &a, const resident_
         if (next_norm)
             part.ask_norm(next_norm);
     }
-    workers_wait(&scratch_of<NW, MOST>(a).shares[b.tile], SPLITS * (w.layer + 1));
+    workers_wait(&scratch_of<SHAPE>(a).shares[b.tile], SPLITS * (w.layer + 1));
     if (part.live) {
         float4 sum[part.TOKENS][part.A_LANE][SPLITS];
 #pragma unroll
         for (int k = 0; k < part.TOKENS; k++) {
             const float *from =
-                shares_of<NW, MOST>(a) + (size_t)part.token(k) * shape::WIDTH + part.column;
+                shares_of<SHAPE>(a) + (size_t)part.token(k) * shape::WIDTH + part.column;
 #pragma unroll
             for (int i = 0; i < part.A_LANE; i++) {
 #pragma unroll
                 for (int s = 0; s < SPLITS; s++)
-                    sum[k][i][s] =
-                        load_shared_sum(from + (size_t)s * MOST * shape::WIDTH + part.unit(i));
+                    sum[k][i][s] = load_shared_sum(from + (size_t)s * SHAPE::ROWS * shape::WIDTH +
+                                                   part.unit(i));
             }
         }
 #pragma unroll
@@ -212,9 +208,9 @@ __device__ __forceinline__ void residual(const resident_args &a, const resident_
     workers_sync();
     if (threadIdx.x == 0) {
         if (next_norm)
-            count_up(&scratch_of<NW, MOST>(a).input);
+            count_up(&scratch_of<SHAPE>(a).input);
         else if (blockIdx.x == 0) // shares are here, so all have waited for the last input
-            scratch_of<NW, MOST>(a).input.n = 0;
+            scratch_of<SHAPE>(a).input.n = 0;
         b.ask_up_to(NO_LIMIT);
     }
     if (part.live)

@@ -63,14 +63,15 @@ __device__ __forceinline__ void arrive_twice(uint32_t barrier) {
 
 template <int NW> struct packed_worker {
     typedef packed_shape<NW> shape;
+    typedef typename shape::base base;
     enum { TILES = shape::TILES };
-    const resident_block<NW, RESIDENT_ROWS> &b;
-    resident_worker<NW, RESIDENT_ROWS> &w;
+    const resident_block<base> &b;
+    resident_worker<base> &w;
     turn<shape::STAGES> x;
     int part; // of a slot's columns, or rows
 
-    __device__ __forceinline__ packed_worker(const resident_block<NW, RESIDENT_ROWS> &block,
-                                             resident_worker<NW, RESIDENT_ROWS> &worker)
+    __device__ __forceinline__ packed_worker(const resident_block<base> &block,
+                                             resident_worker<base> &worker)
         : b(block), w(worker), part(worker.warp % 4) {
     }
     // A lane's sixteen columns of 64, of tokens g and g + 8.
@@ -184,11 +185,11 @@ template <int NW> struct packed_worker {
     // in_proj_x() and what follows it there.
     __device__ __forceinline__ float in_proj_x(const resident_args &a,
                                                uint32_t (&raw)[shape::IN_BLOCKS]) {
-        resident_taps<NW, RESIDENT_ROWS> conv;
+        resident_taps<base> conv;
         conv.ask(a, b, w);
         const int token = token_of(b.rank, w.own_place());
         barrier_wait(b.go, w.layer & 1);
-        const resident_squares<NW, RESIDENT_ROWS> squares(a, token, w.q);
+        const resident_squares<base> squares(a, token, w.q);
         float acc[4 * TILES] = {};
         in_columns(false, acc);
         give(acc, b.peer_place(), b.arrived);
@@ -255,8 +256,7 @@ template <int NW> struct packed_worker {
             x.next();
         }
         const float by = a.layers[w.layer].packed_out_by;
-        float *to = shares_of<NW, RESIDENT_ROWS>(a) +
-                    (size_t)(b.split * RESIDENT_ROWS + w.g) * shape::WIDTH +
+        float *to = shares_of<base>(a) + (size_t)(b.split * RESIDENT_ROWS + w.g) * shape::WIDTH +
                     b.tile * shape::TILE_ROWS + w.group * NW + part * shape::OUT_ROWS + 2 * w.q;
 #pragma unroll
         for (int t = 0; t < 2; t++) {
@@ -277,7 +277,7 @@ template <int NW> struct packed_worker {
         }
         workers_sync();
         if (threadIdx.x == 0)
-            count_up(&scratch_of<NW, RESIDENT_ROWS>(a).shares[b.tile]);
+            count_up(&scratch_of<base>(a).shares[b.tile]);
     }
 };
 

@@ -21,8 +21,7 @@
 //   1.4b       2.17   1.85   1.82                            2.33   2.14   2.06
 //   2.8b       3.48   3.55   3.44     3.70   3.67   3.56     4.08   4.07   3.91
 //
-// Logits and states with fp32 states: test_cuda wide; with fp16, which the table has, so far on the
-// host alone, at all five widths (tests/kernels/emulated; CI runs two of them).
+// Logits and states of both kinds: test_cuda wide, on the host tests/kernels/emulated.
 //
 // Predicted for 2.8b: 2.8 (72 rows) to 3.35, from 35 us a layer at 64 rows and 20 for the second
 // set's bytes; but a layer of 72 rows takes 53. Not looked into: the convolution's taps, 100
@@ -33,7 +32,8 @@ namespace ssm {
 
 template <class S, class F> static bool with_width(int d_model, F f) {
 #define WIDTH(NW)                                                                                  \
-    f(resident_kernel<NW, RESIDENT_TALL_ROWS, S, false>, resident_shape<NW, RESIDENT_TALL_ROWS>())
+    f(resident_kernel<resident_shape<NW, RESIDENT_TALL_ROWS>, S, false>,                           \
+      resident_shape<NW, RESIDENT_TALL_ROWS>())
     switch (d_model) {
     case 32 * 24:
         return WIDTH(24);

@@ -20,12 +20,11 @@ __device__ __forceinline__ void mma_8(float (&c)[4], uint32_t a0, uint32_t a1, u
 }
 
 // The cluster's channels' share of x_proj's sums, of the rank's tokens.
-template <int NW, int MOST>
-__device__ __forceinline__ void x_proj_parts(const resident_args &a,
-                                             const resident_block<NW, MOST> &b,
-                                             resident_worker<NW, MOST> &w) {
-    typedef resident_shape<NW, MOST> shape;
-    enum { TILES = shape::N_X / 8, A_WARP = (TILES + 7) / 8, STEPS = NW / 16 };
+template <class SHAPE>
+__device__ __forceinline__ void x_proj_parts(const resident_args &a, const resident_block<SHAPE> &b,
+                                             resident_worker<SHAPE> &w) {
+    typedef SHAPE shape;
+    enum { TILES = shape::N_X / 8, A_WARP = (TILES + 7) / 8, STEPS = SHAPE::NW / 16 };
     enum { SIXTEENS = shape::HALF_ROWS / 16 }; // of tokens
     int slot[shape::X_SLOTS];
 #pragma unroll
@@ -41,7 +40,8 @@ __device__ __forceinline__ void x_proj_parts(const resident_args &a,
 #pragma unroll
         for (int i = 1; i < shape::X_SLOTS; i++)
             at = n < i * shape::X_PROJ_ROWS ? at : slot[i];
-        rows[k] = b.slot(at) + n % shape::X_PROJ_ROWS * (shape::WIDE ? 128 : NW * 2) + w.q * 4;
+        rows[k] =
+            b.slot(at) + n % shape::X_PROJ_ROWS * (shape::WIDE ? 128 : SHAPE::NW * 2) + w.q * 4;
     }
     auto two = [&](int k, int unit) { // of 16 bytes
         if (!shape::WIDE)
@@ -50,7 +50,7 @@ __device__ __forceinline__ void x_proj_parts(const resident_args &a,
                                    (unit % 8 ^ w.g) * 16);
     };
 #pragma unroll
-    for (int s = 0; s < STEPS + NW % 16 / 8; s++) {
+    for (int s = 0; s < STEPS + SHAPE::NW % 16 / 8; s++) {
         uint32_t v[SIXTEENS][4];
 #pragma unroll
         for (int m = 0; m < SIXTEENS; m++)
@@ -101,18 +101,17 @@ __device__ __forceinline__ void x_proj_parts(const resident_args &a,
 // One warp tells the other blocks what workers have made of x_proj, asks for the constants of the
 // states, adds up a 64th of the rank's sums of x_proj, and tells the workers when all are there,
 // while they go on with z.
-template <int NW, int MOST>
-__device__ __forceinline__ void carry_sums(const resident_args &a,
-                                           const resident_block<NW, MOST> &b) {
-    typedef resident_shape<NW, MOST> shape;
+template <class SHAPE>
+__device__ __forceinline__ void carry_sums(const resident_args &a, const resident_block<SHAPE> &b) {
+    typedef SHAPE shape;
     enum { ROW = shape::N_X / 4, UNITS = ROW * shape::HALF_ROWS / 64 }; // of a token; of a 64th
     enum { MORE = UNITS > 32 ? 32 : 0 };            // few lanes have a second unit
     enum { PITCH = shape::HALF_ROWS * shape::N_X }; // of a cluster's share
-    resident_scratch<NW, MOST> &counts = scratch_of<NW, MOST>(a);
+    resident_scratch<SHAPE> &counts = scratch_of<SHAPE>(a);
     const int lane = threadIdx.x % 32, units = b.mine * ROW; // of four numbers
     const int first = b.cluster * units / RESIDENT_CLUSTERS;
     const int mine = (b.cluster + 1) * units / RESIDENT_CLUSTERS - first;
-    float *parts = x_parts_of<NW, MOST>(a) + b.rank * RESIDENT_CLUSTERS * PITCH;
+    float *parts = x_parts_of<SHAPE>(a) + b.rank * RESIDENT_CLUSTERS * PITCH;
     const float *from = parts + (first + min(lane, max(mine - 1, 0))) * 4;
     char *place = b.staged() + min(lane, UNITS - 1) * 16;
     const int r = (first + lane) / ROW, n = shape::swizzled(r, (first + lane) % ROW) * 4;
@@ -133,9 +132,11 @@ __device__ __forceinline__ void carry_sums(const resident_args &a,
             const resident_layer &l = a.layers[i];
             const uint32_t to = shared_address(b.peer_place());
             barrier_expect(b.constants, shape::CONSTANTS);
-            copy_run(to, l.decay + b.cluster * NW * 16, NW * 64, b.constants);
-            copy_run(to + NW * 64, l.skip + b.cluster * NW, NW * 4, b.constants);
-            copy_run(to + NW * 68, l.dt_bias + b.cluster * NW, NW * 4, b.constants);
+            copy_run(to, l.decay + b.cluster * SHAPE::NW * 16, SHAPE::NW * 64, b.constants);
+            copy_run(to + SHAPE::NW * 64, l.skip + b.cluster * SHAPE::NW, SHAPE::NW * 4,
+                     b.constants);
+            copy_run(to + SHAPE::NW * 68, l.dt_bias + b.cluster * SHAPE::NW, SHAPE::NW * 4,
+                     b.constants);
             count_wait(&counts.parts[b.rank], RESIDENT_CLUSTERS * (i + 1));
         }
         __syncwarp();
@@ -190,10 +191,10 @@ __device__ __forceinline__ void carry_sums(const resident_args &a,
         auto give = [&](int r, int n, bool there) {
             uint64_t before = 0;
             if (there && n < shape::RANK) {
-                before = exchange(dt_of<NW, MOST>(a, b.rank) + r * shape::RANK + n,
+                before = exchange(dt_of<SHAPE>(a, b.rank) + r * shape::RANK + n,
                                   pack_bf16(sum.x, sum.y), pack_bf16(sum.z, sum.w));
             } else if (there) {
-                float *to = bc_of<NW, MOST>(a, b.rank) + r * 32 + n - shape::RANK;
+                float *to = bc_of<SHAPE>(a, b.rank) + r * 32 + n - shape::RANK;
                 before = exchange(to, __float_as_uint(sum.x), __float_as_uint(sum.y)) |
                          exchange(to + 2, __float_as_uint(sum.z), __float_as_uint(sum.w));
             }

@@ -122,7 +122,7 @@ static void reference(const layer<NW> &l, const row &r, int width, doubles *x, d
 }
 
 template <int NW, int MOST, class S> static void kernel(const void *arguments) {
-    resident_kernel<NW, MOST, S, false>(*(const resident_args *)arguments);
+    resident_kernel<resident_shape<NW, MOST>, S, false>(*(const resident_args *)arguments);
 }
 
 static void set_map(CUtensorMap *map, const weights &w, int columns, int rows, int box_columns,
