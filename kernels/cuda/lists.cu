@@ -84,8 +84,9 @@ static bool writes_at_once(const device *d, int32_t n_rows, bool decode) {
         return d->replays && !advance_replay_fits(d, n_rows);
     if (!d->replays || !decode)
         return false;
-    return solo_fits(d, n_rows) || (d->g.d_model >= 512 && n_rows <= FEW_ROWS &&
-                                    !medium_fits(d, n_rows) && few_fits(d, n_rows));
+    return solo_fits(d, n_rows) || (n_rows <= FEW_ROWS && resident_fits(d, n_rows)) ||
+           (d->g.d_model >= 512 && n_rows <= FEW_ROWS && !medium_fits(d, n_rows) &&
+            few_fits(d, n_rows));
 }
 
 // In such a step: the entries that the slot's base is without until it begins.

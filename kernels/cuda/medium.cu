@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Products for 9 to 64 rows on Hopper (Mamba-2 of 2,048 channels and more: from 5 on, or from 3
-// where few_packed.cu has no weights; models of 7b: any), where resident.cu does not fit (Mamba-2,
-// biases, other
-// widths): the weights once, at the rate of the memory, with what comes before and after them in
-// the same launch (medium_kernel.cuh).
+// where few_packed.cu has no weights; models of 7b: any), where resident.cu and resident_heads.cu
+// do not fit (fp32 states of Mamba-2, biases, other widths): the weights once, at the rate of the
+// memory, with what comes before and after them in the same launch (medium_kernel.cuh).
 //
 // - Token rows are the matrix instruction's first operand (64, however many there are), weight rows
 //   its second: those come in any multiple of 8, so every block gets an even share. Two groups of
@@ -61,8 +60,7 @@
 // Where a layer of 2.7b goes (CUPTI, us that a kernel ends after the one before it; in brackets the
 // time of its bytes at 4.5 TB/s): 8 rows in_proj 16.6 (12), advance 7.0 (3), out_proj 11.7 (6); 16
 // rows 18.1, 10.4 (5), 10.2; 64 rows 24.7, 25.1 (20), 14.9. Each kernel loses 4 to 6 us at its
-// ends, whatever lies in its ring by then. All layers in one launch, as resident.cu's, is what is
-// left to gain.
+// ends, whatever lies in its ring by then. All layers in one launch since: resident_heads.cu.
 //
 // Predicted for the first rung: 3.0 at 2.8b b64, 2.4 at b16. In_proj alone in a chain of itself
 // takes 18.8 us at 64 rows and 16.9 at 16, 12.6 more for every further 52 MB (4.15 TB/s): what is

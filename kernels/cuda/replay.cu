@@ -20,12 +20,13 @@
 // written at once (what lies in the slot is not read). Prompts take and leave whole bases
 // (replay_fold.cu).
 //
-// A decode step of up to 8 rows where few.cu takes it, of models of 512 channels and more, and one
-// of one row where solo_large_mamba2.cu does, writes states as the plain advance does, and folds
-// first what a slot still holds: at few rows states are little beside weights, and this kernel's
-// 200 KB of shared memory an SM keep the next product's weights from being fetched ahead (one row
-// of 2.7b: 3.38 ms instead of 1.97). So a sequence also depends on others through the size of the
-// step, as it does through the products.
+// A decode step of up to 8 rows where few.cu or resident_heads.cu takes it, of models of 512
+// channels and more, and one of one row where solo_large_mamba2.cu does, writes states as the plain
+// advance does, and folds first what a slot still holds: at few rows states are little beside
+// weights, and this kernel's 200 KB of shared memory an SM keep the next product's weights from
+// being fetched ahead (one row of 2.7b: 3.38 ms instead of 1.97). So a sequence also depends on
+// others through the size of the step, as it does through the products. From 9 to 64 rows of fp16
+// states of published widths resident_heads_replay.cu does what this does.
 //
 // Work: an item is one head of one row (half of one in fp32), 16 KB of base, in one piece. A warp
 // runs through a range of items alone: a bulk copy brings base and earlier x into its stage of

@@ -95,6 +95,13 @@ template <class S> struct replay_group {
                 b[blk * W + i][0] = v[0].w[i], b[blk * W + i][1] = v[1].w[i],
                             cf[blk * W + i] = v[2].w[i];
         }
+        finish(cf, p.fold);
+        if constexpr (sizeof(S) == 4)
+            load<V>(c_now + lane * V, c);
+    }
+    // From b and C's words as they lie beside it: the rest but c.
+    __device__ __forceinline__ void finish(const uint32_t (&cf)[16], bool fold) {
+        const int lane = threadIdx.x & 31, g = lane >> 2;
         float sum[4] = {};
 #pragma unroll
         for (int t = 0; t < 16; t += 2)
@@ -102,7 +109,7 @@ template <class S> struct replay_group {
         const float low = __shfl_sync(~0u, sum[0], lane * 4 & 31);
         const float high = __shfl_sync(~0u, sum[2], lane * 4 & 31);
         dot = lane < 8 ? low : high;
-        if (p.fold) {
+        if (fold) {
 #pragma unroll
             for (int t = 0; t < 16; t++)
                 b[t][0] = transpose8x8(b[t][0]), b[t][1] = transpose8x8(b[t][1]);
@@ -131,8 +138,6 @@ template <class S> struct replay_group {
                         : "f"(high_half(pair) * factor), "f"(low_half(pair) * factor));
                 }
             }
-        } else {
-            load<V>(c_now + lane * V, c);
         }
     }
 };
@@ -143,25 +148,41 @@ template <class S> struct replay_group {
 // and w2, odd ones those of w1 and w3; y is the sum of one result from either half. Odd rows take
 // the 64 bytes beside those of even rows, so that eight lanes meet all banks: columns 2, 3, 6, 7
 // hold the C for them, and their results lie in lanes of odd q.
-__device__ __forceinline__ void read_base(const char *stage, const replay_group<f16> &group,
-                                          float (&y)[2]) {
-    const int lane = threadIdx.x & 31, g = lane >> 2, q = lane & 3;
-    const char *rows = stage + 2 * g * REPLAY_N * 2 + q * 16;
-    const char *at[2] = {rows + (g & 1) * 64, rows + 64 - (g & 1) * 64};
-    float v[8];
+// Of a tile of 16 rows: `even`, `odd` are the lane's rows 2 g, 2 g + 1 and its 16 bytes by q.
+// Results, still to be scaled, of both where has_base().
+__device__ __forceinline__ void read_base_tile(const char *even, const char *odd,
+                                               const replay_group<f16> &group, float (&v)[2]) {
+    const int beside = (threadIdx.x >> 2 & 1) * 64;
+    const char *const rows[2] = {even, odd};
 #pragma unroll
-    for (int t = 0; t < 8; t++) { // rows 16 (t / 2) + 2 g + t % 2
+    for (int t = 0; t < 2; t++) {
+        const char *const at[2] = {rows[t] + beside, rows[t] + 64 - beside};
         float c[4] = {};
 #pragma unroll
         for (int blk = 0; blk < 4; blk++) {
-            const uint4 w =
-                *(const uint4 *)(at[blk & 1] + (t / 2 * 16 + t % 2) * REPLAY_N * 2 + blk / 2 * 128);
+            const uint4 w = *(const uint4 *)(at[blk & 1] + blk / 2 * 128);
             mma_f16(c, w.x, w.y, w.z, w.w, group.c16[blk][0], group.c16[blk][1]);
         }
         v[t] = c[0] + c[3];
     }
+}
+__device__ __forceinline__ bool has_base(void) {
+    const int lane = threadIdx.x & 31;
+    return (lane & 1) == (lane >> 2 & 1);
+}
+
+__device__ __forceinline__ void read_base(const char *stage, const replay_group<f16> &group,
+                                          float (&y)[2]) {
+    const int lane = threadIdx.x & 31, g = lane >> 2, q = lane & 3;
+    const char *rows = stage + 2 * g * REPLAY_N * 2 + q * 16;
+    float v[8];
+#pragma unroll
+    for (int m = 0; m < 4; m++) {
+        const char *even = rows + m * 16 * REPLAY_N * 2;
+        read_base_tile(even, even + REPLAY_N * 2, group, (float(&)[2])v[2 * m]);
+    }
     // lanes of q and q ^ 1 own rows of tiles 2 q, 2 q + 1; one of the two has the results of both
-    const bool has = (q & 1) == (g & 1);
+    const bool has = has_base();
 #pragma unroll
     for (int i = 0; i < 2; i++) {
         const float even = q & 2 ? v[4 + i] : v[i], odd = q & 2 ? v[6 + i] : v[2 + i];

@@ -327,6 +327,8 @@ template <class S> static bool holds_all(const device *d) {
 }
 
 bool resident_room(const device *d) {
+    if (d->g.kind == SSM_BLOCK_MAMBA2)
+        return resident_heads_room(d);
     return resident_model_fits(d) &&
            with_state_type(d->state_type, [&](auto s) { return holds_all<decltype(s)>(d); });
 }
@@ -334,6 +336,8 @@ bool resident_room(const device *d) {
 // Rows from which on it is faster than the kernels of few rows, by width: 2.8b's eight rows take
 // 1.67 ms, four by few.cu 2.55; 130m's eight 0.31 by few.cu.
 static int32_t fewest(const device *d) {
+    if (d->g.kind == SSM_BLOCK_MAMBA2)
+        return resident_heads_fewest(d);
     return d->g.d_model == LARGEST ? 2 : d->g.d_model == 2560 ? 3 : d->g.d_model == 768 ? 9 : 5;
 }
 
@@ -343,7 +347,9 @@ int32_t resident_rows(const device *d, int32_t n) {
 }
 
 bool resident_fits(const device *d, int32_t n) {
-    const int32_t most = d->resident_tall_room ? (int32_t)RESIDENT_TALL_ROWS : RESIDENT_ROWS;
+    const int32_t most = d->g.kind == SSM_BLOCK_MAMBA2 ? resident_heads_most(d)
+                         : d->resident_tall_room       ? (int32_t)RESIDENT_TALL_ROWS
+                                                       : (int32_t)RESIDENT_ROWS;
     if (!d->resident_room || n < fewest(d) || n > most || n % 8 != 0)
         return false;
     for (int i = 0; i < d->g.n_layers; i++) {
@@ -355,7 +361,9 @@ bool resident_fits(const device *d, int32_t n) {
 
 size_t resident_bytes(const device *d) {
     size_t bytes = 0;
-    if (d->resident_room)
+    if (d->resident_room && d->g.kind == SSM_BLOCK_MAMBA2)
+        bytes = resident_heads_bytes(d);
+    else if (d->resident_room)
         with_width<float>(d->g.d_model, false, [&](auto, auto shape) {
             bytes = resident_shape_bytes<decltype(shape)>();
             return true;
@@ -364,6 +372,8 @@ size_t resident_bytes(const device *d) {
 }
 
 cudaError_t resident_layers(device *d, const batch &b) {
+    if (d->g.kind == SSM_BLOCK_MAMBA2)
+        return resident_heads_layers(d, b);
     if (b.n > RESIDENT_ROWS)
         return resident_tall_layers(d, b);
     const bool packed = d->weights_packed && b.n <= RESIDENT_PACKED_ROWS;

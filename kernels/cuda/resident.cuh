@@ -25,8 +25,8 @@ enum {
     AHEAD = 160 << 10  // that L2 is asked for in front of it
 };
 
-struct resident_weights { // of a layer, as boxes
-    CUtensorMap in, x, out;
+struct resident_weights {   // of a layer, as boxes
+    CUtensorMap in, x, out; // x: of x_proj; Mamba-2: in_proj's again, in eights of rows
 };
 
 struct resident_layer {
@@ -56,6 +56,7 @@ struct resident_args {
     float eps, bc_dt_eps; // the latter of the norms of dt, B and C; below 0: there are none
     resident_weights weights[RESIDENT_LAYERS];
     resident_layer layers[RESIDENT_LAYERS];
+    float gate_eps; // Mamba-2: of the gated norm
 };
 
 // Of a width of 32 CHANNELS, a cluster's channels; MOST: token rows, 64 or 128.
@@ -66,6 +67,8 @@ template <int CHANNELS, int MOST> struct resident_shape {
         HALF_ROWS = MOST / 2,
         SETS = MOST / 64, // of 64 token rows, a matrix instruction's
         TALL = SETS > 1,
+        HALVES = false, // the tokens are dealt to the ranks by eights
+        GATED = false,
         WIDE = NW == 128,                         // falcon-mamba-7b's
         NORMS = WIDE,                             // dt, B and C may be normed (falcon_mamba)
         SMALL = WIDE || TALL,                     // slots, or there were room for two or three
@@ -75,6 +78,7 @@ template <int CHANNELS, int MOST> struct resident_shape {
         OUT_GROUP = TALL ? TILE_ROWS : TILE_ROWS / 2, // rows of a group of warps
         WIDTH = 32 * NW,                              // d_model
         INNER = 64 * NW,                              // d_inner
+        CONV = INNER,                                 // channels of the convolution
         RANK = 2 * NW,                                // dt_rank
         N_X = RANK + 32,
         IN_PIECES = NW / 4, // pieces of 64 columns of a block's share
@@ -94,6 +98,10 @@ template <int CHANNELS, int MOST> struct resident_shape {
         KEPT_SLOTS = X_STAGES / A_SLOT,                // of x, whose token rows z begins with
         GROUP_ROWS = TALL ? NW : (NW / 8 + 1) / 2 * 8, // of a group of warps
         IN_BLOCKS = GROUP_ROWS / 8,
+        EXTRA = 0, // rows behind a cluster's rows of x
+        X_ROWS = NW + EXTRA,
+        X_GROUP = GROUP_ROWS,
+        X_BLOCKS = X_GROUP / 8,
         PITCH = NW + 8,                            // of a token's x and z
         DT_PITCH = (RANK * 2 + 63) / 64 * 64 | 64, // bytes: odd multiples of 64
         BC_PITCH = 32 + 4,
@@ -114,7 +122,10 @@ template <int CHANNELS, int MOST> struct resident_shape {
         SLOTS = ROOM < 16 ? ROOM : 16,
         BYTES = SLOTS * SLOT + BESIDE + BARRIERS,
         SLOTS_FLIGHT = FLIGHT / SLOT < SLOTS ? FLIGHT / SLOT : SLOTS,
-        SLOTS_AHEAD = AHEAD / SLOT
+        SLOTS_AHEAD = AHEAD / SLOT,
+        // numbers in front of out_proj's shares (resident_scratch)
+        BEFORE_SHARES =
+            2 * RESIDENT_CLUSTERS * HALF_ROWS * N_X + 2 * HALF_ROWS * 32 + HALF_ROWS * RANK
     };
     static_assert(IN_PIECES % 2 == 0 && X_STAGES % 2 == 0, "two pieces a slot, or a turn");
     static_assert(X_PROJ_ROWS * NW * 2 <= SLOT && DT_ROWS * RANK * 2 <= SLOT, "slots");
@@ -220,6 +231,28 @@ __device__ __forceinline__ float4 load_shared_sum(const float *p) {
                  : "memory");
     return v;
 }
+__device__ __forceinline__ float2 load_shared_pair(const float *p) {
+    float2 v;
+    asm volatile("ld.global.cg.v2.f32 {%0,%1}, [%2];" : "=f"(v.x), "=f"(v.y) : "l"(p) : "memory");
+    return v;
+}
+template <int N> __device__ __forceinline__ words<N> load_shared_words(const void *p) {
+    words<N> v;
+    if constexpr (N == 4)
+        asm volatile("ld.global.cg.v4.u32 {%0,%1,%2,%3}, [%4];"
+                     : "=r"(v.w[0]), "=r"(v.w[1]), "=r"(v.w[2]), "=r"(v.w[3])
+                     : "l"(p)
+                     : "memory");
+    else
+        asm volatile("ld.global.cg.v2.u32 {%0,%1}, [%2];"
+                     : "=r"(v.w[0]), "=r"(v.w[1])
+                     : "l"(p)
+                     : "memory");
+    return v;
+}
+__device__ __forceinline__ void scale4(float4 &v, float by) {
+    v.x *= by, v.y *= by, v.z *= by, v.w *= by;
+}
 __device__ __forceinline__ void add4(float4 &a, const float4 &b) {
     a.x += b.x, a.y += b.y, a.z += b.z, a.w += b.w;
 }
@@ -231,9 +264,18 @@ template <int N> struct turn {
         if (++at == N)
             at = 0, phase ^= 1;
     }
+    __device__ __forceinline__ void skip(int n) {
+        for (at += n; at >= N; at -= N)
+            phase ^= 1;
+    }
 };
 
-enum { NO_LIMIT = 0x7fffffff };
+enum { NO_LIMIT = 0x7fffffff, ASKED = 16 };
+
+// Every other eight.
+__device__ __forceinline__ int token_of(int rank, int at) {
+    return at / 8 * 16 + rank * 8 + at % 8;
+}
 
 // A block: what all its threads know.
 template <class SHAPE> struct resident_block {
@@ -242,19 +284,19 @@ template <class SHAPE> struct resident_block {
     int mine;                       // token rows that this rank ends, in eights: every other eight
     char *memory;
     uint32_t slots, x_ring, full, empty, x_full, x_empty, arrived, z_arrived, go, y_go, told, open,
-        constants, limit;
+        constants, limit, asked;
 
     __device__ __forceinline__ resident_block(char *p, int tokens) {
         rank = blockIdx.x % 2, cluster = blockIdx.x / 2;
         tile = blockIdx.x % shape::OUT_TILES, split = blockIdx.x / shape::OUT_TILES;
-        mine = (tokens / 8 + 1 - rank) / 2 * 8;
+        mine = shape::HALVES ? tokens / 2 : (tokens / 8 + 1 - rank) / 2 * 8;
         memory = p;
         slots = shared_address(p), x_ring = slots + shape::SLOTS * shape::SLOT;
         full = slots + shape::BYTES - shape::BARRIERS, empty = full + shape::SLOTS * 8;
         x_full = empty + shape::SLOTS * 8, x_empty = x_full + shape::X_BARRIERS * 8;
         arrived = x_empty + shape::X_BARRIERS * 8, z_arrived = arrived + 8 * 8,
         go = z_arrived + 8 * 8, y_go = go + 8, told = y_go + 8, open = told + 8,
-        constants = open + 8, limit = constants + 8;
+        constants = open + 8, limit = constants + 8, asked = limit + 8;
     }
     __device__ __forceinline__ char *slot(int i) const {
         return memory + i * shape::SLOT;
@@ -284,18 +326,44 @@ template <class SHAPE> struct resident_block {
             barrier_init(arrived + i * 8, 1), barrier_init(z_arrived + i * 8, 1);
         barrier_init(go, 1), barrier_init(y_go, 1);
         barrier_init(told, RESIDENT_WARPS), barrier_init(open, 1), barrier_init(constants, 1);
+        if (shape::HALVES) {
+            for (int i = 0; i < ASKED; i++)
+                barrier_init(asked + i * 8, 1);
+        }
         ask_up_to(shape::SLOTS_FLIGHT); // until the first input is counted
         barriers_ready();
+    }
+    // The rank's token row `at` (0 to mine - 1) among all.
+    __device__ __forceinline__ int token(int at) const {
+        return shape::HALVES ? rank * mine + at : token_of(rank, at);
     }
     // All threads: the token rows that nobody fetches, which are multiplied, too: zeros take the
     // matrix units half the energy of what an earlier kernel has left here.
     __device__ __forceinline__ void clear_absent(int tokens) const {
+        if constexpr (shape::HALVES) {
+#pragma unroll 1
+            for (int i = threadIdx.x; i < shape::X_STAGES * shape::X_STAGE / 16;
+                 i += RESIDENT_THREADS) {
+                const int row = i / 8 % 64;
+                if (row / 16 * 8 + row % 8 >= mine)
+                    ((uint4 *)x_place())[i] = make_uint4(0, 0, 0, 0);
+            }
+            fence_async();
+            return;
+        }
         const int from = tokens * 8, n = shape::X_STAGE / 16 - from; // 16 bytes of a stage
 #pragma unroll 1
         for (int i = threadIdx.x; i < shape::X_STAGES * n; i += RESIDENT_THREADS)
             ((uint4 *)x_place())[i / n * (shape::X_STAGE / 16) + from + i % n] =
                 make_uint4(0, 0, 0, 0);
         fence_async();
+    }
+    // Until the slot with a layer's k-th token's states was asked for. A warp that does not wait
+    // for each slot needs it: a slot's barrier knows odd passes from even ones alone. There are as
+    // many of these as the ring can have slots.
+    __device__ __forceinline__ void wait_asked(int layer, int k) const {
+        const int n = (mine - k % ASKED + ASKED - 1) / ASKED; // times a layer comes to this one
+        barrier_wait(asked + k % ASKED * 8, (layer * n + k / ASKED) & 1);
     }
     // The ring's slot, counted from the launch's start, from which on nothing is asked for: one
     // thread of those that work.
@@ -308,11 +376,6 @@ template <class SHAPE> struct resident_block {
         return n;
     }
 };
-
-// The rank's token row `at` (0 to mine - 1) among all.
-__device__ __forceinline__ int token_of(int rank, int at) {
-    return at / 8 * 16 + rank * 8 + at % 8;
-}
 
 template <class SHAPE>
 __device__ __forceinline__ resident_scratch<SHAPE> &scratch_of(const resident_args &a) {
@@ -331,21 +394,33 @@ template <class SHAPE> __device__ __forceinline__ bf16 *dt_of(const resident_arg
     return (bf16 *)bc_of<SHAPE>(a, 2) + rank * shape::HALF_ROWS * shape::RANK;
 }
 template <class SHAPE> __device__ __forceinline__ float *shares_of(const resident_args &a) {
-    return (float *)dt_of<SHAPE>(a, 2);
+    if constexpr (SHAPE::GATED)
+        return (float *)(&scratch_of<SHAPE>(a) + 1) + SHAPE::BEFORE_SHARES;
+    else
+        return (float *)dt_of<SHAPE>(a, 2);
 }
 
 #endif
 
 // Bytes of a shape's scratch.
 template <class SHAPE> static size_t resident_shape_bytes() {
-    const size_t floats = // dt and bc need less
-        (size_t)(2 * RESIDENT_CLUSTERS + 2) * SHAPE::HALF_ROWS * SHAPE::N_X +
-        (size_t)SHAPE::OUT_SPLITS * SHAPE::ROWS * SHAPE::WIDTH;
+    const size_t floats =
+        (size_t)SHAPE::BEFORE_SHARES + (size_t)SHAPE::OUT_SPLITS * SHAPE::ROWS * SHAPE::WIDTH;
     return sizeof(resident_scratch<SHAPE>) + floats * sizeof(float);
 }
 
 // resident_tall.cu: steps of 65 to 128 rows, with a scratch of their own.
 cudaError_t resident_tall_layers(device *d, const batch &b);
+
+// resident_heads.cu: steps of Mamba-2, with resident.cu's scratch.
+bool resident_heads_room(const device *d);
+int32_t resident_heads_fewest(const device *d); // rows, if there is room
+int32_t resident_heads_most(const device *d);
+size_t resident_heads_bytes(const device *d);
+cudaError_t resident_heads_layers(device *d, const batch &b);
+// resident_heads_replay.cu: those that do not write states every token.
+bool resident_heads_replay_room(const device *d);
+cudaError_t resident_heads_replay_layers(device *d, const batch &b);
 
 } // namespace ssm
 

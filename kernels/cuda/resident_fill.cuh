@@ -178,11 +178,11 @@ template <class SHAPE, class S, bool P> struct ring_source {
 // that the workers hold up (ask_up_to): what blocks tell each other would queue up behind them.
 // While all that was asked for is there and no slot is free, L2 is asked for what follows, a
 // little slower than memory gives it.
-template <class SHAPE, class S, bool P>
-__device__ __forceinline__ void fill_ring(const resident_args &a, const resident_block<SHAPE> &b) {
+template <class SHAPE, class SOURCE, class ARGS>
+__device__ __forceinline__ void fill_ring(const ARGS &a, const resident_block<SHAPE> &b) {
     typedef SHAPE shape;
     enum { PACE = shape::SLOT / 20 }; // cycles
-    const ring_source<SHAPE, S, P> source(a, b);
+    const SOURCE source(a, b);
     const int in_layer = source.in_layer(b.mine), n = in_layer * a.n_layers;
     turn<shape::SLOTS> slot, landing, last;
     int ahead = 0, asked_at = 0; // the next slot that L2 is not asked for yet
@@ -254,7 +254,13 @@ __device__ __forceinline__ void fill_x(const resident_args &a, const resident_bl
             barrier_wait(b.x_empty + stage.at * 8, stage.phase ^ 1);
 #pragma unroll
             for (int k = 0; k < SHAPE::ROWS / step; k++) {
-                if (k < n)
+                if constexpr (shape::HALVES) { // eights of either rank's by turn
+                    const int at = k / 2 * 8 + first;
+                    if (at < b.mine)
+                        copy_async(to + stage.at * shape::X_STAGE + k * step * 128,
+                                   from + (size_t)(k / 2 * 8 + k % 2 * b.mine) * pitch + p * PIECE,
+                                   true);
+                } else if (k < n)
                     copy_async(to + stage.at * shape::X_STAGE + k * step * 128,
                                from + (size_t)k * step * pitch + p * PIECE, true);
             }

@@ -51,14 +51,14 @@ __device__ __forceinline__ void give_back(const resident_block<SHAPE> &b,
 }
 
 // [64 tokens][ROWS] of a group over so many pieces of 64 columns, added to acc, two a turn. A slot
-// has A_SLOT pieces of rows; the group's begin at `row`. From the last two pieces on the ring asks
-// for nothing from slot `limit` on. The last `kept` pieces' token rows stay where they are.
-template <class SHAPE, int ROWS, int A_SLOT>
+// has A_SLOT pieces of PIECE_ROWS rows; the group's begin at `row`. From the last two pieces on the
+// ring asks for nothing from slot `limit` on. The last `kept` pieces' token rows stay where they
+// are.
+template <class SHAPE, int ROWS, int A_SLOT, int PIECE_ROWS = SHAPE::TILE_ROWS / A_SLOT>
 __device__ __forceinline__ void columns(const resident_block<SHAPE> &b, resident_worker<SHAPE> &w,
                                         int pieces, int row, int limit, float (&acc)[ROWS / 2],
                                         int kept = 0) {
     typedef SHAPE shape;
-    enum { PIECE_ROWS = shape::TILE_ROWS / A_SLOT };
     int slot_before = 0, x_before = 0;
     row = __shfl_sync(~0u, row, 0); // one to the compiler, too: descriptors without R2UR
     int set = 0;                    // bytes
@@ -109,23 +109,30 @@ __device__ __forceinline__ void columns(const resident_block<SHAPE> &b, resident
 
 // Of in_proj's rows of x, or z. What x's last columns leave of u, z begins with.
 template <class SHAPE>
-__device__ __forceinline__ void in_columns(const resident_block<SHAPE> &b,
-                                           resident_worker<SHAPE> &w, bool is_z,
-                                           float (&acc)[SHAPE::GROUP_ROWS / 2]) {
+__device__ __forceinline__ void in_columns_x(const resident_block<SHAPE> &b,
+                                             resident_worker<SHAPE> &w,
+                                             float (&acc)[SHAPE::X_GROUP / 2]) {
     typedef SHAPE shape;
-    enum { ROWS = shape::GROUP_ROWS };
-    columns<SHAPE, ROWS, shape::A_SLOT>(b, w, shape::IN_PIECES, w.group * (SHAPE::NW - ROWS),
-                                        NO_LIMIT, acc, is_z ? 0 : shape::X_STAGES);
-    if (!is_z)
-        w.x.phase ^= 1; // as they were
+    columns<SHAPE, shape::X_GROUP, shape::A_SLOT, shape::X_ROWS>(
+        b, w, shape::IN_PIECES, w.group * (shape::X_ROWS - shape::X_GROUP), NO_LIMIT, acc,
+        shape::X_STAGES);
+    w.x.phase ^= 1; // as they were
+}
+template <class SHAPE>
+__device__ __forceinline__ void in_columns_z(const resident_block<SHAPE> &b,
+                                             resident_worker<SHAPE> &w,
+                                             float (&acc)[SHAPE::GROUP_ROWS / 2]) {
+    typedef SHAPE shape;
+    columns<SHAPE, shape::GROUP_ROWS, shape::A_SLOT, shape::NW>(
+        b, w, shape::IN_PIECES, w.group * (shape::NW - shape::GROUP_ROWS), NO_LIMIT, acc);
 }
 
 // The peer's tokens' sums to it: from a warp's registers to the same warp's place there.
-template <class SHAPE>
-__device__ __forceinline__ void
-to_peer(const resident_block<SHAPE> &b, const resident_worker<SHAPE> &w,
-        const float (&acc)[SHAPE::GROUP_ROWS / 2], char *place, uint32_t barriers) {
-    enum { BLOCKS = SHAPE::IN_BLOCKS, BYTES = BLOCKS * 256 };
+template <class SHAPE, int N>
+__device__ __forceinline__ void to_peer(const resident_block<SHAPE> &b,
+                                        const resident_worker<SHAPE> &w, const float (&acc)[N],
+                                        char *place, uint32_t barriers) {
+    enum { BLOCKS = N / 4, BYTES = BLOCKS * 256 };
     const uint32_t arrived = barriers + w.warp * 8, there = peer_address(arrived, b.rank ^ 1);
     const uint32_t to =
         peer_address(shared_address(place + w.warp * BYTES), b.rank ^ 1) + w.lane * 8;
@@ -139,21 +146,42 @@ to_peer(const resident_block<SHAPE> &b, const resident_worker<SHAPE> &w,
                       there);
 }
 // The i-th pair of channels of this thread's token, both blocks' columns.
-template <class SHAPE>
+template <class SHAPE, int N>
 __device__ __forceinline__ uint32_t both(const resident_block<SHAPE> &b,
-                                         const resident_worker<SHAPE> &w,
-                                         const float (&acc)[SHAPE::GROUP_ROWS / 2],
+                                         const resident_worker<SHAPE> &w, const float (&acc)[N],
                                          const char *place, int i, float by) {
-    enum { BYTES = SHAPE::IN_BLOCKS * 256 };
+    enum { BYTES = N / 4 * 256 };
     const float2 other = ((const float2 *)(place + w.warp * BYTES))[w.lane + i * 32];
     const float lo = (b.rank ? acc[4 * i + 2] : acc[4 * i]) + other.x;
     const float hi = (b.rank ? acc[4 * i + 3] : acc[4 * i + 1]) + other.y;
     return pack_bf16(lo * by, hi * by);
 }
 
+// A thread's i-th pair of x's rows: whether the other group has it, its row, and the channel of the
+// convolution. Extra rows: resident_heads_in.cuh.
+template <class SHAPE> __device__ __forceinline__ bool others_row(int group, int i) {
+    return !SHAPE::TALL && group && i < (2 * SHAPE::X_GROUP - SHAPE::X_ROWS) / 8;
+}
+template <class SHAPE>
+__device__ __forceinline__ int row_of_x(const resident_worker<SHAPE> &w, int i) {
+    return w.group * (SHAPE::X_ROWS - SHAPE::X_GROUP) + i * 8 + 2 * w.q;
+}
+template <class SHAPE> __device__ __forceinline__ bool is_extra(int group, int i) {
+    return SHAPE::EXTRA > 0 && group && i == SHAPE::X_BLOCKS - 1;
+}
+template <class SHAPE>
+__device__ __forceinline__ int convolved(const resident_block<SHAPE> &b,
+                                         const resident_worker<SHAPE> &w, int i, int row) {
+    if constexpr (SHAPE::EXTRA > 0) {
+        if (is_extra<SHAPE>(w.group, i))
+            return extra_channel(b) + 2 * w.q;
+    }
+    return b.cluster * SHAPE::NW + row;
+}
+
 // What the convolution of a thread's pairs of channels needs, asked for ahead of time.
 template <class SHAPE> struct resident_taps {
-    enum { BLOCKS = SHAPE::IN_BLOCKS };
+    enum { BLOCKS = SHAPE::X_BLOCKS };
     float2 taps[BLOCKS][5];      // of the input 0 to 3 tokens ago; the bias
     uint32_t history[BLOCKS][3]; // the inputs 1 to 3 tokens ago
 
@@ -162,11 +190,15 @@ template <class SHAPE> struct resident_taps {
         typedef SHAPE shape;
         const resident_layer &l = a.layers[w.layer];
         const int first =
-            b.cluster * SHAPE::NW + w.group * (SHAPE::NW - shape::GROUP_ROWS) + 2 * w.q;
+            b.cluster * shape::NW + w.group * (shape::X_ROWS - shape::X_GROUP) + 2 * w.q;
+        int last = (BLOCKS - 1) * 8;
+        if constexpr (shape::EXTRA > 0)
+            last = convolved(b, w, BLOCKS - 1, row_of_x(w, BLOCKS - 1)) - first;
         const int kept = a.width - 1;
         const bool there = w.own.slot >= 0 && !w.own.fresh;
         const bf16 *from = a.ring + w.layer * a.ring_pitch +
-                           (size_t)(there ? w.own.slot : 0) * kept * shape::INNER + first;
+                           (size_t)(there ? w.own.slot : 0) * kept * shape::CONV + first;
+        auto behind = [&](int i) { return shape::EXTRA && i == BLOCKS - 1 ? last : i * 8; };
         int e = w.own.ring;
 #pragma unroll
         for (int k = 0; k < 3; k++) {
@@ -175,7 +207,7 @@ template <class SHAPE> struct resident_taps {
             for (int i = 0; i < BLOCKS; i++) {
                 history[i][k] = 0;
                 if (there && k < kept)
-                    history[i][k] = load_word(from + (size_t)e * shape::INNER + i * 8);
+                    history[i][k] = load_word(from + (size_t)e * shape::CONV + behind(i));
             }
         }
 #pragma unroll
@@ -184,10 +216,10 @@ template <class SHAPE> struct resident_taps {
             for (int k = 0; k < 4; k++) {
                 taps[i][k] = make_float2(0, 0);
                 if (k < a.width)
-                    taps[i][k] = load_pair(l.conv_weight + (size_t)(kept - k) * shape::INNER +
-                                           first + i * 8);
+                    taps[i][k] = load_pair(l.conv_weight + (size_t)(kept - k) * shape::CONV +
+                                           first + behind(i));
             }
-            taps[i][4] = load_pair(l.conv_bias + first + i * 8);
+            taps[i][4] = load_pair(l.conv_bias + first + behind(i));
         }
     }
 
@@ -208,30 +240,34 @@ template <class SHAPE> struct resident_taps {
 template <class SHAPE>
 __device__ __forceinline__ void keep_input(const resident_args &a, const resident_worker<SHAPE> &w,
                                            int channel, uint32_t raw) {
-    enum { INNER = SHAPE::INNER };
+    enum { CONV = SHAPE::CONV };
     const int kept = a.width - 1;
-    bf16 *entries = a.ring + w.layer * a.ring_pitch + (size_t)w.own.slot * kept * INNER + channel;
+    bf16 *entries = a.ring + w.layer * a.ring_pitch + (size_t)w.own.slot * kept * CONV + channel;
     if (w.own.fresh) { // before a sequence all reads as zero from now on
 #pragma unroll 1
         for (int e = 0; e < kept; e++)
-            *(uint32_t *)(entries + (size_t)e * INNER) = 0;
+            *(uint32_t *)(entries + (size_t)e * CONV) = 0;
     }
-    *(uint32_t *)(entries + (size_t)w.own.ring * INNER) = raw;
+    *(uint32_t *)(entries + (size_t)w.own.ring * CONV) = raw;
 }
 
 // All of the thread's: called once the share of x_proj is on its way, for nothing waits for them.
 template <class SHAPE>
 __device__ __forceinline__ void keep_inputs(const resident_args &a, const resident_block<SHAPE> &b,
                                             const resident_worker<SHAPE> &w,
-                                            const uint32_t (&raw)[SHAPE::IN_BLOCKS]) {
+                                            const uint32_t (&raw)[SHAPE::X_BLOCKS]) {
     typedef SHAPE shape;
 #pragma unroll
-    for (int i = 0; i < shape::IN_BLOCKS; i++) {
-        if (!shape::TALL && w.group && i < (2 * shape::GROUP_ROWS - SHAPE::NW) / 8)
-            continue; // the other group's
-        const int channel = w.group * (SHAPE::NW - shape::GROUP_ROWS) + i * 8 + 2 * w.q;
+    for (int i = 0; i < shape::X_BLOCKS; i++) {
+        if (others_row<SHAPE>(w.group, i))
+            continue;
+        if constexpr (shape::EXTRA > 0) {
+            if (is_extra<SHAPE>(w.group, i) && !extra_convolved(b))
+                continue;
+        }
+        const int row = row_of_x(w, i);
         if (w.own.slot >= 0)
-            keep_input(a, w, b.cluster * SHAPE::NW + channel, raw[i]);
+            keep_input(a, w, convolved(b, w, i, row), raw[i]);
     }
 }
 
@@ -258,32 +294,38 @@ template <class SHAPE> struct resident_squares {
 };
 
 // in_proj's rows of x: the peer ends half of the tokens, this block the others, after their
-// convolution to shared memory; what went into it to raw. Returns what z's sums are to be
-// multiplied by.
+// convolution to shared memory; what went into it to raw. Rows beyond them go to give_extra().
+// Returns what z's sums are to be multiplied by.
 template <class SHAPE>
 __device__ __forceinline__ float in_proj_x(const resident_args &a, const resident_block<SHAPE> &b,
                                            resident_worker<SHAPE> &w,
-                                           uint32_t (&raw)[SHAPE::IN_BLOCKS]) {
+                                           uint32_t (&raw)[SHAPE::X_BLOCKS]) {
     typedef SHAPE shape;
     resident_taps<SHAPE> conv;
     conv.ask(a, b, w);
-    const int token = token_of(b.rank, w.own_place());
+    const int token = b.token(w.own_place());
     barrier_wait(b.go, w.layer & 1);
     const resident_squares<SHAPE> squares(a, token, w.q);
-    float acc[shape::GROUP_ROWS / 2] = {};
-    in_columns(b, w, false, acc);
+    float acc[shape::X_GROUP / 2] = {};
+    in_columns_x(b, w, acc);
     char *x_place = b.peer_place();
     to_peer(b, w, acc, x_place, b.arrived);
     const float by = squares.scale(a);
     barrier_wait(b.arrived + w.warp * 8, w.layer & 1);
     uint32_t *x = (uint32_t *)(b.x() + w.own_place() * shape::PITCH);
 #pragma unroll
-    for (int i = 0; i < shape::IN_BLOCKS; i++) {
+    for (int i = 0; i < shape::X_BLOCKS; i++) {
         raw[i] = both(b, w, acc, x_place, i, by);
-        if (!shape::TALL && w.group && i < (2 * shape::GROUP_ROWS - SHAPE::NW) / 8)
-            continue; // the other group's
-        const int channel = w.group * (SHAPE::NW - shape::GROUP_ROWS) + i * 8 + 2 * w.q;
-        x[channel / 2] = conv.convolve(i, raw[i]);
+        if (others_row<SHAPE>(w.group, i))
+            continue;
+        if constexpr (shape::EXTRA > 0) {
+            if (is_extra<SHAPE>(w.group, i)) {
+                give_extra(a, b, w, extra_convolved(b) ? conv.convolve(i, raw[i]) : raw[i]);
+                continue;
+            }
+        }
+        const int row = row_of_x(w, i);
+        x[row / 2] = conv.convolve(i, raw[i]);
     }
     workers_sync();
     if (threadIdx.x == 0)

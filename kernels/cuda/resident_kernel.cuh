@@ -34,7 +34,7 @@ __device__ __forceinline__ void work(const resident_args &a, const resident_bloc
 #pragma unroll 1
     for (int i = 0; i < a.n_layers; i++, w.first += w.in_layer) {
         w.layer = i;
-        uint32_t raw[shape::IN_BLOCKS];
+        uint32_t raw[shape::X_BLOCKS];
         float z[shape::GROUP_ROWS / 2] = {};
         if constexpr (P) {
             const float by = packed.in_proj_x(a, raw);
@@ -52,7 +52,7 @@ __device__ __forceinline__ void work(const resident_args &a, const resident_bloc
             const float by = in_proj_x(a, b, w, raw);
             x_proj_parts(a, b, w);
             keep_inputs(a, b, w, raw);
-            in_columns(b, w, true, z);
+            in_columns_z(b, w, z);
             send_z(b, w, z);
             states.constants(b, w);
             states.ask_sums(a, b, w);
@@ -64,6 +64,37 @@ __device__ __forceinline__ void work(const resident_args &a, const resident_bloc
     }
 }
 
+// A block's warps by what they do: workers, the ring's, the two of token rows, the one that carries
+// sums. `clear`: whether absent token rows are multiplied.
+template <class SHAPE, class WORK, class RING, class ROWS, class CARRY>
+__device__ __forceinline__ void in_roles(const resident_block<SHAPE> &b, int tokens, bool clear,
+                                         const WORK &work, const RING &ring, const ROWS &rows,
+                                         const CARRY &carry) {
+    if (threadIdx.x == 0)
+        b.init();
+    if (clear)
+        b.clear_absent(tokens);
+    __syncthreads();
+    cluster_arrive();
+    cluster_wait(); // the peer's barriers are ready
+    if (threadIdx.x < RESIDENT_WORKERS) {
+        more_registers<216>();
+        work();
+    } else {
+        fewer_registers<72>();
+        const int warp = threadIdx.x / 32 - RESIDENT_WARPS;
+        if (warp == 0)
+            ring();
+        else if (warp > X_WARPS)
+            carry();
+        else
+            rows(threadIdx.x - RESIDENT_WORKERS - 32);
+    }
+    __syncwarp();
+    cluster_arrive();
+    cluster_wait(); // nothing of the peer's is under way to here
+}
+
 #endif
 
 template <class SHAPE, class S, bool P>
@@ -72,31 +103,16 @@ __global__ void __launch_bounds__(RESIDENT_THREADS, 1)
 #if SSM_HOPPER
     extern __shared__ __align__(1024) char shared[];
     const resident_block<SHAPE> b(shared, a.tokens);
-    if (threadIdx.x == 0)
-        b.init();
-    if (!P)
-        b.clear_absent(a.tokens);
-    __syncthreads();
-    cluster_arrive();
-    cluster_wait(); // the peer's barriers are ready
-    if (threadIdx.x < RESIDENT_WORKERS) {
-        more_registers<216>();
-        work<SHAPE, S, P>(a, b);
-    } else {
-        fewer_registers<72>();
-        const int warp = threadIdx.x / 32 - RESIDENT_WARPS;
-        if (warp == 0)
-            fill_ring<SHAPE, S, P>(a, b);
-        else if (warp > X_WARPS)
-            carry_sums(a, b);
-        else if constexpr (P)
-            fill_x_packed(a, b, threadIdx.x - RESIDENT_WORKERS - 32);
-        else
-            fill_x(a, b, threadIdx.x - RESIDENT_WORKERS - 32);
-    }
-    __syncwarp();
-    cluster_arrive();
-    cluster_wait(); // nothing of the peer's is under way to here
+    in_roles(
+        b, a.tokens, !P, [&] { work<SHAPE, S, P>(a, b); },
+        [&] { fill_ring<SHAPE, ring_source<SHAPE, S, P>>(a, b); },
+        [&](int thread) {
+            if constexpr (P)
+                fill_x_packed(a, b, thread);
+            else
+                fill_x(a, b, thread);
+        },
+        [&] { carry_sums(a, b); });
 #endif
 }
 
@@ -110,38 +126,50 @@ struct resident_launch : cluster_launch {
     }
 };
 
-// scratch: the shape's own, whose counter of inputs is 0.
+// What both families' kernels read. scratch: the shape's own, whose counter of inputs is 0.
 template <class SHAPE>
-static bool fill_arguments(device *d, const batch &b, void *scratch, resident_args *a) {
+static bool fill_common(const device *d, const batch &b, void *scratch, resident_args *a) {
     const ssm_geometry &g = d->g;
-    const int m = g.d_model, inner = g.d_inner;
     a->ids = b.tokens, a->drawn = d->drawn, a->embedding = (const bf16 *)d->embedding;
     a->first_norm = d->layers[0].norm;
     a->rows = b.rows, a->residual = d->residual;
     a->u = (bf16 *)d->u, a->y = (bf16 *)d->y;
     a->ring = (bf16 *)d->ring, a->state = (char *)d->state;
-    a->ring_pitch = (size_t)d->n_slots * (g.d_conv - 1) * inner;
-    a->state_pitch = (size_t)d->n_slots * inner * 16 * type_bytes(d->state_type);
+    a->ring_pitch = (size_t)d->n_slots * (g.d_conv - 1) * g.conv_dim;
+    a->state_pitch = (size_t)d->n_slots * g.d_inner * g.d_state * type_bytes(d->state_type);
     a->scratch = scratch;
     a->tokens = b.n, a->n_layers = g.n_layers, a->width = g.d_conv, a->eps = g.norm_eps;
-    a->bc_dt_eps = g.bc_dt_norm ? g.bc_dt_eps : -1.f;
     bool made = true;
     for (int i = 0; made && i < g.n_layers; i++) {
         const layer_weights &w = d->layers[i];
         resident_layer &l = a->layers[i];
         resident_weights &maps = a->weights[i];
-        made =
-            tensor_map(&maps.in, w.in_proj, m, d->n_in, PIECE, m / 32, true, FETCH_128) &&
-            tensor_map(&maps.x, w.x_proj, inner, d->n_x, SHAPE::WIDE ? (int)PIECE : m / 32,
-                       SHAPE::X_PROJ_ROWS, SHAPE::WIDE, FETCH_128) &&
-            tensor_map(&maps.out, w.out_proj, inner, m, PIECE, SHAPE::TILE_ROWS, true, FETCH_128);
-        l.dt_proj = (const bf16 *)w.dt_proj;
+        made = tensor_map(&maps.in, w.in_proj, g.d_model, d->n_in, PIECE, SHAPE::NW, true,
+                          FETCH_128) &&
+               tensor_map(&maps.out, w.out_proj, g.d_inner, g.d_model, PIECE, SHAPE::TILE_ROWS,
+                          true, FETCH_128);
         l.conv_weight = w.conv_weight, l.conv_bias = w.conv_bias, l.dt_bias = w.dt_bias;
         l.decay = w.decay, l.skip = w.skip;
+        l.next_norm = i + 1 < g.n_layers ? d->layers[i + 1].norm : NULL;
+    }
+    return made;
+}
+
+template <class SHAPE>
+static bool fill_arguments(const device *d, const batch &b, void *scratch, resident_args *a) {
+    const ssm_geometry &g = d->g;
+    a->bc_dt_eps = g.bc_dt_norm ? g.bc_dt_eps : -1.f;
+    bool made = fill_common<SHAPE>(d, b, scratch, a);
+    for (int i = 0; made && i < g.n_layers; i++) {
+        const layer_weights &w = d->layers[i];
+        resident_layer &l = a->layers[i];
+        made = tensor_map(&a->weights[i].x, w.x_proj, g.d_inner, d->n_x,
+                          SHAPE::WIDE ? (int)PIECE : (int)SHAPE::NW, SHAPE::X_PROJ_ROWS,
+                          SHAPE::WIDE, FETCH_128);
+        l.dt_proj = (const bf16 *)w.dt_proj;
         l.packed_in = (const char *)w.packed_in, l.packed_out = (const char *)w.packed_out;
         l.packed_in_by = packed_taken(w.packed_in_by);
         l.packed_out_by = packed_taken(w.packed_out_by);
-        l.next_norm = i + 1 < g.n_layers ? d->layers[i + 1].norm : NULL;
     }
     return made;
 }

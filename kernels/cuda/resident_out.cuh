@@ -3,6 +3,8 @@
 #ifndef SSM_KERNELS_CUDA_RESIDENT_OUT_CUH
 #define SSM_KERNELS_CUDA_RESIDENT_OUT_CUH
 
+#include <type_traits>
+
 #include "resident_in.cuh"
 
 namespace ssm {
@@ -24,9 +26,12 @@ out_proj_shares(const resident_args &a, const resident_block<SHAPE> &b, resident
     enum { ROWS = shape::OUT_GROUP, APART = shape::TALL ? 0 : ROWS }; // of the groups
     float acc[ROWS / 2] = {};
     columns<SHAPE, ROWS, 1>(b, w, shape::OUT_PIECES, w.group * APART, w.first + w.in_layer, acc);
-    int t = w.warp % 4 * 16 + w.g;
+    int t = w.warp % 4 * 16 + w.g, apart = 8; // a thread's tokens
     if constexpr (shape::TALL)
         t += w.group * 64;
+    if constexpr (shape::HALVES)
+        t = w.own_place(), apart = b.mine;
+    const int end = shape::HALVES ? t < b.mine ? NO_LIMIT : 0 : a.tokens;
     float *to = shares_of<SHAPE>(a) + (size_t)(b.split * SHAPE::ROWS + t) * shape::WIDTH +
                 b.tile * shape::TILE_ROWS + w.group * APART;
     // A thread has two rows of the weights of every eight: of two eights its neighbour's two, too.
@@ -38,17 +43,17 @@ out_proj_shares(const resident_args &a, const resident_block<SHAPE> &b, resident
             const float *mine = acc + 4 * i + 2 * half;
             const float x = __shfl_xor_sync(~0u, odd ? mine[0] : mine[4], 1);
             const float y = __shfl_xor_sync(~0u, odd ? mine[1] : mine[5], 1);
-            store_four(to + 8 * half * shape::WIDTH + (i + odd) * 8 + w.q / 2 * 4,
+            store_four(to + apart * half * shape::WIDTH + (i + odd) * 8 + w.q / 2 * 4,
                        odd ? make_float4(x, y, mine[4], mine[5])
                            : make_float4(mine[0], mine[1], x, y),
-                       t + 8 * half < a.tokens);
+                       t + apart * half < end);
         }
     }
     if constexpr (ROWS / 8 % 2) {
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-            if (t + 8 * half < a.tokens)
-                *(float2 *)(to + 8 * half * shape::WIDTH + ROWS - 8 + 2 * w.q) =
+            if (t + apart * half < end)
+                *(float2 *)(to + apart * half * shape::WIDTH + ROWS - 8 + 2 * w.q) =
                     make_float2(acc[ROWS / 2 - 4 + 2 * half], acc[ROWS / 2 - 3 + 2 * half]);
         }
     }
@@ -159,6 +164,14 @@ __device__ __forceinline__ void first_input(const resident_args &a, const reside
 
 // Adds the shares up for the block's part of the tokens onto the residual; the next layer's input
 // and its sums of squares.
+struct ungated { // in place of gated_squares
+    template <class PART> __device__ __forceinline__ ungated(const resident_args &, const PART &) {
+    }
+    __device__ __forceinline__ float scale(const resident_args &, int) const {
+        return 1;
+    }
+};
+template <class SHAPE> struct gated_squares; // resident_heads_states.cuh
 template <class SHAPE>
 __device__ __forceinline__ void residual(const resident_args &a, const resident_block<SHAPE> &b,
                                          const resident_worker<SHAPE> &w) {
@@ -181,6 +194,8 @@ __device__ __forceinline__ void residual(const resident_args &a, const resident_
     workers_wait(&scratch_of<SHAPE>(a).shares[b.tile], SPLITS * (w.layer + 1));
     if (part.live) {
         float4 sum[part.TOKENS][part.A_LANE][SPLITS];
+        [[maybe_unused]] const std::conditional_t<shape::GATED, gated_squares<SHAPE>, ungated>
+            gates(a, part);
 #pragma unroll
         for (int k = 0; k < part.TOKENS; k++) {
             const float *from =
@@ -195,11 +210,14 @@ __device__ __forceinline__ void residual(const resident_args &a, const resident_
         }
 #pragma unroll
         for (int k = 0; k < part.TOKENS; k++) {
+            [[maybe_unused]] const float by = gates.scale(a, k);
 #pragma unroll
             for (int i = 0; i < part.A_LANE; i++) {
 #pragma unroll
                 for (int s = 1; s < SPLITS; s++)
                     add4(sum[k][i][0], sum[k][i][s]);
+                if constexpr (shape::GATED)
+                    scale4(sum[k][i][0], by);
                 add4(v[k][i], sum[k][i][0]);
             }
         }

@@ -52,6 +52,8 @@ template <class S, class F> static bool with_width(int d_model, F f) {
 }
 
 bool resident_tall_room(const device *d) {
+    if (d->g.kind != SSM_BLOCK_MAMBA)
+        return false;
     return with_state_type(d->state_type, [&](auto s) {
         return with_width<decltype(s)>(d->g.d_model, [&](auto kernel, auto shape) {
             return resident_launch(d, decltype(shape)::BYTES).most(kernel) >= RESIDENT_CLUSTERS;

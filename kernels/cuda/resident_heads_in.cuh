@@ -1,0 +1,192 @@
+// SPDX-License-Identifier: Apache-2.0
+// resident_heads.cu's rows of B, C and dt: on their way to all blocks, and what comes through the
+// ring.
+#ifndef SSM_KERNELS_CUDA_RESIDENT_HEADS_IN_CUH
+#define SSM_KERNELS_CUDA_RESIDENT_HEADS_IN_CUH
+
+#include "replay.cuh"
+#include "resident_fill.cuh"
+#include "resident_heads.cuh"
+
+namespace ssm {
+
+#if SSM_HOPPER
+
+// Of extra rows: the convolution's channel (of dt's: any), and whether there is one.
+template <class SHAPE>
+__device__ __forceinline__ int extra_channel(const resident_block<SHAPE> &b) {
+    return SHAPE::INNER + min(max(extra_rows(b), 0), 2 * HEAD_STATES - SHAPE::EXTRA);
+}
+template <class SHAPE>
+__device__ __forceinline__ bool extra_convolved(const resident_block<SHAPE> &b) {
+    return extra_rows(b) >= 0 && extra_rows(b) < 2 * HEAD_STATES;
+}
+// Two numbers of the thread's token.
+template <class SHAPE>
+__device__ __forceinline__ void give_extra(const resident_args &a, const resident_block<SHAPE> &b,
+                                           const resident_worker<SHAPE> &w, uint32_t pair) {
+    if (extra_rows(b) >= 0 && w.own_place() < b.mine)
+        *(uint32_t *)(extras_of<SHAPE>(a) + (size_t)b.token(w.own_place()) * SHAPE::EXTRAS +
+                      extra_rows(b) + 2 * w.q) = pair;
+}
+
+// What goes through the ring: rows of x with the extra ones, z's, the rank's tokens' states, in
+// PARTS slots each, out_proj's. REPLAY: behind a token's states the entries of x of the heads that
+// the cluster has channels of, which another warp asks for: two or three copies are too many for
+// the one that asks for all else, if slots are small.
+template <class SHAPE, class S, bool REPLAY> struct heads_source {
+    typedef SHAPE shape;
+    enum {
+        HAS_ENTRIES = REPLAY,
+        PARTS = sizeof(S) / 2,
+        PART_BYTES = shape::NW * HEAD_STATES * 2, // of a token's states
+        HEAD_BYTES = REPLAY_HELD * HEAD * 2,      // of a head's entries
+        ENTRY = HEAD * 2
+    };
+    static_assert(!REPLAY || PARTS == 1, "a slot a token");
+    static_assert((int)PART_BYTES + (REPLAY ? shape::HEADS_AT_ONCE * HEAD_BYTES : 0) <=
+                      (int)shape::SLOT,
+                  "a slot");
+    const heads_args &a;
+    const resident_block<SHAPE> &b;
+    const uint64_t once;
+    int lane, extra;
+    int first_head, n_heads;
+    int held;            // entries of the lane's token
+    bool there;          // it has a state,
+    const char *state;   // of the first layer
+    const char *entries; // the same: of the cluster's first head
+
+    __device__ __forceinline__ heads_source(const heads_args &args,
+                                            const resident_block<SHAPE> &block)
+        : a(args), b(block), once(policy_once()) {
+        const int first = b.cluster * shape::NW; // channel
+        lane = threadIdx.x % 32, extra = extra_rows(b);
+        row own = {-1, -1, 0, 1};
+        if (lane < b.mine)
+            own = a.rows[b.token(lane)];
+        const size_t slot = (size_t)max(own.slot, 0);
+        there = own.slot >= 0 && !own.fresh;
+        state = a.state + (slot * shape::INNER + first) * HEAD_STATES * sizeof(S);
+        held = 0, entries = NULL;
+        if constexpr (REPLAY) {
+            first_head = first / HEAD, n_heads = (first + shape::NW - 1) / HEAD - first_head + 1;
+            entries = (const char *)a.entries_x + (slot * shape::HEADS + first_head) * HEAD_BYTES;
+            if (there)
+                held = a.held[b.token(lane)] & 255;
+        }
+    }
+    static __device__ __forceinline__ int in_layer(int tokens) { // slots
+        return 2 * shape::IN_SLOTS + tokens * PARTS + shape::OUT_PIECES;
+    }
+    __device__ __forceinline__ void fetch_maps(int layer) const {
+        if (lane == 0 && layer < a.n_layers) {
+            const resident_weights &l = a.weights[layer];
+            map_prefetch(&l.in), map_prefetch(&l.x), map_prefetch(&l.out);
+        }
+    }
+
+    // Slot j of a layer into the ring's slot `place`, or (-1) to L2.
+    __device__ __forceinline__ void ask(int layer, int j, int place) const {
+        const resident_weights &l = a.weights[layer];
+        const uint32_t full = b.full + place * 8, to = b.slots + place * shape::SLOT;
+        auto expect = [&](int bytes) {
+            if (lane == 0 && place >= 0)
+                barrier_expect(full, (uint32_t)bytes);
+        };
+        auto box = [&](int offset, const CUtensorMap *map, int column, int row) {
+            if (lane == 0 && place >= 0)
+                copy_box(to + offset, map, column, row, full, once);
+            else if (lane == 0)
+                prefetch_box(map, column, row);
+        };
+        auto in = [&](int at, int row, bool more) { // rows of x, or z
+            enum { X_BYTES = shape::X_ROWS * 128, Z_BYTES = shape::NW * 128 };
+            const int column = (b.rank * shape::IN_PIECES + shape::A_SLOT * at) * PIECE;
+            expect(shape::A_SLOT * (more && extra >= 0 ? X_BYTES : Z_BYTES));
+#pragma unroll
+            for (int i = 0; i < shape::A_SLOT; i++) {
+                const int offset = i * (more ? X_BYTES : Z_BYTES);
+                box(offset, &l.in, column + i * PIECE, row + b.cluster * shape::NW);
+                if (more && extra >= 0)
+                    box(offset + Z_BYTES, &l.x, column + i * PIECE, 2 * shape::INNER + extra);
+            }
+        };
+        if (j < shape::IN_SLOTS)
+            return in(j, shape::INNER, true);
+        j -= shape::IN_SLOTS;
+        if (j < shape::IN_SLOTS) // of z: those first whose token rows are still there
+            return in(j < shape::KEPT_SLOTS ? j + shape::IN_SLOTS - shape::KEPT_SLOTS
+                                            : j - shape::KEPT_SLOTS,
+                      0, false);
+        j -= shape::IN_SLOTS;
+        if (j < b.mine * PARTS) { // lane k: of its token k
+            const int k = j / PARTS, part = j % PARTS;
+            const bool now = there && lane == k;
+            const int more = REPLAY ? __shfl_sync(~0u, held, k) * ENTRY * n_heads : 0;
+            expect(__any_sync(~0u, now) ? PART_BYTES + more : 0);
+            if (REPLAY && lane == 0 && place >= 0)
+                barrier_arrive(b.asked + j % ASKED * 8);
+            __syncwarp();
+            const char *from = state + layer * a.state_pitch + part * PART_BYTES;
+            if (now && place >= 0)
+                copy_run(to, from, PART_BYTES, full, once);
+            else if (now)
+                prefetch_run(from, PART_BYTES);
+            return;
+        }
+        j -= b.mine * PARTS;
+        expect(shape::TILE_ROWS * 128);
+        box(0, &l.out, (b.split * shape::OUT_PIECES + j) * PIECE, b.tile * shape::TILE_ROWS);
+    }
+
+    // By another warp: the entries of all of a layer's tokens, each once its slot was asked for.
+    // at: the first one's.
+    __device__ __forceinline__ void copy_entries(int layer, turn<shape::SLOTS> at) const {
+        const char *from = entries + (size_t)layer * a.n_slots * (shape::HEADS * HEAD_BYTES);
+#pragma unroll 1
+        for (int k = 0; k < b.mine; k++) {
+            b.wait_asked(layer, k);
+            if (lane == k && held > 0) {
+                const uint32_t to = b.slots + at.at * shape::SLOT + PART_BYTES;
+                for (int h = 0; h < n_heads; h++)
+                    copy_run(to + h * HEAD_BYTES, from + h * HEAD_BYTES, (uint32_t)held * ENTRY,
+                             b.full + at.at * 8, once);
+            }
+            at.next();
+        }
+    }
+};
+
+// One warp tells the other blocks that the rank's tokens have B, C and dt, and the workers when all
+// are there, while they go on with z.
+template <class STATES, class SHAPE>
+__device__ __forceinline__ void carry_extras(const heads_args &a, const resident_block<SHAPE> &b) {
+    resident_scratch<SHAPE> &counts = scratch_of<SHAPE>(a);
+    typedef typename STATES::source source_of;
+    const bool has = extra_rows(b) >= 0;
+    [[maybe_unused]] const source_of source(a, b);
+    turn<SHAPE::SLOTS> at; // the layer's first slot of states
+    at.skip(2 * SHAPE::IN_SLOTS);
+#pragma unroll 1
+    for (int i = 0; i < a.n_layers; i++) {
+        barrier_wait(b.told, i & 1);
+        if (one_lane()) {
+            if (has)
+                count_up(&counts.sums[b.rank]);
+            b.ask_up_to(NO_LIMIT);
+            count_wait(&counts.sums[b.rank], SHAPE::UNITS * (i + 1));
+            barrier_arrive(b.open);
+        }
+        __syncwarp();
+        if constexpr (source_of::HAS_ENTRIES)
+            source.copy_entries(i, at);
+        at.skip(source_of::in_layer(b.mine));
+    }
+}
+
+#endif
+
+} // namespace ssm
+
+#endif
