@@ -16,13 +16,15 @@
     "  if most_own > 0 and redis.call('ZCARD', own) >= most_own then return 'own full' end "       \
     "end "
 
+// By whole seconds, of which the one that has begun does not count, as in one process (quota.c):
+// nothing goes before its time is up, and a TTL of a second is one.
 #define SCRIPT_EXPIRE                                                                              \
     "local function live(key, own, all, ttl, id) "                                                 \
     "  local score = '+inf' "                                                                      \
     "  redis.call('PERSIST', key) "                                                                \
     "  redis.call('HDEL', key, 'expires') "                                                        \
     "  if ttl > 0 then "                                                                           \
-    "    score = redis.call('TIME')[1] + ttl "                                                     \
+    "    score = redis.call('TIME')[1] + 1 + ttl "                                                 \
     "    redis.call('HSET', key, 'expires', score) "                                               \
     "    redis.call('EXPIREAT', key, score) "                                                      \
     "  end "                                                                                       \

@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "fixtures/shared.h"
@@ -129,6 +130,32 @@ START_TEST(limits_hold_for_all) {
 }
 END_TEST
 
+// Redis keeps whole seconds: a turn late in one of them has all of its TTL, too.
+START_TEST(none_goes_early) {
+    struct timespec now;
+    uint64_t tokens;
+    double began;
+    if (!begin(NULL))
+        return;
+    options.session_ttl = 1;
+    open_engine(A);
+    do {
+        ssm_session_delete(con[A].engine, owner, "s", NULL);
+        do {
+            usleep(1000);
+            clock_gettime(CLOCK_REALTIME, &now);
+        } while (now.tv_nsec / 100000000 != 8);
+        began = seconds();
+        ck_assert_int_eq(turn_only(A, "s", 0), 0);
+        usleep(300000);
+        tokens = tokens_of(A, "s");
+    } while (seconds() - began >= 1); // it may have gone
+    ck_assert_uint_eq(tokens, PER_TURN);
+    close_engine(A);
+    finish();
+}
+END_TEST
+
 START_TEST(old_ones_go_and_those_at_work_do_not) {
     waiter held;
     if (!begin(NULL))
@@ -165,6 +192,7 @@ int main(void) {
     tcase_add_test(tc, what_is_deleted_is_deleted_everywhere);
     tcase_add_test(tc, forks_and_files);
     tcase_add_test(tc, limits_hold_for_all);
+    tcase_add_test(tc, none_goes_early);
     tcase_add_test(tc, old_ones_go_and_those_at_work_do_not);
     suite_add_tcase(suite, tc);
     return suite_run(suite);
