@@ -42,7 +42,7 @@ template <int CHANNELS> struct heads_shape {
         STATES_BYTES = NW * HEAD_STATES * 2 + HEADS_AT_ONCE * REPLAY_HELD * HEAD * 2,
         SLOT = ((int)X_BYTES > (int)STATES_BYTES ? X_BYTES : STATES_BYTES + 1023) / 1024 * 1024,
         IN_SLOTS = IN_PIECES / A_SLOT,
-        X_SLOTS = 3, // of z, that come before B, C and dt are counted
+        X_SLOTS = 8, // of z, that may come before B, C and dt are counted
         X_STAGES = 6,
         X_STAGE = ROWS * 128,
         X_BARRIERS = X_STAGES,

@@ -53,7 +53,7 @@ template <class SHAPE, class S, bool REPLAY> struct heads_source {
     int lane, extra;
     int first_head, n_heads;
     int held;            // entries of the lane's token
-    bool there;          // it has a state,
+    bool there, folds;   // it has a state, which is read once more (heads_replay::fold)
     const char *state;   // of the first layer
     const char *entries; // the same: of the cluster's first head
 
@@ -68,13 +68,23 @@ template <class SHAPE, class S, bool REPLAY> struct heads_source {
         const size_t slot = (size_t)max(own.slot, 0);
         there = own.slot >= 0 && !own.fresh;
         state = a.state + (slot * shape::INNER + first) * HEAD_STATES * sizeof(S);
-        held = 0, entries = NULL;
+        held = 0, folds = false, entries = NULL;
         if constexpr (REPLAY) {
             first_head = first / HEAD, n_heads = (first + shape::NW - 1) / HEAD - first_head + 1;
             entries = (const char *)a.entries_x + (slot * shape::HEADS + first_head) * HEAD_BYTES;
-            if (there)
+            if (there) {
                 held = a.held[b.token(lane)] & 255;
+                folds = a.held[b.token(lane)] >= 256;
+            }
         }
+    }
+    // Of the lane's token.
+    __device__ __forceinline__ void copy_once(uint32_t to, const char *from, uint32_t bytes,
+                                              uint32_t full) const {
+        if (REPLAY && folds)
+            copy_run(to, from, bytes, full);
+        else
+            copy_run(to, from, bytes, full, once);
     }
     static __device__ __forceinline__ int in_layer(int tokens) { // slots
         return 2 * shape::IN_SLOTS + tokens * PARTS + shape::OUT_PIECES;
@@ -130,7 +140,7 @@ template <class SHAPE, class S, bool REPLAY> struct heads_source {
             __syncwarp();
             const char *from = state + layer * a.state_pitch + part * PART_BYTES;
             if (now && place >= 0)
-                copy_run(to, from, PART_BYTES, full, once);
+                copy_once(to, from, PART_BYTES, full);
             else if (now)
                 prefetch_run(from, PART_BYTES);
             return;
@@ -150,8 +160,8 @@ template <class SHAPE, class S, bool REPLAY> struct heads_source {
             if (lane == k && held > 0) {
                 const uint32_t to = b.slots + at.at * shape::SLOT + PART_BYTES;
                 for (int h = 0; h < n_heads; h++)
-                    copy_run(to + h * HEAD_BYTES, from + h * HEAD_BYTES, (uint32_t)held * ENTRY,
-                             b.full + at.at * 8, once);
+                    copy_once(to + h * HEAD_BYTES, from + h * HEAD_BYTES, (uint32_t)held * ENTRY,
+                              b.full + at.at * 8);
             }
             at.next();
         }

@@ -129,8 +129,8 @@ template <class SHAPE, class S> struct heads_replay : heads_states<SHAPE, S, tru
     }
     __device__ __forceinline__ void ask_entries(const heads_args &a, const resident_block<SHAPE> &b,
                                                 const resident_worker<SHAPE> &w) {
-        if (w.warp < b.mine)
-            ask_token(a, b, w, w.warp);
+        // Also where there is none, or registers were kept for a former one from layer to layer.
+        ask_token(a, b, w, min(w.warp, b.mine - 1));
     }
 
     // ---- a token
@@ -273,11 +273,7 @@ template <class SHAPE, class S> struct heads_replay : heads_states<SHAPE, S, tru
     // nothing in this step waits for them.
     __device__ __forceinline__ void keep(const heads_args &a, const resident_block<SHAPE> &b,
                                          const resident_worker<SHAPE> &w) const {
-        const uint32_t which = __ballot_sync(~0u, code >= 256);
-        const int folds = __popc(which) * tile::ALL;
-#pragma unroll 1
-        for (int i = w.warp; i < folds; i += RESIDENT_WARPS) // a warp a tile
-            fold(a, b, w, (int)__fns(which, 0, i / tile::ALL + 1), tile(b, i % tile::ALL));
+        fold_all(a, b, w);
         enum { UNITS = shape::NW / 4, ALL = UNITS + shape::OF_CLUSTER }; // of a token:
         // four even rows of eight, or odd ones; a head's dt
         const int n = b.mine * ALL;
@@ -304,59 +300,69 @@ template <class SHAPE, class S> struct heads_replay : heads_states<SHAPE, S, tru
                     weights(b, token)[FOLDED + h * 16 + at];
         }
     }
-    // Of a tile: decay S + (weight x)^T B in place, x in two parts, as replay_item.cuh's
-    // fold_item() has it.
-    __device__ __forceinline__ void fold(const heads_args &a, const resident_block<SHAPE> &b,
-                                         const resident_worker<SHAPE> &w, int token,
-                                         const tile &t) const {
-        const int n = held(token), two = t.row + 2 * w.g;
+    // A tile of a base that takes its entries: what of that lies in memory.
+    struct folding {
+        uint4 raw[BLOCKS][2]; // of rows 2 g, 2 g + 1
+        uint32_t x[4];        // entries g, of even rows and of odd ones, and g + 8
+    };
+    __device__ __forceinline__ S *rows_of(const heads_args &a, const resident_block<SHAPE> &b,
+                                          const resident_worker<SHAPE> &w, size_t slot,
+                                          const tile &t) const {
+        const size_t row = slot * shape::INNER + b.cluster * shape::NW;
+        return (S *)a.state + (row + tile::in(t.row + 2 * w.g)) * HEAD_STATES + w.q * V;
+    }
+    __device__ __forceinline__ void ask_fold(const heads_args &a, const resident_block<SHAPE> &b,
+                                             const resident_worker<SHAPE> &w, int token,
+                                             const tile &t, folding &f) const {
+        const int n = held(token);
         const bool zero = __shfl_sync(~0u, base::own, token) & 1;
-        const size_t of = slot(a, w, token) * shape::INNER + b.cluster * shape::NW; // row
-        S *rows = (S *)a.state + (of + tile::in(two)) * HEAD_STATES + w.q * V;
-        uint4 raw[BLOCKS][2];
+        const size_t of = slot(a, w, token);
+        const S *rows = rows_of(a, b, w, of, t);
 #pragma unroll
         for (int blk = 0; blk < BLOCKS; blk++) {
 #pragma unroll
             for (int odd = 0; odd < 2; odd++) {
-                raw[blk][odd] = make_uint4(0, 0, 0, 0);
+                f.raw[blk][odd] = make_uint4(0, 0, 0, 0);
                 if (!zero)
-                    raw[blk][odd] = load_state(rows + blk * 4 * V + odd * HEAD_STATES);
+                    f.raw[blk][odd] = *(const uint4 *)(rows + blk * 4 * V + odd * HEAD_STATES);
             }
         }
-        const bf16 *entries = a.entries_x + slot(a, w, token) * (shape::INNER * REPLAY_HELD) +
+        const bf16 *entries = a.entries_x + of * (shape::INNER * REPLAY_HELD) +
                               (base::first_head(b) + t.head) * (REPLAY_HELD * HEAD) + 2 * w.q;
         const bf16 *own_x = b.x() + token * shape::PITCH;
-        uint32_t x[4]; // entries g, of even rows and of odd ones, and g + 8
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             const int j = w.g + i / 2 * 8, r = t.row + i % 2 + 4 * w.q;
-            x[i] = 0;
+            f.x[i] = 0;
             if (j < n)
-                x[i] = *(const uint32_t *)(entries + j * HEAD +
-                                           replay_position<HEAD>(j, t.at * 16 + i % 2));
+                f.x[i] = *(const uint32_t *)(entries + j * HEAD +
+                                             replay_position<HEAD>(j, t.at * 16 + i % 2));
             else if (j == n)
-                x[i] = pair(own_x[tile::in(r)], own_x[tile::in(r + 2)]);
+                f.x[i] = pair(own_x[tile::in(r)], own_x[tile::in(r + 2)]);
         }
-        entries_of_b of_b;
-        ask_b(a, w, token, of_b);
-        const bf16 *own_b = extras_of<SHAPE>(a) + (size_t)b.token(token) * shape::EXTRAS;
-        add_own_b(w, n, of_b, [&](int i) { return load_shared_words<W>(own_b + i); });
-        const float *weight = weights(b, token) + FOLDED + t.head * 16 + 2 * w.q;
+    }
+    // decay S + (weight x)^T B in place, x in two parts, as replay_item.cuh's fold_item() has it.
+    __device__ __forceinline__ void fold(const heads_args &a, const resident_block<SHAPE> &b,
+                                         const resident_worker<SHAPE> &w, int token, const tile &t,
+                                         const folding &f, const entries_of_b &of_b) const {
+        const float *of = weights(b, token);
+        const float *weight = of + FOLDED + t.head * 16 + 2 * w.q;
+        const float decay = of[DECAY + t.head];
+        S *rows = rows_of(a, b, w, slot(a, w, token), t);
         uint32_t high[4], low[4];
 #pragma unroll
         for (int i = 0; i < 4; i++) { // rows g of the tile, g + 8; then entries 8 on
             const float2 by = *(const float2 *)(weight + i / 2 * 8);
-            x[i] = transpose8x8(x[i]);
-            const float first = by.x * low_half(x[i]), second = by.y * high_half(x[i]);
+            const uint32_t x = transpose8x8(f.x[i]);
+            const float first = by.x * low_half(x), second = by.y * high_half(x);
             high[i] = pack_bf16(first, second);
             low[i] = pack_bf16(first - low_half(high[i]), second - high_half(high[i]));
         }
-        const float decay = weights(b, token)[DECAY + t.head];
 #pragma unroll
         for (int blk = 0; blk < BLOCKS; blk++) {
             float even[V], odd[V];
-            load<V>((const S *)&raw[blk][0], even);
-            load<V>((const S *)&raw[blk][1], odd);
+            load<V>((const S *)&f.raw[blk][0], even);
+            load<V>((const S *)&f.raw[blk][1], odd);
 #pragma unroll
             for (int i = 0; i < W; i++) {
                 const uint32_t b0 = transpose8x8(of_b[blk][0].w[i]),
@@ -368,10 +374,35 @@ template <class SHAPE, class S> struct heads_replay : heads_states<SHAPE, S, tru
                 even[2 * i] = c[0], even[2 * i + 1] = c[1];
                 odd[2 * i] = c[2], odd[2 * i + 1] = c[3];
             }
-            if (tile::live(two)) {
+            if (tile::live(t.row + 2 * w.g)) {
                 store<V>(rows + blk * 4 * V, even);
                 store<V>(rows + blk * 4 * V + HEAD_STATES, odd);
             }
+        }
+    }
+    // Of all tokens that do: a warp a tile, or two of a token where they are more than warps then,
+    // whose loads wait for memory together.
+    __device__ __forceinline__ void fold_all(const heads_args &a, const resident_block<SHAPE> &b,
+                                             const resident_worker<SHAPE> &w) const {
+        enum { TOGETHER = tile::ALL > 3 ? 2 : 1, PARTS = (tile::ALL + TOGETHER - 1) / TOGETHER };
+        const uint32_t which = __ballot_sync(~0u, code >= 256);
+        const int n = __popc(which) * PARTS;
+#pragma unroll 1
+        for (int i = w.warp; i < n; i += RESIDENT_WARPS) {
+            const int token = (int)__fns(which, 0, i / PARTS + 1), m = i % PARTS * TOGETHER;
+            const bool both = TOGETHER == 2 && m + 1 < tile::ALL;
+            const tile t0(b, m), t1(b, m + 1);
+            folding f0, f1;
+            ask_fold(a, b, w, token, t0, f0);
+            if (both)
+                ask_fold(a, b, w, token, t1, f1);
+            entries_of_b of_b;
+            ask_b(a, w, token, of_b);
+            const bf16 *own_b = extras_of<SHAPE>(a) + (size_t)b.token(token) * shape::EXTRAS;
+            add_own_b(w, held(token), of_b, [&](int k) { return load_shared_words<W>(own_b + k); });
+            fold(a, b, w, token, t0, f0, of_b);
+            if (both)
+                fold(a, b, w, token, t1, f1, of_b);
         }
     }
 };
