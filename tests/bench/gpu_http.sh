@@ -10,7 +10,7 @@
 #
 #   gpu_http.sh SSMD SSMD-LOAD ENGINE-LOAD OUTPUT-FOLDER
 #
-# Needs Python with numpy for the models (make_random_model.py beside this script) and 6 GB of disk.
+# Needs Python with numpy for the models (make_random_model.py beside this script) and 12 GB of disk.
 set -uo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)
@@ -76,7 +76,7 @@ run() { # run MODEL "OPTIONS of serve" CLIENTS...
     stop
 }
 
-for geometry in mamba-130m mamba-2.8b; do
+for geometry in mamba-130m mamba-2.8b mamba2-2.7b; do
     python3 "$here/make_random_model.py" "$geometry" "$models/$geometry" || exit 1
 done
 : >"$out/http.txt"
@@ -89,4 +89,6 @@ run mamba-2.8b "" 1 64 512
 own mamba-2.8b f16 64 512
 run mamba-2.8b "--state-dtype f16" 64 512
 run mamba-2.8b "--loops 4" 512
+own mamba2-2.7b f16 64
+run mamba2-2.7b "--state-dtype f16" 8 64
 exit "$failed"
