@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// All layers of a decode step of 5 to 64 rows (from 1,536 channels on: 3 to 64; 130m: to 48; fp32
-// states: to 8) of Mamba-2's published models on Hopper in one launch: resident.cu's frame, whose
-// essay has the clusters, the ring, the warps' roles and the counters, with Mamba-2's layer.
+// All layers of a decode step of a few to 64 rows of Mamba-2's published models on Hopper in one
+// launch (resident_heads_fewest, resident_heads_most): resident.cu's frame, whose essay has the
+// clusters, the ring, the warps' roles and the counters, with Mamba-2's layer.
 //
 // - A cluster has 1/64 of the channels, whatever heads these are of, as resident.cu's: their rows
 //   of x and z, convolution, states, y. B, C and dt are 280 to 336 rows of in_proj more. 35 to 42
@@ -27,15 +27,15 @@
 // Bytes: the weights once; states once, or twice. Through L2 a layer of 2.7b: u and u again, y (to
 // 52 MB at 64 rows), out_proj's shares (5 MB), B, C and dt to all (3 MB).
 //
-// Ladder, ms a step, H200, fp16 states (2026-11-29), before by few.cu, few_packed.cu, medium.cu and
-// replay.cu:
-//                               b4            b8            b16           b32           b64
-//   2.7b                    2.02  1.85    2.29  1.96    2.54  2.28    3.01  2.72    4.15  3.71
-//   1.3b                    1.22  1.05    1.35  1.12    1.50  1.31    1.79  1.57    2.47  2.15
-//   780m                    0.95  0.80    1.09  0.84          0.96          1.24    1.95  1.68
-//   370m                   (0.57) 0.64    0.76  0.66          0.76          0.95    1.35  1.32
-//   130m                   (0.32) 0.33    0.39  0.33    0.41  0.36    0.446 0.449  (0.59) 0.63
-//   2.7b, fp32 states                     2.55  2.30   (2.91) 3.00   (3.78) 4.18   (5.63) 6.68
+// Ladder, ms a step, H200, fp16 states (2026-11-29): by few.cu, few_packed.cu, medium.cu and
+// replay.cu, and by this, other cards (medium.cu at other sizes: the same on both):
+//                          b4            b8            b16           b32           b64
+//   2.7b               2.02  1.85    2.29  1.96    2.54  2.23    3.01  2.75    4.15  3.70
+//   1.3b               1.22  1.05    1.35  1.09    1.50  1.32    1.79  1.61    2.47  2.16
+//   780m               0.95  0.80    1.09  0.84    1.20  0.98    1.41  1.27    1.95  1.72
+//   370m              (0.57) 0.64    0.76  0.66    0.92  0.78    1.08  0.98   (1.35) 1.41
+//   130m              (0.32) 0.33    0.39  0.33    0.41  0.37   (0.446) 0.468 (0.59) 0.63
+//   2.7b, fp32 states                2.55  2.30   (2.91) 3.00   (3.78) 4.18   (5.63) 6.68
 // In brackets what is left to the others. Predicted for 2.7b 1.85 to 1.9 (b8), 2.9 to 3.1 (b64).
 //
 // On the way (2.7b, fp16): states written in each step for more rows, too: b16 2.30, b24 2.67, b32
@@ -79,8 +79,9 @@ int32_t resident_heads_fewest(const device *d) {
     return d->g.d_model <= 1024 ? 5 : 3;
 }
 int32_t resident_heads_most(const device *d) {
-    const bool replays = d->replays && d->state_type == SSM_DTYPE_F16;
-    return !replays ? (int32_t)FEW_ROWS : d->g.d_model == 768 ? 48 : (int32_t)RESIDENT_ROWS;
+    if (!d->replays || d->state_type != SSM_DTYPE_F16)
+        return FEW_ROWS;
+    return d->g.d_model == 768 ? 24 : d->g.d_model == 1024 ? 40 : (int32_t)RESIDENT_ROWS;
 }
 
 cudaError_t resident_heads_layers(device *d, const batch &b) {
