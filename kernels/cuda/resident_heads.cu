@@ -44,6 +44,7 @@
 // Open: weights in 12 bits for up to 16 rows, as resident_packed.cuh (1.4b b8 gains 7%); 2.7b's two
 // rows, which few_packed.cu has (1.66, here 1.80); fp32 states of more rows, of which the ring
 // holds three tokens' (2.7b); mamba-codestral-7b (4,096 channels: slots of 32 KB and more).
+#include "resident_heads_at_once.cuh"
 #include "resident_heads_kernel.cuh"
 
 namespace ssm {

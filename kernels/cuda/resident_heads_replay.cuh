@@ -43,7 +43,7 @@ template <class SHAPE, class S> struct heads_replay : heads_states<SHAPE, S, tru
     typedef heads_states<SHAPE, S, true> base;
     typedef heads_tile<SHAPE> tile;
     using base::bc, base::weights;
-    enum { V = base::V, W = V / 2, BLOCKS = 16 / W }; // as replay_group
+    enum { V = 16 / sizeof(S), W = V / 2, BLOCKS = 16 / W }; // as replay_group
     // a token's floats in shared memory: by head and entry what y takes of its x, what the base
     // takes; by head the base's decay
     enum { TAKEN = 0, FOLDED = 32, DECAY = 64 };
