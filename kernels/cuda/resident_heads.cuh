@@ -88,6 +88,11 @@ struct heads_args : resident_args {
     int n_slots;
 };
 
+// A step's states, S each: written in it, or replay.cu's. What the kernel is made with; for other
+// devices than Hopper's no more than names.
+template <class SHAPE, class S> struct heads_at_once;
+template <class SHAPE, class S> struct heads_replay;
+
 #if SSM_HOPPER
 
 // Behind resident_scratch: [token][cluster] sums of squares of what is normed; [token][EXTRAS] B
