@@ -44,8 +44,11 @@ BODIES = {
     "wgmma_wait": "",
     "wgmma": "emu_wgmma(d, a, b);",
     "mma": "emu_mma(c, a0, a1, a2, a3, b0, b1);",
+    "mma_f16": "emu_mma(c, a0, a1, a2, a3, b0, b1, EMU_MMA_F16);",
     "mma_8": "emu_mma(c, a0, a1, 0, 0, b0, 0);",
     "ldmatrix": "emu_ldmatrix(r, row);",
+    "ldmatrix_transposed": "emu_ldmatrix_transposed(r, row);",
+    "transpose8x8": "return emu_transpose(v);",
     # util.cuh: the rest
     "shared_address": "return (uint32_t)(uintptr_t)p;",
     "copy_async": "emu_copy_async(to, from, live);",
@@ -55,18 +58,23 @@ BODIES = {
     "exp2_fast": "return exp2f(x);",
     "reciprocal": "return 1.f / x;",
     # advance.cuh, resident*.cuh
+    "load_state": "return emu_load<uint4>(p);",
     "store_state": "if (on) *(uint4 *)p = v;",
     "workers_sync": "emu_named(1, 256);",
-    "count_up": "c->n++;",
+    "count_up": "c->n++, emu_event();",
     "count_wait": "while ((int)c->n < target) emu_yield();",
     "exchange": "uint64_t before, now = (uint64_t)hi << 32 | lo;"
     " memcpy(&before, p, 8); memcpy(p, &now, 8); return before;",
-    "count_exchanged": "__any_sync(~0u, before != 0); if (threadIdx.x % 32 == 0) c->n++;",
+    "count_exchanged": "__any_sync(~0u, before != 0); if (threadIdx.x % 32 == 0) c->n++, emu_event();",
     "load_pair": "return *(const float2 *)p;",
     "load_word": "return *(const uint32_t *)p;",
-    "load_shared_sum": "return *(const float4 *)p;",
+    "load_shared_sum": "return emu_load<float4>(p);",
+    "load_shared_pair": "return emu_load<float2>(p);",
+    "load_shared_words": "struct alignas(4 * N) all { words<N> v; };"
+    " return emu_load<all>(p).v;",
+    "arrive_for_all": "emu_barrier_arrive(barrier, RESIDENT_WARPS);",
     "store_four": "if (on) *(float4 *)p = v;",
-    "ask_up_to": "*(int *)emu_memory(limit) = n;",
+    "ask_up_to": "*(int *)emu_memory(limit) = n, emu_event();",
     "asked_up_to": "emu_yield(); return *(int *)emu_memory(limit);",
 }
 ARGUMENTS = {"wgmma": "uint64_t a, uint64_t b"}
@@ -79,11 +87,13 @@ TEXTS = [  # what is not a function of its own
     ),
     ("extern __shared__ __align__(1024) char shared[];", "char *const shared = emu_shared();"),
     ("const __grid_constant__ resident_args a", "const resident_args &a"),
+    ("const __grid_constant__ heads_args a", "const heads_args &a"),
 ]
-HALVES = re.compile(r'asm\("cvt\.rn\.satfinite\.f16x2\.f32.*?"f"\(v\[2 \* i\]\)\);', re.S)
-HALVES_HERE = (
-    "{ const __half2 two = __floats2half2_rn(v[2 * i], v[2 * i + 1]); memcpy(&r.w[i], &two, 4); }"
-)
+PATTERNS = {  # the same, over lines
+    # two floats to a pair of fp16: the high half comes first
+    r'asm\("cvt\.rn(\.satfinite)?\.f16x2\.f32 [^"]*"[^:]*: "=r"\(([^()]*)\)\s*'
+    r': "f"\(([^";]*)\), "f"\(([^";]*)\)\);': r"\2 = emu_halves(\4, \3);",
+}
 
 
 def closing(text, at, opening, shut):
@@ -119,7 +129,7 @@ def main():
     source, target = sys.argv[1:]
     os.makedirs(target, exist_ok=True)
     counts = dict.fromkeys(BODIES, 0)
-    texts = dict.fromkeys((old for old, _ in TEXTS), 0)
+    texts = dict.fromkeys([*(old for old, _ in TEXTS), *PATTERNS], 0)
     for name in sorted(os.listdir(source)):
         if not name.endswith((".cuh", ".h")):
             continue
@@ -131,7 +141,9 @@ def main():
         for old, new in TEXTS:
             texts[old] += text.count(old)
             text = text.replace(old, new)
-        text = HALVES.sub(HALVES_HERE, text)
+        for pattern, new in PATTERNS.items():
+            text, n = re.subn(pattern, new, text)
+            texts[pattern] += n
         text = re.sub(r"__launch_bounds__\([^\n]*\)", "", text)
         with open(os.path.join(target, name), "w", encoding="utf-8") as file:
             file.write(text)

@@ -41,7 +41,8 @@ dim3 blockDim, gridDim;
 static std::vector<emu_block> blocks;
 static std::vector<cluster> clusters;
 static uint32_t shared_bytes;
-static uint64_t visit; // of a warp
+static uint64_t visit;  // of a warp
+static uint64_t events; // which others may have waited for
 static void *scheduler;
 static void (*kernel_now)(const void *);
 static const void *arguments_now;
@@ -70,6 +71,9 @@ void emu_yield(void) {
     emu_now->waits = emu_fiber::LATER, emu_now->generation = visit;
     leave();
 }
+void emu_event(void) {
+    events++;
+}
 char *emu_shared(void) {
     return emu_now->warp->block->shared;
 }
@@ -91,7 +95,8 @@ static barrier *find(emu_block *b, uint32_t at) {
 static barrier *own(uint32_t at) {
     return find(emu_now->warp->block, at);
 }
-static void look(barrier *b) {
+static void look(barrier *b) { // behind an arrival, or bytes
+    emu_event();
     if (b->pending < 0)
         emu_fail("too many arrivals at a barrier");
     if (b->pending == 0 && b->bytes == 0)
@@ -101,9 +106,9 @@ void emu_barrier_init(uint32_t at, int arrivals) {
     emu_check(at, 8);
     emu_now->warp->block->barriers.push_back({at, arrivals, arrivals, 0, 0});
 }
-void emu_barrier_arrive(uint32_t at) {
+void emu_barrier_arrive(uint32_t at, int arrivals) {
     barrier *b = own(at);
-    b->pending--;
+    b->pending -= arrivals;
     look(b);
 }
 void emu_barrier_expect(uint32_t at, uint32_t bytes) {
@@ -126,7 +131,7 @@ void emu_named(int id, int threads) {
     named.threads = threads;
     emu_now->generation = named.generation, emu_now->named = id;
     if (++named.count == threads) {
-        named.count = 0, named.generation++;
+        named.count = 0, named.generation++, emu_event();
         return;
     }
     emu_now->waits = emu_fiber::NAMED;
@@ -136,7 +141,7 @@ void emu_cluster_arrive(void) {
     cluster &c = clusters[blockIdx.x / 2];
     emu_now->cluster_generation = c.generation;
     if (++c.count == 2 * emu_now->warp->block->threads)
-        c.count = 0, c.generation++;
+        c.count = 0, c.generation++, emu_event();
 }
 void emu_cluster_wait(void) {
     while (clusters[blockIdx.x / 2].generation == emu_now->cluster_generation)
@@ -200,8 +205,13 @@ void emu_store_to_peer(uint32_t to, float2 v, uint32_t at) {
 
 // ---- a warp's
 
+static float of_half(uint16_t v) {
+    __half_raw raw;
+    raw.x = v;
+    return __half2float(__half(raw));
+}
 // Lane l, g = l / 4, q = l % 4: rows g and g + 8 of a, row g of b, columns 2 q, 2 q + 1 and 8 on.
-static void multiply(emu_warp *w) {
+static void multiply(emu_warp *w, float (*number)(uint16_t)) {
     float a[16][16], b[8][16];
     for (int l = 0; l < EMU_LANES; l++) {
         const int g = l / 4, q = l % 4;
@@ -209,9 +219,9 @@ static void multiply(emu_warp *w) {
         for (int i = 0; i < 2; i++) {
             for (int half = 0; half < 2; half++) {
                 const int k = half * 8 + 2 * q + i;
-                a[g][k] = emu_bf16((uint16_t)(in[2 * half] >> 16 * i));
-                a[g + 8][k] = emu_bf16((uint16_t)(in[2 * half + 1] >> 16 * i));
-                b[g][k] = emu_bf16((uint16_t)(in[4 + half] >> 16 * i));
+                a[g][k] = number((uint16_t)(in[2 * half] >> 16 * i));
+                a[g + 8][k] = number((uint16_t)(in[2 * half + 1] >> 16 * i));
+                b[g][k] = number((uint16_t)(in[4 + half] >> 16 * i));
             }
         }
     }
@@ -236,19 +246,19 @@ void emu_collect(emu_collective at) {
     uint32_t votes = 0;
     for (int l = 0; l < EMU_LANES; l++)
         votes |= (w->in[l][0] != 0 ? 1u : 0u) << l;
-    if (at == EMU_MMA)
-        multiply(w);
+    if (at == EMU_MMA || at == EMU_MMA_F16)
+        multiply(w, at == EMU_MMA ? emu_bf16 : of_half);
     for (int l = 0; l < EMU_LANES; l++)
         w->out[l] = at == EMU_SHUFFLE ? w->in[w->in[l][1]][0]
                     : at == EMU_ALL   ? votes == ~0u
                                       : votes;
 }
 void emu_mma(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
-             uint32_t b1) {
+             uint32_t b1, emu_collective of) {
     const uint32_t in[] = {a0, a1, a2, a3, b0, b1};
     memcpy(emu_now->warp->in[emu_now->lane], in, sizeof in);
     memcpy(emu_now->warp->sums[emu_now->lane], c, sizeof c);
-    emu_collect(EMU_MMA);
+    emu_collect(of);
     memcpy(c, emu_now->warp->sums[emu_now->lane], sizeof c);
 }
 void emu_ldmatrix(uint32_t (&r)[4], const void *row) {
@@ -257,6 +267,26 @@ void emu_ldmatrix(uint32_t (&r)[4], const void *row) {
     for (int m = 0; m < 4; m++)
         r[m] = *(const uint32_t *)emu_memory(emu_shuffle(at, 8 * m + emu_now->lane / 4) +
                                              (uint32_t)(emu_now->lane % 4 * 4));
+}
+// Of each matrix a lane has column l / 4, rows 2 (l % 4) and the one behind.
+void emu_ldmatrix_transposed(uint32_t (&r)[4], const void *row) {
+    const uint32_t at = (uint32_t)(uintptr_t)row;
+    emu_check(at, 16);
+    for (int m = 0; m < 4; m++) {
+        r[m] = 0;
+        for (int i = 0; i < 2; i++) {
+            const uint32_t of = emu_shuffle(at, 8 * m + emu_now->lane % 4 * 2 + i);
+            r[m] |= (uint32_t) * (const uint16_t *)emu_memory(of + emu_now->lane / 4 * 2) << 16 * i;
+        }
+    }
+}
+uint32_t emu_transpose(uint32_t v) {
+    uint32_t r = 0;
+    for (int i = 0; i < 2; i++) {
+        const int row = emu_now->lane % 4 * 2 + i, column = emu_now->lane / 4;
+        r |= (emu_shuffle(v, row * 4 + column / 2) >> 16 * (column % 2) & 0xffff) << 16 * i;
+    }
+    return r;
 }
 
 // ---- the launch
@@ -277,9 +307,8 @@ static bool can_go_on(const emu_fiber *f) {
         return true;
     }
 }
-// Until all lanes wait; whether one of them came to something else than another turn.
-static bool run(emu_warp *w, size_t *left) {
-    bool any = false;
+// Until all lanes wait.
+static void run(emu_warp *w, size_t *left) {
     visit++;
     for (bool more = true; more;) {
         more = false;
@@ -287,18 +316,14 @@ static bool run(emu_warp *w, size_t *left) {
             emu_now = f;
             if (!can_go_on(f))
                 continue;
-            any |= f->waits != emu_fiber::LATER;
             f->waits = emu_fiber::READY;
             emu_swap(&scheduler, f->stack);
             *left -= f->waits == emu_fiber::DONE;
             more |= f->waits != emu_fiber::LATER && f->waits != emu_fiber::DONE;
-            any |= f->waits != emu_fiber::LATER;
         }
     }
-    return any;
 }
-static bool finish_copies(emu_block *b) {
-    bool any = false;
+static void finish_copies(emu_block *b) {
     for (size_t i = 0; i < b->copies.size();) {
         if (rand() % 3) {
             i++;
@@ -311,9 +336,7 @@ static bool finish_copies(emu_block *b) {
         barrier *at = find(b, c.barrier);
         at->bytes -= c.bytes;
         look(at);
-        any = true;
     }
-    return any;
 }
 static char *map_memory(size_t bytes, int flags) {
     void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
@@ -354,17 +377,17 @@ void emu_launch(int n_blocks, int threads, uint32_t shared, void (*kernel)(const
     }
     int idle = 0;
     for (size_t left = n; left > 0;) {
-        bool any = false;
+        const uint64_t before = events;
         for (size_t b = 0; b < blocks.size(); b++) {
             if (rand() % 8 == 0)
                 continue;
             for (size_t w = 0; w < (size_t)threads / EMU_LANES; w++) {
                 if (rand() % 4)
-                    any |= run(&warps[b * ((size_t)threads / EMU_LANES) + w], &left);
+                    run(&warps[b * ((size_t)threads / EMU_LANES) + w], &left);
             }
-            any |= finish_copies(&blocks[b]);
+            finish_copies(&blocks[b]);
         }
-        idle = any ? 0 : idle + 1;
+        idle = events != before ? 0 : idle + 1;
         if (idle > PATIENCE)
             emu_fail("all wait for each other");
     }

@@ -10,9 +10,9 @@
 //   cluster's; a barrier that is not there or has too many arrivals is an error;
 // - the copy engine: a copy's target is NaN when it is asked for, and is filled some time later, in
 //   any order; wrong alignment or a place outside of the block's memory is an error;
-// - blocks, warps and copies that go on at random, by a seed; nobody able to go on is an error.
-// What it has not: the order of memory between threads, proxies, or that wgmma reads later than it
-// is asked for.
+// - blocks, warps and copies that go on at random, by a seed; nothing to come that anybody waits
+// for is an error. What it has not: the order of memory between threads, proxies, or that wgmma
+// reads later than it is asked for.
 //
 // A block's shared memory begins at a multiple of 256 KB below 4 GB, so that 32-bit addresses and
 // the matrix units' 18 bits find it. x86-64, as its fibers change stacks.
@@ -35,7 +35,8 @@ typedef enum emu_collective {
     EMU_SHUFFLE,
     EMU_ALL,
     EMU_BALLOT,
-    EMU_MMA
+    EMU_MMA,
+    EMU_MMA_F16
 } emu_collective;
 
 struct emu_block;
@@ -73,10 +74,11 @@ inline void *emu_memory(uint32_t at) {
     return (void *)(uintptr_t)at;
 }
 void emu_yield(void); // until the others have had a turn
+void emu_event(void); // something that others may wait for: without any the launch is stuck
 void emu_collect(emu_collective at);
 
 void emu_barrier_init(uint32_t at, int arrivals);
-void emu_barrier_arrive(uint32_t at);
+void emu_barrier_arrive(uint32_t at, int arrivals = 1);
 void emu_barrier_expect(uint32_t at, uint32_t bytes); // an arrival, too
 bool emu_barrier_is(uint32_t at, int parity);         // past it
 void emu_wait_barrier(uint32_t at, int parity);       // at least until it may be
@@ -143,8 +145,10 @@ inline unsigned __ballot_sync(unsigned, int v) {
     return emu_vote(EMU_BALLOT, v != 0);
 }
 void emu_mma(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
-             uint32_t b1); // m16n8k16, bf16
+             uint32_t b1, emu_collective of = EMU_MMA); // m16n8k16, bf16 or f16
 void emu_ldmatrix(uint32_t (&r)[4], const void *row);
+void emu_ldmatrix_transposed(uint32_t (&r)[4], const void *row);
+uint32_t emu_transpose(uint32_t v); // 8 x 8 of 16 bits, as movmatrix does
 
 // ---- the warp groups' matrix instruction: each lane makes its own sums
 
@@ -154,23 +158,36 @@ inline float emu_bf16(uint16_t v) {
     memcpy(&f, &bits, 4);
     return f;
 }
-inline float emu_operand(uint64_t tile, int row, int k) { // swizzled by 128 bytes
-    uint32_t at = ((uint32_t)(tile & 0x3fff) << 4) + (uint32_t)(row * 128 + k * 2);
-    at ^= (at >> 7 & 7) << 4;
-    at += (uint32_t)(uintptr_t)emu_shared();
-    emu_check(at, 2);
-    return emu_bf16(*(const uint16_t *)emu_memory(at));
+inline uint32_t emu_halves(float low, float high) {
+    const __half2 two = __floats2half2_rn(low, high);
+    uint32_t pair;
+    memcpy(&pair, &two, 4);
+    return pair;
+}
+// 16 numbers of a tile's row, swizzled by 128 bytes.
+inline void emu_operand(uint64_t tile, int row, float (&v)[16]) {
+    for (int half = 0; half < 2; half++) {
+        uint32_t at = ((uint32_t)(tile & 0x3fff) << 4) + (uint32_t)(row * 128 + half * 16);
+        at ^= (at >> 7 & 7) << 4;
+        at += (uint32_t)(uintptr_t)emu_shared();
+        emu_check(at, 16);
+        for (int k = 0; k < 8; k++)
+            v[half * 8 + k] = emu_bf16(((const uint16_t *)emu_memory(at))[k]);
+    }
 }
 template <int N> void emu_wgmma(float (&d)[N], uint64_t a, uint64_t b) {
     const int g = emu_now->lane / 4, q = emu_now->lane % 4;
     const int row = (int)(threadIdx.x / EMU_LANES) % 4 * 16 + g;
-    for (int k = 0; k < 16; k++) {
-        const float x = emu_operand(a, row, k), y = emu_operand(a, row + 8, k);
-        for (int i = 0; i < N; i += 4) {
-            for (int c = 0; c < 2; c++) {
-                const float w = emu_operand(b, i * 2 + 2 * q + c, k);
-                d[i + c] += x * w, d[i + 2 + c] += y * w;
-            }
+    float x[16], y[16], w[16];
+    emu_operand(a, row, x), emu_operand(a, row + 8, y);
+    bool any = false; // of zeros, as where there are no token rows, nothing comes
+    for (int k = 0; k < 16; k++)
+        any = any || x[k] != 0 || y[k] != 0;
+    for (int i = 0; any && i < N; i += 4) {
+        for (int c = 0; c < 2; c++) {
+            emu_operand(b, i * 2 + 2 * q + c, w);
+            for (int k = 0; k < 16; k++)
+                d[i + c] += x[k] * w[k], d[i + 2 + c] += y[k] * w[k];
         }
     }
 }
@@ -186,6 +203,15 @@ inline int min(int a, int b) {
 inline int __popc(unsigned v) {
     return __builtin_popcount(v);
 }
+inline unsigned __fns(unsigned mask, unsigned base, int n) { // of CUDA's only what is used here
+    if (base != 0 || n < 1)
+        emu_fail("__fns of another kind");
+    for (unsigned i = 0; i < 32; i++) {
+        if (mask >> i & 1 && --n == 0)
+            return i;
+    }
+    return ~0u;
+}
 inline float rsqrtf(float v) {
     return 1.f / sqrtf(v);
 }
@@ -193,6 +219,9 @@ inline float __uint_as_float(uint32_t bits) {
     float f;
     memcpy(&f, &bits, 4);
     return f;
+}
+inline float __int_as_float(int bits) {
+    return __uint_as_float((uint32_t)bits);
 }
 inline uint32_t __float_as_uint(float f) {
     uint32_t bits;
@@ -214,6 +243,16 @@ inline long long emu_clock(void) { // no time goes by: nobody asks L2 ahead
 #define clock emu_clock
 template <class T> T __ldcg(const T *p) {
     return *p;
+}
+template <class T> T __ldg(const T *p) {
+    return *p;
+}
+template <class T> T emu_load(const void *p) { // a global load of all of a T's bytes at once
+    if ((uintptr_t)p % sizeof(T))
+        emu_fail("a load from what is not aligned");
+    T v;
+    memcpy(&v, p, sizeof v);
+    return v;
 }
 unsigned __reduce_add_sync(unsigned, unsigned); // named by kernels that are not run
 

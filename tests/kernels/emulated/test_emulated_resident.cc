@@ -2,62 +2,12 @@
 // resident.cu's kernel, all 128 blocks of it, on the host (emulator.h): two layers of random
 // weights at a small width, steps of many rows, against the same in double. Rows that begin anew,
 // have no slot, or have tokens that are not known yet are among them.
-#include "emulator.h"
+#include "emulated_test.h"
 #include "kernels/cuda/resident_kernel.cuh"
-
-#include <stdio.h>
-#include <stdlib.h>
-
-#include <random>
-#include <vector>
 
 using namespace ssm;
 
 enum { LAYERS = 2, STEPS = 2, VOCABULARY = 7, STATES = 16, SPARE = 5 };
-// bf16 activations: of the root mean square, and of the largest number.
-static const double MOST_OFF = 5e-3, MOST_OFF_ONE = 1e-2;
-
-typedef std::vector<uint16_t> weights; // bf16
-typedef std::vector<float> numbers;
-typedef std::vector<double> doubles;
-
-static std::mt19937 generator(7);
-static float normal(void) {
-    static std::normal_distribution<float> of;
-    return of(generator);
-}
-static float between(float low, float high) {
-    return low + (high - low) * (float)(generator() >> 8) / 16777216.f;
-}
-static uint16_t to_bf16(double v) {
-    const uint32_t bits = __float_as_uint((float)v);
-    return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-}
-static double rounded(double v) {
-    return emu_bf16(to_bf16(v));
-}
-static double silu_of(double v) {
-    return v / (1 + exp(-v));
-}
-static weights random_matrix(size_t rows, size_t columns) {
-    weights w(rows * columns);
-    for (uint16_t &one : w)
-        one = to_bf16(normal() / sqrtf((float)columns));
-    return w;
-}
-static numbers random_numbers(size_t n, float low, float high) {
-    numbers v(n);
-    for (float &one : v)
-        one = between(low, high);
-    return v;
-}
-static double dot(const uint16_t *w, const doubles &x) {
-    double sum = 0;
-    for (size_t i = 0; i < x.size(); i++)
-        sum += emu_bf16(w[i]) * x[i];
-    return sum;
-}
-
 template <int NW> struct layer {
     enum { M = 32 * NW, INNER = 2 * M, RANK = M / 16, N_X = RANK + 2 * STATES };
     weights in, x, dt, out;
@@ -123,41 +73,6 @@ static void reference(const layer<NW> &l, const row &r, int width, doubles *x, d
 
 template <int NW, int MOST, class S> static void kernel(const void *arguments) {
     resident_kernel<resident_shape<NW, MOST>, S, false>(*(const resident_args *)arguments);
-}
-
-static void set_map(CUtensorMap *map, const weights &w, int columns, int rows, int box_columns,
-                    int box_rows, bool swizzled) {
-    const emu_map is = {w.data(), columns, rows, box_columns, box_rows, swizzled};
-    static_assert(sizeof is <= sizeof *map, "in its place");
-    memcpy(map, &is, sizeof is);
-}
-
-static bool near(const char *what, const doubles &want, const doubles &got) {
-    double squares = 0, all = 0, largest = 0, most = 0;
-    bool all_numbers = true;
-    for (size_t i = 0; i < want.size(); i++) {
-        const double off = fabs(want[i] - got[i]);
-        all_numbers = all_numbers && off < 1e30; // nor a NaN
-        squares += off * off, all += want[i] * want[i];
-        most = off > most ? off : most, largest = fmax(largest, fabs(want[i]));
-    }
-    const bool is =
-        all_numbers && sqrt(squares / all) <= MOST_OFF && most <= MOST_OFF_ONE * largest;
-    printf("  %-8s off by %.1e (rms), %.1e of %.1e%s\n", what, sqrt(squares / all), most, largest,
-           is ? "" : ": WRONG");
-    return is;
-}
-template <class V> static doubles in_double(const V &v) {
-    doubles d(v.size());
-    for (size_t i = 0; i < v.size(); i++)
-        d[i] = (float)v[i];
-    return d;
-}
-static doubles bf16_in_double(const weights &v) {
-    doubles d(v.size());
-    for (size_t i = 0; i < v.size(); i++)
-        d[i] = emu_bf16(v[i]);
-    return d;
 }
 
 // Rows of one step, each with a slot of its own but the last three, which have none.

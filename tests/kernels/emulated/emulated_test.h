@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: Apache-2.0
+// What tests of emulated kernels (emulator.h) share: random weights, the numbers that a kernel
+// rounds to, tensor maps, and comparisons with a reference in double.
+#ifndef SSM_TESTS_EMULATED_TEST_H
+#define SSM_TESTS_EMULATED_TEST_H
+
+#include "emulator.h"
+
+#include <cuda.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include <random>
+#include <vector>
+
+typedef std::vector<uint16_t> weights; // bf16
+typedef std::vector<float> numbers;
+typedef std::vector<double> doubles;
+
+// ---- random numbers, the same in each run
+
+static std::mt19937 generator(7);
+static inline float normal(void) {
+    static std::normal_distribution<float> of;
+    return of(generator);
+}
+static inline float between(float low, float high) {
+    return low + (high - low) * (float)(generator() >> 8) / 16777216.f;
+}
+static inline uint16_t to_bf16(double v) {
+    const uint32_t bits = __float_as_uint((float)v);
+    return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+static inline double rounded(double v) {
+    return emu_bf16(to_bf16(v));
+}
+static inline weights random_matrix(size_t rows, size_t columns) {
+    weights w(rows * columns);
+    for (uint16_t &one : w)
+        one = to_bf16(normal() / sqrtf((float)columns));
+    return w;
+}
+static inline numbers random_numbers(size_t n, float low, float high) {
+    numbers v(n);
+    for (float &one : v)
+        one = between(low, high);
+    return v;
+}
+
+// ---- the reference's
+
+static inline double silu_of(double v) {
+    return v / (1 + exp(-v));
+}
+static inline double dot(const uint16_t *w, const doubles &x) {
+    double sum = 0;
+    for (size_t i = 0; i < x.size(); i++)
+        sum += emu_bf16(w[i]) * x[i];
+    return sum;
+}
+
+// ---- the kernel's
+
+static inline void set_map(CUtensorMap *map, const weights &w, int columns, int rows,
+                           int box_columns, int box_rows, bool swizzled) {
+    const emu_map is = {w.data(), columns, rows, box_columns, box_rows, swizzled};
+    static_assert(sizeof is <= sizeof *map, "in its place");
+    memcpy(map, &is, sizeof is);
+}
+
+// ---- comparisons
+
+// Most of bf16 activations: of the root mean square, and of the largest number.
+static const double MOST_OFF = 5e-3, MOST_OFF_ONE = 1e-2;
+
+struct difference {
+    double squares = 0, all = 0, largest = 0, most = 0;
+    bool finite = true;
+
+    void add(double want, double got) {
+        const double off = fabs(want - got);
+        finite = finite && off < 1e30; // nor a NaN
+        squares += off * off, all += want * want;
+        most = off > most ? off : most, largest = fmax(largest, fabs(want));
+    }
+    bool is_small(const char *what, double most_off = MOST_OFF) const {
+        const bool is =
+            finite && squares <= most_off * most_off * all && most <= MOST_OFF_ONE * largest;
+        printf("  %-8s off by %.1e (rms), %.1e of %.1e%s\n", what, sqrt(squares / all), most,
+               largest, is ? "" : ": WRONG");
+        return is;
+    }
+};
+static inline bool near(const char *what, const doubles &want, const doubles &got) {
+    difference d;
+    for (size_t i = 0; i < want.size(); i++)
+        d.add(want[i], got[i]);
+    return d.is_small(what);
+}
+template <class V> static inline doubles in_double(const V &v) {
+    doubles d(v.size());
+    for (size_t i = 0; i < v.size(); i++)
+        d[i] = (float)v[i];
+    return d;
+}
+static inline doubles bf16_in_double(const weights &v) {
+    doubles d(v.size());
+    for (size_t i = 0; i < v.size(); i++)
+        d[i] = emu_bf16(v[i]);
+    return d;
+}
+
+#endif
