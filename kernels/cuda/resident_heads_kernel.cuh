@@ -62,22 +62,10 @@ __global__ void __launch_bounds__(RESIDENT_THREADS, 1)
 // with_heads<STATES>(d_model, f): f(kernel, shape) of the model's width, if there is one.
 template <template <class, class> class STATES, class S, class F>
 static bool with_heads(int d_model, F f) {
-#define WIDTH(NW) f(heads_kernel<heads_shape<NW>, STATES<heads_shape<NW>, S>>, heads_shape<NW>())
-    switch (d_model) {
-    case 32 * 24:
-        return WIDTH(24);
-    case 32 * 32:
-        return WIDTH(32);
-    case 32 * 48:
-        return WIDTH(48);
-    case 32 * 64:
-        return WIDTH(64);
-    case 32 * 80:
-        return WIDTH(80);
-    default:
-        return false;
-    }
-#undef WIDTH
+    return with_channels(d_model, [&](auto channels) {
+        typedef heads_shape<decltype(channels)::value> shape;
+        return f(heads_kernel<shape, STATES<shape, S>>, shape());
+    });
 }
 
 template <template <class, class> class STATES, class S> static bool heads_room(const device *d) {

@@ -174,6 +174,24 @@ static bool fill_arguments(const device *d, const batch &b, void *scratch, resid
     return made;
 }
 
+// f(channels of a cluster, as a constant's type) of both families' common widths; false: another.
+template <class F> static bool with_channels(int d_model, F f) {
+    switch (d_model) {
+    case 32 * 24:
+        return f(std::integral_constant<int, 24>());
+    case 32 * 32:
+        return f(std::integral_constant<int, 32>());
+    case 32 * 48:
+        return f(std::integral_constant<int, 48>());
+    case 32 * 64:
+        return f(std::integral_constant<int, 64>());
+    case 32 * 80:
+        return f(std::integral_constant<int, 80>());
+    default:
+        return false;
+    }
+}
+
 // with_width(f): f(kernel, shape) of the model's width, if there is one.
 template <class WITH_WIDTH>
 static cudaError_t resident_run(device *d, const batch &b, void *scratch,

@@ -31,24 +31,10 @@
 namespace ssm {
 
 template <class S, class F> static bool with_width(int d_model, F f) {
-#define WIDTH(NW)                                                                                  \
-    f(resident_kernel<resident_shape<NW, RESIDENT_TALL_ROWS>, S, false>,                           \
-      resident_shape<NW, RESIDENT_TALL_ROWS>())
-    switch (d_model) {
-    case 32 * 24:
-        return WIDTH(24);
-    case 32 * 32:
-        return WIDTH(32);
-    case 32 * 48:
-        return WIDTH(48);
-    case 32 * 64:
-        return WIDTH(64);
-    case 32 * 80:
-        return WIDTH(80);
-    default:
-        return false;
-    }
-#undef WIDTH
+    return with_channels(d_model, [&](auto channels) {
+        typedef resident_shape<decltype(channels)::value, RESIDENT_TALL_ROWS> shape;
+        return f(resident_kernel<shape, S, false>, shape());
+    });
 }
 
 bool resident_tall_room(const device *d) {
