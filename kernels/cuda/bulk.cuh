@@ -28,6 +28,13 @@ __device__ __forceinline__ void barrier_arrive(uint32_t at) {
                  "mbarrier.arrive.shared.b64 token, [%0];\n}" ::"r"(at)
                  : "memory");
 }
+// As so many arrivals.
+template <int N> __device__ __forceinline__ void barrier_arrive_as(uint32_t at) {
+    asm volatile("{\n.reg .b64 token;\n"
+                 "mbarrier.arrive.shared.b64 token, [%0], %1;\n}" ::"r"(at),
+                 "n"(N)
+                 : "memory");
+}
 // Whether the phase is over.
 __device__ __forceinline__ bool barrier_test(uint32_t at, uint32_t parity) {
     uint32_t done;

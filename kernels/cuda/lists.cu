@@ -82,11 +82,10 @@ static int32_t take_entry(device *d, const ssm_segment *s) {
 static bool writes_at_once(const device *d, int32_t n_rows, bool decode) {
     if (d->g.kind == SSM_BLOCK_MAMBA)
         return d->replays && !advance_replay_fits(d, n_rows);
-    if (!d->replays || !decode)
+    if (!d->replays || !decode || n_rows > FEW_ROWS)
         return false;
-    return solo_fits(d, n_rows) || (n_rows <= FEW_ROWS && resident_fits(d, n_rows)) ||
-           (d->g.d_model >= 512 && n_rows <= FEW_ROWS && !medium_fits(d, n_rows) &&
-            few_fits(d, n_rows));
+    return solo_fits(d, n_rows) || resident_fits(d, n_rows) ||
+           (d->g.d_model >= 512 && !medium_fits(d, n_rows) && few_fits(d, n_rows));
 }
 
 // In such a step: the entries that the slot's base is without until it begins.

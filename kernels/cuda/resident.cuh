@@ -397,7 +397,7 @@ template <class SHAPE> __device__ __forceinline__ float *shares_of(const residen
     if constexpr (SHAPE::GATED)
         return (float *)(&scratch_of<SHAPE>(a) + 1) + SHAPE::BEFORE_SHARES;
     else
-        return (float *)dt_of<SHAPE>(a, 2);
+        return (float *)dt_of<SHAPE>(a, 2); // the same, but as a number it makes other code
 }
 
 #endif

@@ -71,7 +71,7 @@ template <int CHANNELS> struct heads_shape {
         BEFORE_SHARES = ROWS * RESIDENT_CLUSTERS + ROWS * EXTRAS / 2
     };
     static_assert((int)X_STAGES % A_SLOT == 0 && (int)IN_PIECES >= (int)X_STAGES, "z's first ones");
-    static_assert((2 * SLOTS + 2 * X_BARRIERS + 22 + 16) * 8 <= BARRIERS, "their room");
+    static_assert((2 * SLOTS + 2 * X_BARRIERS + 22 + ASKED) * 8 <= BARRIERS, "their room");
     static_assert((int)BYTES <= (int)RESIDENT_SHARED, "all");
     static_assert((int)UNITS <= (int)RESIDENT_CLUSTERS, "eight rows a cluster");
 };
@@ -79,12 +79,11 @@ template <int CHANNELS> struct heads_shape {
 struct heads_args : resident_args {
     const float *gate_norm[RESIDENT_LAYERS]; // [d_inner]
     float dt_min, dt_max;
-    // replay.cu's, of all layers: [layer][slot][heads][parts][REPLAY_HELD][R],
-    // [..][REPLAY_HELD][N],
-    // [..][REPLAY_HELD][heads]; of each row: entries, 256 more if its base is written
-    bf16 *entries_x, *entries_b;
-    float *entries_dt;
-    const int32_t *held;
+    // replay.cu's, of all layers and slots, of fp16 states:
+    bf16 *entries_x;     // [layer][slot][heads][REPLAY_HELD][64]
+    bf16 *entries_b;     // [layer][slot][REPLAY_HELD][128]
+    float *entries_dt;   // [layer][slot][REPLAY_HELD][heads]
+    const int32_t *held; // of each row: its entries, and 256 if its base then takes them
     int n_slots;
 };
 

@@ -11,14 +11,6 @@ namespace ssm {
 
 #if SSM_HOPPER
 
-// As all warps' arrivals.
-__device__ __forceinline__ void arrive_for_all(uint32_t barrier) {
-    static_assert((int)RESIDENT_WARPS == 8, "below");
-    asm volatile("{\n.reg .b64 token;\n"
-                 "mbarrier.arrive.shared.b64 token, [%0], 8;\n}" ::"r"(barrier)
-                 : "memory");
-}
-
 // 16 rows of a head as entries lie, and so as the matrix units take them: the m-th that the
 // cluster has rows of, of which the first one may begin in front of the cluster's.
 template <class SHAPE> struct heads_tile {
@@ -245,7 +237,7 @@ template <class SHAPE, class S> struct heads_replay : heads_states<SHAPE, S, tru
             barrier_wait(b.full + at.at * 8, at.phase);
             const float square = warp_sum(advance_token(b, w, token, at.at, group));
             if (w.lane == 0) { // all that was read of the slot has been used
-                arrive_for_all(b.empty + at.at * 8);
+                barrier_arrive_as<RESIDENT_WARPS>(b.empty + at.at * 8);
                 base::squares(b, token)[0] = square;
             }
             at.skip(RESIDENT_WARPS);

@@ -162,16 +162,19 @@ __device__ __forceinline__ void first_input(const resident_args &a, const reside
         part.store(a);
 }
 
-// Adds the shares up for the block's part of the tokens onto the residual; the next layer's input
-// and its sums of squares.
-struct ungated { // in place of gated_squares
+// What a token's sums are multiplied by: nothing here, in Mamba-2 its gated norm
+// (resident_heads_states.cuh).
+struct ungated {
     template <class PART> __device__ __forceinline__ ungated(const resident_args &, const PART &) {
     }
     __device__ __forceinline__ float scale(const resident_args &, int) const {
         return 1;
     }
 };
-template <class SHAPE> struct gated_squares; // resident_heads_states.cuh
+template <class SHAPE> struct gated_squares;
+
+// Adds the shares up for the block's part of the tokens onto the residual; the next layer's input
+// and its sums of squares.
 template <class SHAPE>
 __device__ __forceinline__ void residual(const resident_args &a, const resident_block<SHAPE> &b,
                                          const resident_worker<SHAPE> &w) {

@@ -55,12 +55,6 @@ template <int NW> struct packed_shape : resident_shape<NW, RESIDENT_ROWS> {
 
 #if SSM_HOPPER
 
-__device__ __forceinline__ void arrive_twice(uint32_t barrier) {
-    asm volatile("{\n.reg .b64 token;\n"
-                 "mbarrier.arrive.shared.b64 token, [%0], 2;\n}" ::"r"(barrier)
-                 : "memory");
-}
-
 template <int NW> struct packed_worker {
     typedef packed_shape<NW> shape;
     typedef typename shape::base base;
@@ -102,7 +96,7 @@ template <int NW> struct packed_worker {
     // bits: of sums that all that was read of it has gone into (give_back).
     __device__ __forceinline__ void slot_done(uint32_t bits) {
         if (w.lane == 0)
-            arrive_twice(b.empty + w.slot.at * 8 + (bits & w.zero));
+            barrier_arrive_as<2>(b.empty + w.slot.at * 8 + (bits & w.zero));
         w.slot.next();
         if (!w.group)
             w.slot.next();
@@ -130,7 +124,7 @@ template <int NW> struct packed_worker {
                 bits |= __float_as_uint(c[t][0]);
             __syncwarp();
             if (w.lane == 0 && is_z)
-                arrive_twice(b.x_empty + x.at * 8 + (bits & w.zero));
+                barrier_arrive_as<2>(b.x_empty + x.at * 8 + (bits & w.zero));
             slot_done(bits);
             x.next();
             if (part / 2 == 0)

@@ -152,9 +152,8 @@ END_TEST
 
 START_TEST(rows_agree_whatever_their_states_are_still_without) {
     static const int32_t counts[] = {64, 20, 9};
-    if (published[_i].kind == SSM_BLOCK_MAMBA2)
-        rows_agree(&published[_i], (uint64_t)_i + 31, &spread_out, counts,
-                   sizeof counts / sizeof counts[0]);
+    rows_agree(&published[_i], (uint64_t)_i + 31, &spread_out, counts,
+               sizeof counts / sizeof counts[0]);
 }
 END_TEST
 
@@ -163,5 +162,8 @@ void medium_tests(TCase *tc, cuda_part part, int one) {
     if (part != PART_ALL && part != PART_MEDIUM)
         return;
     tcase_add_loop_test(tc, medium_rows_of_published_widths_agree, first, end);
-    tcase_add_loop_test(tc, rows_agree_whatever_their_states_are_still_without, first, end);
+    for (int i = first; i < end; i++) {
+        if (published[i].kind == SSM_BLOCK_MAMBA2)
+            tcase_add_loop_test(tc, rows_agree_whatever_their_states_are_still_without, i, i + 1);
+    }
 }

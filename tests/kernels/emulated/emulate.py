@@ -16,6 +16,7 @@ BODIES = {
     # bulk.cuh, hopper.cuh: barriers in shared memory, copies, clusters
     "barrier_init": "emu_barrier_init(at, arrivals);",
     "barrier_arrive": "emu_barrier_arrive(at);",
+    "barrier_arrive_as": "emu_barrier_arrive(at, N);",
     "barrier_test": "const bool is = emu_barrier_is(at, parity); if (!is) emu_yield(); return is;",
     "barrier_wait": "while (!emu_barrier_is(at, parity)) emu_wait_barrier(at, parity);",
     "barrier_expect": "emu_barrier_expect(at, bytes);",
@@ -72,7 +73,6 @@ BODIES = {
     "load_shared_pair": "return emu_load<float2>(p);",
     "load_shared_words": "struct alignas(4 * N) all { words<N> v; };"
     " return emu_load<all>(p).v;",
-    "arrive_for_all": "emu_barrier_arrive(barrier, RESIDENT_WARPS);",
     "store_four": "if (on) *(float4 *)p = v;",
     "ask_up_to": "*(int *)emu_memory(limit) = n, emu_event();",
     "asked_up_to": "emu_yield(); return *(int *)emu_memory(limit);",
