@@ -22,7 +22,8 @@ enum {
     X_WARPS = 2,                               // of them, for token rows
     RESIDENT_SHARED = 227 << 10,
     FLIGHT = 80 << 10, // bytes that a block's ring may have under way, and
-    AHEAD = 160 << 10  // that L2 is asked for in front of it
+    AHEAD = 160 << 10, // that L2 is asked for in front of it
+    ASKED = 16         // barriers of slots with states (wait_asked)
 };
 
 struct resident_weights {   // of a layer, as boxes
@@ -270,7 +271,7 @@ template <int N> struct turn {
     }
 };
 
-enum { NO_LIMIT = 0x7fffffff, ASKED = 16 };
+enum { NO_LIMIT = 0x7fffffff };
 
 // Every other eight.
 __device__ __forceinline__ int token_of(int rank, int at) {
