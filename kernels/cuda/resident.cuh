@@ -69,6 +69,7 @@ template <int CHANNELS, int MOST> struct resident_shape {
         SETS = MOST / 64, // of 64 token rows, a matrix instruction's
         TALL = SETS > 1,
         HALVES = false, // the tokens are dealt to the ranks by eights
+        APART = false,  // rows of x that no second group has
         GATED = false,
         WIDE = NW == 128,                         // falcon-mamba-7b's
         NORMS = WIDE,                             // dt, B and C may be normed (falcon_mamba)
@@ -422,6 +423,10 @@ cudaError_t resident_heads_layers(device *d, const batch &b);
 // resident_heads_replay.cu: those that do not write states every token.
 bool resident_heads_replay_room(const device *d);
 cudaError_t resident_heads_replay_layers(device *d, const batch &b);
+// resident_heads_packed.cu: those of few rows whose weights are packed.
+bool resident_heads_packs(const device *d); // whether it has the model's width
+bool resident_heads_packed_room(const device *d);
+cudaError_t resident_heads_packed_layers(device *d, const batch &b);
 
 } // namespace ssm
 

@@ -11,6 +11,50 @@ namespace ssm {
 
 #if SSM_HOPPER
 
+// Packed weights through the ring, by all lanes of its warp. Of a slot, by its barrier and place,
+// or (below 0) to L2.
+template <class SHAPE> struct packed_source {
+    typedef packed_shape<SHAPE> packed;
+    const resident_block<SHAPE> &b;
+    const uint64_t once;
+    int lane;
+
+    // A group's rows of x or z, those of one of solo_large.cu's blocks, by the rank's (at / 2)-th
+    // 256 columns. more: bytes that follow.
+    __device__ __forceinline__ void in(const char *weights, int at, bool z, int more, uint32_t full,
+                                       uint32_t to, int place) const {
+        const int slot = (z ? SHAPE::NW / 8 : 0) + b.rank * packed::TURNS + at / 2;
+        const char *from =
+            weights + ((size_t)slot * PACKED_BLOCKS + b.cluster * 2 + at % 2) * packed::TAKEN;
+        if (lane == 0 && place >= 0) {
+            barrier_expect(full, packed::TAKEN + more);
+            copy_run(to, from, packed::TAKEN, full, once);
+        } else if (lane == 0) {
+            prefetch_run(from, packed::TAKEN);
+        }
+    }
+    // A group's rows of out_proj, those of four of solo_large.cu's blocks, by the split's (j /
+    // 2)-th 128 columns: a lane a block's S, or E.
+    __device__ __forceinline__ void out(const char *weights, int j, uint32_t full, uint32_t to,
+                                        int place) const {
+        enum : uint32_t { S_BYTES = packed::TILES * 512, E_BYTES = S_BYTES / 2 };
+        const int column = b.split * packed::OUT_TURNS + j / 2; // of 128
+        const int block = b.tile * 8 + j % 2 * 4 + lane % 4;
+        const bool e = lane >= 4;
+        const char *from = weights +
+                           ((size_t)(column / 4) * PACKED_BLOCKS + block) * packed::TAKEN +
+                           (e ? packed::TAKEN_E : 0) + column % 4 * (e ? E_BYTES : S_BYTES);
+        if (lane == 0 && place >= 0)
+            barrier_expect(full, packed::TAKEN);
+        __syncwarp();
+        if (lane < 8 && place >= 0)
+            copy_run(to + (e ? packed::OUT_E : 0) + lane % 4 * (e ? E_BYTES : S_BYTES), from,
+                     e ? E_BYTES : S_BYTES, full, once);
+        else if (lane < 8)
+            prefetch_run(from, e ? E_BYTES : S_BYTES);
+    }
+};
+
 // What goes through the ring, in the order in which it is used: weights of all layers and the
 // rank's tokens' states. One warp.
 // P: in_proj and out_proj are packed.
@@ -59,43 +103,6 @@ template <class SHAPE, class S, bool P> struct ring_source {
         }
     }
 
-    // Packed: a group's rows of x or z, those of one of solo_large.cu's blocks, by the rank's
-    // (at / 2)-th 256 columns.
-    __device__ __forceinline__ void packed_in(const char *weights, int at, bool z, uint32_t full,
-                                              uint32_t to, int place) const {
-        typedef packed_shape<SHAPE::NW> packed;
-        const int slot = (z ? SHAPE::NW / 8 : 0) + b.rank * packed::TURNS + at / 2;
-        const char *from =
-            weights + ((size_t)slot * PACKED_BLOCKS + b.cluster * 2 + at % 2) * packed::TAKEN;
-        if (lane == 0 && place >= 0) {
-            barrier_expect(full, packed::TAKEN);
-            copy_run(to, from, packed::TAKEN, full, once);
-        } else if (lane == 0) {
-            prefetch_run(from, packed::TAKEN);
-        }
-    }
-    // A group's rows of out_proj, those of four of solo_large.cu's blocks, by the split's (j /
-    // 2)-th 128 columns: a lane a block's S, or E.
-    __device__ __forceinline__ void packed_out(const char *weights, int j, uint32_t full,
-                                               uint32_t to, int place) const {
-        typedef packed_shape<SHAPE::NW> packed;
-        enum : uint32_t { S_BYTES = packed::TILES * 512, E_BYTES = S_BYTES / 2 };
-        const int column = b.split * packed::OUT_TURNS + j / 2; // of 128
-        const int block = b.tile * 8 + j % 2 * 4 + lane % 4;
-        const bool e = lane >= 4;
-        const char *from = weights +
-                           ((size_t)(column / 4) * PACKED_BLOCKS + block) * packed::TAKEN +
-                           (e ? packed::TAKEN_E : 0) + column % 4 * (e ? E_BYTES : S_BYTES);
-        if (lane == 0 && place >= 0)
-            barrier_expect(full, packed::TAKEN);
-        __syncwarp();
-        if (lane < 8 && place >= 0)
-            copy_run(to + (e ? packed::OUT_E : 0) + lane % 4 * (e ? E_BYTES : S_BYTES), from,
-                     e ? E_BYTES : S_BYTES, full, once);
-        else if (lane < 8)
-            prefetch_run(from, e ? E_BYTES : S_BYTES);
-    }
-
     // Slot j of a layer into the ring's slot `place`, or (-1) to L2.
     __device__ __forceinline__ void ask(int layer, int j, int place) const {
         const resident_weights &l = a.weights[layer];
@@ -119,7 +126,8 @@ template <class SHAPE, class S, bool P> struct ring_source {
         };
         auto in = [&](int at, int row) {
             if constexpr (P)
-                return packed_in(a.layers[layer].packed_in, at, row > 0, full, to, place);
+                return packed_source<SHAPE>{b, once, lane}.in(a.layers[layer].packed_in, at,
+                                                              row > 0, 0, full, to, place);
             const int column = (b.rank * shape::IN_PIECES + shape::A_SLOT * at) * PIECE;
             expect(shape::SLOT);
             box(0, &l.in, column, row + b.cluster * SHAPE::NW);
@@ -168,7 +176,8 @@ template <class SHAPE, class S, bool P> struct ring_source {
         }
         j -= n_states;
         if constexpr (P)
-            return packed_out(a.layers[layer].packed_out, j, full, to, place);
+            return packed_source<SHAPE>{b, once, lane}.out(a.layers[layer].packed_out, j, full, to,
+                                                           place);
         expect(shape::SLOT);
         box(0, &l.out, (b.split * shape::OUT_PIECES + j) * PIECE, b.tile * shape::TILE_ROWS);
     }
@@ -283,20 +292,26 @@ __device__ __forceinline__ void fill_x(const resident_args &a, const resident_bl
 template <class SHAPE>
 __device__ __forceinline__ void fill_x_packed(const resident_args &a,
                                               const resident_block<SHAPE> &b, int thread) {
-    typedef packed_shape<SHAPE::NW> shape;
+    typedef packed_shape<SHAPE> shape;
     enum { PARTS = 16, STEP = X_WARPS * 32 / PARTS, ROWS = RESIDENT_PACKED_ROWS };
     turn<shape::STAGES> stage;
     const int part = thread % PARTS, first = thread / PARTS; // 16 bytes of every STEP rows
     char *to = b.x_place() + part / 8 * (shape::STAGE / 2);
     auto ask = [&](const bf16 *from, int pitch, int stages) {
-        from += (size_t)first * pitch + part * 8;
+        from += (SHAPE::HALVES ? 0 : (size_t)first * pitch) + part * 8;
 #pragma unroll 1
         for (int p = 0; p < stages; p++) {
             barrier_wait(b.x_empty + stage.at * 8, stage.phase ^ 1);
 #pragma unroll
             for (int k = 0; k < ROWS; k += STEP) {
                 const int row = first + k;
-                if (row < a.tokens)
+                if constexpr (SHAPE::HALVES) { // a rank's, then the other's
+                    if (row % 8 < b.mine)
+                        copy_async(
+                            to + stage.at * shape::STAGE + row * 128 + (part % 8 ^ row % 8) * 16,
+                            from + (size_t)(row / 8 * b.mine + row % 8) * pitch + p * 2 * PIECE,
+                            true);
+                } else if (row < a.tokens)
                     copy_async(to + stage.at * shape::STAGE + row * 128 + (part % 8 ^ row % 8) * 16,
                                from + (size_t)k * pitch + p * 2 * PIECE, true);
             }

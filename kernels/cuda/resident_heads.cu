@@ -22,7 +22,8 @@
 //     y         16 blocks   shares 8 blocks   input all      as resident.cu
 //
 // Steps of up to eight rows write states as they come (replay.cu, When): here, all warps at one
-// token's rows after the other. More rows: resident_heads_replay.cu.
+// token's rows after the other. More rows: resident_heads_replay.cu. Packed weights:
+// resident_heads_packed.cu.
 //
 // Bytes: the weights once; states once, or twice. Through L2 a layer of 2.7b: u and u again, y (to
 // 52 MB at 64 rows), out_proj's shares (5 MB), B, C and dt to all (3 MB).
@@ -36,14 +37,16 @@
 //   370m              (0.57) 0.64    0.76  0.66    0.92  0.78    1.08  0.98   (1.35) 1.41
 //   130m              (0.32) 0.33    0.39  0.33    0.41  0.37   (0.446) 0.468 (0.59) 0.63
 //   2.7b, fp32 states                2.55  2.30   (2.91) 3.00   (3.78) 4.18   (5.63) 6.68
-// In brackets what is left to the others. Predicted for 2.7b 1.85 to 1.9 (b8), 2.9 to 3.1 (b64).
+// In brackets what is left to the others. With weights in 12 bits up to 16 rows of all but 130m
+// take 1 to 10% less: resident_heads_packed.cu. Predicted for 2.7b 1.85 to 1.9 (b8), 2.9 to 3.1
+// (b64).
 //
 // On the way (2.7b, fp16): states written in each step for more rows, too: b16 2.30, b24 2.67, b32
 // 3.03, b64 4.61.
 //
-// Open: weights in 12 bits for up to 16 rows, as resident_packed.cuh (1.4b b8 gains 7%); 2.7b's two
-// rows, which few_packed.cu has (1.66, here 1.80); fp32 states of more rows, of which the ring
-// holds three tokens' (2.7b); mamba-codestral-7b (4,096 channels: slots of 32 KB and more).
+// Open: 2.7b's two rows, which few_packed.cu has (1.66; three here, packed: 1.67); fp32 states of
+// more rows, of which the ring holds three tokens' (2.7b); mamba-codestral-7b (4,096 channels:
+// slots of 32 KB and more).
 #include "resident_heads_at_once.cuh"
 #include "resident_heads_kernel.cuh"
 
@@ -60,14 +63,16 @@ static bool heads_model_fits(const device *d) {
 bool resident_heads_room(const device *d) {
     if (!heads_model_fits(d))
         return false;
+    if (!resident_heads_packed_room(d)) // weights may be packed or not
+        return false;
     if (d->state_type == SSM_DTYPE_F32)
-        return heads_room<heads_at_once, float>(d);
-    return heads_room<heads_at_once, f16>(d) && resident_heads_replay_room(d);
+        return heads_room<false, heads_at_once, float>(d);
+    return heads_room<false, heads_at_once, f16>(d) && resident_heads_replay_room(d);
 }
 
 size_t resident_heads_bytes(const device *d) {
     size_t bytes = 0;
-    with_heads<heads_at_once, float>(d->g.d_model, [&](auto, auto shape) {
+    with_heads<false, heads_at_once, float>(d->g.d_model, [&](auto, auto shape) {
         bytes = resident_shape_bytes<decltype(shape)>();
         return true;
     });
@@ -86,10 +91,12 @@ int32_t resident_heads_most(const device *d) {
 }
 
 cudaError_t resident_heads_layers(device *d, const batch &b) {
+    if (d->weights_packed && b.n <= RESIDENT_PACKED_ROWS && resident_heads_packs(d))
+        return resident_heads_packed_layers(d, b);
     if (d->state_type == SSM_DTYPE_F32)
-        return heads_run<heads_at_once, float>(d, b);
+        return heads_run<false, heads_at_once, float>(d, b);
     return d->replays && !b.at_once ? resident_heads_replay_layers(d, b)
-                                    : heads_run<heads_at_once, f16>(d, b);
+                                    : heads_run<false, heads_at_once, f16>(d, b);
 }
 
 } // namespace ssm

@@ -10,10 +10,13 @@ namespace ssm {
 
 enum { HEAD = 64, HEAD_STATES = 128 }; // channels of a head, states of a channel
 
-// CHANNELS: of a cluster, a 32nd of d_model; as many heads there are.
-template <int CHANNELS> struct heads_shape {
+// CHANNELS: of a cluster, a 32nd of d_model; as many heads there are. P: in_proj's and out_proj's
+// weights are packed (resident_packed.cuh), but for B's, C's and dt's.
+template <int CHANNELS, bool P> struct heads_shape {
     enum {
         NW = CHANNELS,
+        PACKED = P,
+        APART = P, // rows of x that no second group has
         ROWS = RESIDENT_ROWS,
         HALF_ROWS = ROWS / 2,
         SETS = 1,
@@ -45,7 +48,8 @@ template <int CHANNELS> struct heads_shape {
         X_SLOTS = 8, // of z, that may come before B, C and dt are counted
         X_STAGES = 6,
         X_STAGE = ROWS * 128,
-        X_BARRIERS = X_STAGES,
+        BC_STAGE = P ? 1024 : X_STAGE, // where 64 numbers of B, C and dt of a token lie apart
+        X_BARRIERS = P && (int)IN_SLOTS > (int)X_STAGES ? (int)IN_SLOTS : (int)X_STAGES,
         KEPT_SLOTS = X_STAGES / A_SLOT,
         GROUP_ROWS = (NW / 8 + 1) / 2 * 8,
         IN_BLOCKS = GROUP_ROWS / 8,

@@ -96,6 +96,22 @@ template <class SHAPE, class S, bool REPLAY> struct heads_source {
         }
     }
 
+    // Packed rows of x or z; the second group's of x have extra ones behind them, four boxes.
+    template <class BOX>
+    __device__ __forceinline__ void packed_in(int layer, int at, bool is_x, uint32_t full,
+                                              uint32_t to, int place, const BOX &box) const {
+        typedef packed_shape<SHAPE> packed;
+        const bool more = is_x && extra >= 0 && at % 2;
+        packed_source<SHAPE>{b, once, lane}.in(a.layers[layer].packed_in, at, !is_x,
+                                               more ? packed::EXTRA_BYTES : 0, full, to, place);
+        if (!more)
+            return;
+        const int column = (b.rank * shape::IN_PIECES + at / 2 * 4) * PIECE;
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            box(packed::TAKEN + i * 1024, &a.weights[layer].x, column + i * PIECE,
+                2 * shape::INNER + extra);
+    }
     // Slot j of a layer into the ring's slot `place`, or (-1) to L2.
     __device__ __forceinline__ void ask(int layer, int j, int place) const {
         const resident_weights &l = a.weights[layer];
@@ -111,6 +127,8 @@ template <class SHAPE, class S, bool REPLAY> struct heads_source {
                 prefetch_box(map, column, row);
         };
         auto in = [&](int at, int row, bool more) { // rows of x, or z
+            if constexpr (shape::PACKED)
+                return packed_in(layer, at, more, full, to, place, box);
             enum { X_BYTES = shape::X_ROWS * 128, Z_BYTES = shape::NW * 128 };
             const int column = (b.rank * shape::IN_PIECES + shape::A_SLOT * at) * PIECE;
             expect(shape::A_SLOT * (more && extra >= 0 ? X_BYTES : Z_BYTES));
@@ -126,8 +144,9 @@ template <class SHAPE, class S, bool REPLAY> struct heads_source {
             return in(j, shape::INNER, true);
         j -= shape::IN_SLOTS;
         if (j < shape::IN_SLOTS) // of z: those first whose token rows are still there
-            return in(j < shape::KEPT_SLOTS ? j + shape::IN_SLOTS - shape::KEPT_SLOTS
-                                            : j - shape::KEPT_SLOTS,
+            return in(shape::PACKED           ? j
+                      : j < shape::KEPT_SLOTS ? j + shape::IN_SLOTS - shape::KEPT_SLOTS
+                                              : j - shape::KEPT_SLOTS,
                       0, false);
         j -= shape::IN_SLOTS;
         if (j < b.mine * PARTS) { // lane k: of its token k
@@ -146,6 +165,9 @@ template <class SHAPE, class S, bool REPLAY> struct heads_source {
             return;
         }
         j -= b.mine * PARTS;
+        if constexpr (shape::PACKED)
+            return packed_source<SHAPE>{b, once, lane}.out(a.layers[layer].packed_out, j, full, to,
+                                                           place);
         expect(shape::TILE_ROWS * 128);
         box(0, &l.out, (b.split * shape::OUT_PIECES + j) * PIECE, b.tile * shape::TILE_ROWS);
     }

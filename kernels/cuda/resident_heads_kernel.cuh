@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The kernel of resident_heads.cu, which has the design, and of resident_heads_replay.cu, and its
-// host side.
+// The kernel of resident_heads.cu, which has the design, of resident_heads_replay.cu and of
+// resident_heads_packed.cu, and its host side.
 #ifndef SSM_KERNELS_CUDA_RESIDENT_HEADS_KERNEL_CUH
 #define SSM_KERNELS_CUDA_RESIDENT_HEADS_KERNEL_CUH
 
@@ -20,24 +20,42 @@ __device__ __forceinline__ void heads_work(const heads_args &a, const resident_b
     STATES states(a, b);
     w.in_layer = STATES::source::in_layer(b.mine);
     first_input(a, b, w);
+    [[maybe_unused]] worker_of<SHAPE, SHAPE::PACKED> packed(b, w);
 #pragma unroll 1
     for (int i = 0; i < a.n_layers; i++, w.first += w.in_layer) {
         w.layer = i;
         uint32_t raw[SHAPE::X_BLOCKS];
         float z[SHAPE::GROUP_ROWS / 2] = {};
-        const float by = in_proj_x(a, b, w, raw);
+        float by;
+        if constexpr (SHAPE::PACKED)
+            by = packed.in_proj_x(a, raw);
+        else
+            by = in_proj_x(a, b, w, raw);
         if (w.lane == 0) // behind a barrier of all that gave extra rows
             barrier_arrive(b.told);
-        keep_inputs(a, b, w, raw);
-        in_columns_z(b, w, z);
-        send_z(b, w, z);
+        if constexpr (SHAPE::PACKED) {
+            if (packed.part == 0)
+                keep_inputs(a, b, w, raw);
+            packed.in_columns(true, z);
+            packed.give(z, b.peer_place() + SHAPE::FROM_PEER, b.z_arrived);
+        } else {
+            keep_inputs(a, b, w, raw);
+            in_columns_z(b, w, z);
+            send_z(b, w, z);
+        }
         states.constants(a, b, w);
         states.ask_entries(a, b, w);
         states.ask(a, b, w);
-        keep_z(b, w, z, by);
+        if constexpr (SHAPE::PACKED)
+            packed.keep_z(z, by);
+        else
+            keep_z(b, w, z, by);
         states.advance(a, b, w);
         states.keep(a, b, w);
-        out_proj_shares(a, b, w);
+        if constexpr (SHAPE::PACKED)
+            packed.out_proj_shares(a);
+        else
+            out_proj_shares(a, b, w);
         residual(a, b, w);
     }
 }
@@ -51,25 +69,37 @@ __global__ void __launch_bounds__(RESIDENT_THREADS, 1)
     extern __shared__ __align__(1024) char shared[];
     const resident_block<SHAPE> b(shared, a.tokens);
     in_roles(
-        b, a.tokens, true, [&] { heads_work<SHAPE, STATES>(a, b); },
+        b, a.tokens, !SHAPE::PACKED, [&] { heads_work<SHAPE, STATES>(a, b); },
         [&] { fill_ring<SHAPE, typename STATES::source>(a, b); },
-        [&](int thread) { fill_x(a, b, thread); }, [&] { carry_extras<STATES>(a, b); });
+        [&](int thread) {
+            if constexpr (SHAPE::PACKED)
+                fill_x_packed(a, b, thread);
+            else
+                fill_x(a, b, thread);
+        },
+        [&] { carry_extras<STATES>(a, b); });
 #endif
 }
 
 // ---- host side
 
-// with_heads<STATES>(d_model, f): f(kernel, shape) of the model's width, if there is one.
-template <template <class, class> class STATES, class S, class F>
+// f(kernel, shape) of the model's width, if there is one. P: of packed weights.
+template <bool P, template <class, class> class STATES, class S, class F>
 static bool with_heads(int d_model, F f) {
     return with_channels(d_model, [&](auto channels) {
-        typedef heads_shape<decltype(channels)::value> shape;
-        return f(heads_kernel<shape, STATES<shape, S>>, shape());
+        enum { CHANNELS = decltype(channels)::value };
+        if constexpr (P && CHANNELS % 16 != 0) {
+            return false;
+        } else {
+            typedef heads_shape<CHANNELS, P> shape;
+            return f(heads_kernel<shape, STATES<shape, S>>, shape());
+        }
     });
 }
 
-template <template <class, class> class STATES, class S> static bool heads_room(const device *d) {
-    return with_heads<STATES, S>(d->g.d_model, [&](auto kernel, auto shape) {
+template <bool P, template <class, class> class STATES, class S>
+static bool heads_room(const device *d) {
+    return with_heads<P, STATES, S>(d->g.d_model, [&](auto kernel, auto shape) {
         return resident_launch(d, decltype(shape)::BYTES).most(kernel) >= RESIDENT_CLUSTERS;
     });
 }
@@ -88,10 +118,10 @@ template <class SHAPE> static bool fill_heads(const device *d, const batch &b, h
     return made;
 }
 
-template <template <class, class> class STATES, class S>
+template <bool P, template <class, class> class STATES, class S>
 static cudaError_t heads_run(const device *d, const batch &b) {
     cudaError_t rc = cudaErrorNotSupported;
-    with_heads<STATES, S>(d->g.d_model, [&](auto kernel, auto shape) {
+    with_heads<P, STATES, S>(d->g.d_model, [&](auto kernel, auto shape) {
         typedef decltype(shape) shape_of;
         heads_args a = {};
         if (fill_heads<shape_of>(d, b, &a))

@@ -48,11 +48,11 @@
 namespace ssm {
 
 bool resident_heads_replay_room(const device *d) {
-    return heads_room<heads_replay, f16>(d);
+    return heads_room<false, heads_replay, f16>(d);
 }
 
 cudaError_t resident_heads_replay_layers(device *d, const batch &b) {
-    return heads_run<heads_replay, f16>(d, b);
+    return heads_run<false, heads_replay, f16>(d, b);
 }
 
 } // namespace ssm

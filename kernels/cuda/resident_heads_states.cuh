@@ -47,7 +47,7 @@ template <class SHAPE, class S, bool REPLAY> struct heads_states {
     // were, which no longer are read. A row of 128 bytes has 64 numbers.
     static __device__ __forceinline__ const bf16 *bc(const resident_block<SHAPE> &b, int token,
                                                      int n) {
-        return (const bf16 *)(b.x_place() + n / 64 * shape::X_STAGE + token * 128) + n % 64;
+        return (const bf16 *)(b.x_place() + n / 64 * shape::BC_STAGE + token * 128) + n % 64;
     }
 
     // ---- before them

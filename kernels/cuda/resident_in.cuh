@@ -160,6 +160,8 @@ __device__ __forceinline__ uint32_t both(const resident_block<SHAPE> &b,
 // A thread's i-th pair of x's rows: whether the other group has it, its row, and the channel of the
 // convolution. Extra rows: resident_heads_in.cuh.
 template <class SHAPE> __device__ __forceinline__ bool others_row(int group, int i) {
+    if constexpr (SHAPE::APART)
+        return !group && i == SHAPE::X_BLOCKS - 1;
     return !SHAPE::TALL && group && i < (2 * SHAPE::X_GROUP - SHAPE::X_ROWS) / 8;
 }
 template <class SHAPE>

@@ -18,6 +18,9 @@ struct unpacked_worker { // in place of packed_worker
     }
 };
 
+template <class SHAPE, bool P>
+using worker_of = std::conditional_t<P, packed_worker<SHAPE>, unpacked_worker>;
+
 // P: in_proj and out_proj are packed.
 template <class SHAPE, class S, bool P>
 __device__ __forceinline__ void work(const resident_args &a, const resident_block<SHAPE> &b) {
@@ -30,7 +33,7 @@ __device__ __forceinline__ void work(const resident_args &a, const resident_bloc
     resident_states<SHAPE, S> states(a, b, w.warp);
     w.in_layer = ring_source<SHAPE, S, P>::in_layer(b.mine);
     first_input(a, b, w);
-    [[maybe_unused]] std::conditional_t<P, packed_worker<SHAPE::NW>, unpacked_worker> packed(b, w);
+    [[maybe_unused]] worker_of<SHAPE, P> packed(b, w);
 #pragma unroll 1
     for (int i = 0; i < a.n_layers; i++, w.first += w.in_layer) {
         w.layer = i;
@@ -151,6 +154,9 @@ static bool fill_common(const device *d, const batch &b, void *scratch, resident
         l.conv_weight = w.conv_weight, l.conv_bias = w.conv_bias, l.dt_bias = w.dt_bias;
         l.decay = w.decay, l.skip = w.skip;
         l.next_norm = i + 1 < g.n_layers ? d->layers[i + 1].norm : NULL;
+        l.packed_in = (const char *)w.packed_in, l.packed_out = (const char *)w.packed_out;
+        l.packed_in_by = packed_taken(w.packed_in_by);
+        l.packed_out_by = packed_taken(w.packed_out_by);
     }
     return made;
 }
@@ -167,9 +173,6 @@ static bool fill_arguments(const device *d, const batch &b, void *scratch, resid
                           SHAPE::WIDE ? (int)PIECE : (int)SHAPE::NW, SHAPE::X_PROJ_ROWS,
                           SHAPE::WIDE, FETCH_128);
         l.dt_proj = (const bf16 *)w.dt_proj;
-        l.packed_in = (const char *)w.packed_in, l.packed_out = (const char *)w.packed_out;
-        l.packed_in_by = packed_taken(w.packed_in_by);
-        l.packed_out_by = packed_taken(w.packed_out_by);
     }
     return made;
 }

@@ -2,6 +2,9 @@
 // resident.cu of up to 16 rows with in_proj and out_proj in 12 bits a weight (packed.cuh): the
 // products, and what stands right behind them. Everything else is resident.cu's.
 //
+// Mamba-2's, too (resident_heads_packed.cu): there B, C and dt are eight rows in bf16 behind the
+// second group's slots of x, which that group multiplies with the tokens that it has in registers.
+//
 // Token rows, 16 at most, are the first operand of a warp's matrix instruction (m16n8k16), weights
 // the second, as few_packed.cu has them: unpacked in registers, times 2^90 on the other side. The
 // groups' instruction would take 64 token rows, and weights from shared memory alone.
@@ -24,9 +27,10 @@ namespace ssm {
 
 enum { RESIDENT_PACKED_ROWS = 16 };
 
-template <int NW> struct packed_shape : resident_shape<NW, RESIDENT_ROWS> {
-    typedef resident_shape<NW, RESIDENT_ROWS> base;
+template <class BASE> struct packed_shape : BASE {
+    typedef BASE base;
     enum {
+        NW = BASE::NW,
         TILES = NW / 16,               // packed_tiles()
         TAKEN = TILES * 4 * 32 * 24,   // bytes of solo_large.cu's slot, a block's
         TAKEN_E = TILES * 4 * 32 * 16, // where its E begin
@@ -40,10 +44,14 @@ template <int NW> struct packed_shape : resident_shape<NW, RESIDENT_ROWS> {
         OUT_TURNS = base::OUT_PIECES / 2, // of 128
         PART = TILES * 256,               // bytes of a warp's sums of eight tokens
         PARTS = base::X_STAGES * base::X_STAGE -
-                6 * PART // where those that stay here lie behind the stages
+                6 * PART,                // where those that stay here lie behind the stages
+        EXTRA_BYTES = base::EXTRA * 512, // of 256 columns
+        X_BYTES = TAKEN + EXTRA_BYTES    // most of a slot
     };
-    static_assert((int)TAKEN <= (int)base::SLOT, "a slot");
+    static_assert((int)X_BYTES <= (int)base::SLOT, "a slot");
+    static_assert(TAKEN % 1024 == 0 && (base::EXTRA == 0 || base::EXTRA == 8), "swizzled boxes");
     static_assert((int)TILES == (int)base::IN_BLOCKS, "a group's rows are a block's there");
+    static_assert(base::X_GROUP + base::GROUP_ROWS == base::X_ROWS, "and the others' behind them");
     static_assert(STAGES * STAGE <= PARTS, "stages");
     static_assert((int)STAGES <= (int)base::X_BARRIERS, "barriers");
     // A group never waits for the other's slots. Before it comes to such a place again, one or two
@@ -55,10 +63,10 @@ template <int NW> struct packed_shape : resident_shape<NW, RESIDENT_ROWS> {
 
 #if SSM_HOPPER
 
-template <int NW> struct packed_worker {
-    typedef packed_shape<NW> shape;
-    typedef typename shape::base base;
-    enum { TILES = shape::TILES };
+template <class BASE> struct packed_worker {
+    typedef packed_shape<BASE> shape;
+    typedef BASE base;
+    enum { TILES = shape::TILES, X_TILES = base::X_BLOCKS }; // X_TILES: with the extra rows'
     const resident_block<base> &b;
     resident_worker<base> &w;
     turn<shape::STAGES> x;
@@ -102,9 +110,20 @@ template <int NW> struct packed_worker {
             w.slot.next();
     }
 
-    // in_proj's rows of x, or z: [4 i + ...] as columns()' sums, of a quarter of the columns.
-    __device__ __forceinline__ void in_columns(bool is_z, float (&acc)[4 * TILES]) {
-        float(&c)[TILES][4] = (float(&)[TILES][4])acc;
+    // Extra rows' tile of the warp's 64 columns.
+    __device__ __forceinline__ void multiply_extra(float (&c)[4], const operand &o,
+                                                   const char *tile) const {
+#pragma unroll
+        for (int u = 0; u < 2; u++) {
+            const uint4 v = *(const uint4 *)(tile + w.g * 128 + ((2 * w.q + u) ^ w.g) * 16);
+            mma(c, o.v[0][u].x, o.v[1][u].x, o.v[0][u].y, o.v[1][u].y, v.x, v.y);
+            mma(c, o.v[0][u].z, o.v[1][u].z, o.v[0][u].w, o.v[1][u].w, v.z, v.w);
+        }
+    }
+    // in_proj's rows of x, or z: [4 i + ...] as columns()' sums, of a quarter of the columns. N:
+    // tiles of a group's rows, and of extra ones.
+    template <int N> __device__ __forceinline__ void in_columns(bool is_z, float (&acc)[N]) {
+        float(&c)[N / 4][4] = (float(&)[N / 4][4]) acc;
         operand o;
 #pragma unroll 1
         for (int i = 0; i < shape::TURNS; i++) {
@@ -119,8 +138,12 @@ template <int NW> struct packed_worker {
 #pragma unroll
             for (int t = 0; t < TILES; t++)
                 multiply(c[t], o, s[t * 32], e[t * 32]);
+            if constexpr (N / 4 > TILES) {
+                if (w.group)
+                    multiply_extra(c[TILES], o, from + shape::TAKEN + part * 1024);
+            }
 #pragma unroll
-            for (int t = 0; t < TILES; t++)
+            for (int t = 0; t < N / 4; t++)
                 bits |= __float_as_uint(c[t][0]);
             __syncwarp();
             if (w.lane == 0 && is_z)
@@ -135,20 +158,27 @@ template <int NW> struct packed_worker {
     }
 
     // The peer's tokens' sums to it, the own ones to the group's first warp. place: for the peer's.
-    __device__ __forceinline__ void give(const float (&acc)[4 * TILES], char *place,
+    template <int N>
+    __device__ __forceinline__ void give(const float (&acc)[N], char *place,
                                          uint32_t barriers) const {
         to_peer(b, w, acc, place, barriers);
         if (part > 0) {
-            float2 *to = (float2 *)(parts() + (part - 1) * shape::PART) + w.lane;
 #pragma unroll
-            for (int i = 0; i < TILES; i++)
-                to[i * 32] = b.rank ? make_float2(acc[4 * i + 2], acc[4 * i + 3])
-                                    : make_float2(acc[4 * i], acc[4 * i + 1]);
+            for (int i = 0; i < N / 4; i++)
+                *parts(part - 1, i) = own(acc, i);
         }
         named_sync(w.group + 2, 128);
     }
-    __device__ __forceinline__ char *parts() const {
-        return b.x_place() + shape::PARTS + w.group * 3 * shape::PART;
+    template <int N> __device__ __forceinline__ float2 own(const float (&acc)[N], int i) const {
+        return b.rank ? make_float2(acc[4 * i + 2], acc[4 * i + 3])
+                      : make_float2(acc[4 * i], acc[4 * i + 1]);
+    }
+    // The i-th tile's of the group's (k + 1)-th warp. Of the extra rows: where z goes later on.
+    __device__ __forceinline__ float2 *parts(int k, int i) const {
+        char *at = b.x_place() + shape::PARTS + (w.group * 3 + k) * shape::PART + i * 256;
+        if (base::EXTRA > 0 && i >= TILES)
+            at = (char *)b.z() + (w.group * 3 + k) * 256;
+        return (float2 *)at + w.lane;
     }
     // By the group's first warp, once the peer's are there.
     __device__ __forceinline__ void wait_peer(uint32_t barriers) const {
@@ -157,17 +187,17 @@ template <int NW> struct packed_worker {
             barrier_wait(barriers + (w.warp + k) * 8, w.layer & 1);
     }
     // The i-th pair of channels, all columns: as both().
-    __device__ __forceinline__ uint32_t all(const float (&acc)[4 * TILES], const char *place, int i,
+    template <int N>
+    __device__ __forceinline__ uint32_t all(const float (&acc)[N], const char *place, int i,
                                             float by) const {
         float2 v[8];
-        v[0] = b.rank ? make_float2(acc[4 * i + 2], acc[4 * i + 3])
-                      : make_float2(acc[4 * i], acc[4 * i + 1]);
+        v[0] = own(acc, i);
 #pragma unroll
         for (int k = 1; k < 4; k++)
-            v[k] = ((const float2 *)(parts() + (k - 1) * shape::PART))[w.lane + i * 32];
+            v[k] = *parts(k - 1, i);
 #pragma unroll
         for (int k = 0; k < 4; k++)
-            v[4 + k] = ((const float2 *)(place + (w.warp + k) * shape::PART))[w.lane + i * 32];
+            v[4 + k] = ((const float2 *)(place + (w.warp + k) * (N * 64)))[w.lane + i * 32];
 #pragma unroll
         for (int k = 0; k < 8; k += 4) {
             v[k].x = (v[k].x + v[k + 1].x) + (v[k + 2].x + v[k + 3].x);
@@ -178,16 +208,16 @@ template <int NW> struct packed_worker {
 
     // in_proj_x() and what follows it there.
     __device__ __forceinline__ float in_proj_x(const resident_args &a,
-                                               uint32_t (&raw)[shape::IN_BLOCKS]) {
+                                               uint32_t (&raw)[base::X_BLOCKS]) {
         resident_taps<base> conv;
         conv.ask(a, b, w);
-        const int token = token_of(b.rank, w.own_place());
+        const int token = b.token(w.own_place());
         barrier_wait(b.go, w.layer & 1);
         const resident_squares<base> squares(a, token, w.q);
-        float acc[4 * TILES] = {};
+        float acc[4 * X_TILES] = {};
         in_columns(false, acc);
         give(acc, b.peer_place(), b.arrived);
-        const float by = squares.scale(a) * a.layers[w.layer].packed_in_by;
+        const float scale = squares.scale(a), by = scale * a.layers[w.layer].packed_in_by;
         if (part == 0) {
             wait_peer(b.arrived);
             uint32_t *to = (uint32_t *)(b.x() + w.own_place() * shape::PITCH) +
@@ -196,6 +226,13 @@ template <int NW> struct packed_worker {
             for (int i = 0; i < shape::IN_BLOCKS; i++) {
                 raw[i] = all(acc, b.peer_place(), i, by);
                 to[i * 4] = conv.convolve(i, raw[i]);
+            }
+            if constexpr (base::EXTRA > 0) {
+                if (w.group) {
+                    raw[TILES] = all(acc, b.peer_place(), TILES, scale * (1.f / PACKED_GIVEN));
+                    give_extra(a, b, w,
+                               extra_convolved(b) ? conv.convolve(TILES, raw[TILES]) : raw[TILES]);
+                }
             }
         }
         workers_sync();
@@ -251,11 +288,12 @@ template <int NW> struct packed_worker {
         }
         const float by = a.layers[w.layer].packed_out_by;
         float *to = shares_of<base>(a) + (size_t)(b.split * RESIDENT_ROWS + w.g) * shape::WIDTH +
-                    b.tile * shape::TILE_ROWS + w.group * NW + part * shape::OUT_ROWS + 2 * w.q;
+                    b.tile * shape::TILE_ROWS + w.group * shape::NW + part * shape::OUT_ROWS +
+                    2 * w.q;
 #pragma unroll
         for (int t = 0; t < 2; t++) {
-            float *row = to + (size_t)t * 8 * shape::WIDTH;
-            const bool live = w.g + 8 * t < a.tokens;
+            float *row = to + (size_t)t * (base::HALVES ? b.mine : 8) * shape::WIDTH;
+            const bool live = base::HALVES ? w.g < b.mine : w.g + 8 * t < a.tokens;
 #pragma unroll
             for (int f = 0; f < FULL; f++) {
                 if (live)

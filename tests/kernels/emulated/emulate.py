@@ -17,6 +17,7 @@ BODIES = {
     "barrier_init": "emu_barrier_init(at, arrivals);",
     "barrier_arrive": "emu_barrier_arrive(at);",
     "barrier_arrive_as": "emu_barrier_arrive(at, N);",
+    "named_sync": "emu_named(id, threads);",
     "barrier_test": "const bool is = emu_barrier_is(at, parity); if (!is) emu_yield(); return is;",
     "barrier_wait": "while (!emu_barrier_is(at, parity)) emu_wait_barrier(at, parity);",
     "barrier_expect": "emu_barrier_expect(at, bytes);",
@@ -44,6 +45,7 @@ BODIES = {
     "wgmma_commit": "",
     "wgmma_wait": "",
     "wgmma": "emu_wgmma(d, a, b);",
+    "given": "return emu_bf16_pair(two, 0x1p90f);",
     "mma": "emu_mma(c, a0, a1, a2, a3, b0, b1);",
     "mma_f16": "emu_mma(c, a0, a1, a2, a3, b0, b1, EMU_MMA_F16);",
     "mma_8": "emu_mma(c, a0, a1, 0, 0, b0, 0);",
@@ -77,7 +79,7 @@ BODIES = {
     "ask_up_to": "*(int *)emu_memory(limit) = n, emu_event();",
     "asked_up_to": "emu_yield(); return *(int *)emu_memory(limit);",
 }
-ARGUMENTS = {"wgmma": "uint64_t a, uint64_t b"}
+ARGUMENTS = {"wgmma": "uint64_t a, uint64_t b", "given": "uint32_t two"}
 
 TEXTS = [  # what is not a function of its own
     ('asm volatile("" : "+f"(acc[i])::"memory");', ";"),

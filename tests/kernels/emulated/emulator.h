@@ -158,6 +158,17 @@ inline float emu_bf16(uint16_t v) {
     memcpy(&f, &bits, 4);
     return f;
 }
+// Two bf16 by a power of two.
+inline uint32_t emu_bf16_pair(uint32_t two, float by) {
+    uint32_t pair = 0;
+    for (int half = 0; half < 32; half += 16) {
+        const float v = emu_bf16((uint16_t)(two >> half)) * by;
+        uint32_t bits;
+        memcpy(&bits, &v, 4);
+        pair |= bits >> 16 << half;
+    }
+    return pair;
+}
 inline uint32_t emu_halves(float low, float high) {
     const __half2 two = __floats2half2_rn(low, high);
     uint32_t pair;

@@ -12,6 +12,7 @@
 #include "kernels/cuda/resident_heads_at_once.cuh"
 #include "kernels/cuda/resident_heads_kernel.cuh"
 #include "kernels/cuda/resident_heads_replay.cuh"
+#include "packed_weights.h"
 
 using namespace ssm;
 
@@ -33,14 +34,17 @@ template <int NW> struct layer {
     enum { M = 32 * NW, INNER = 2 * M, HEADS = NW, B = INNER, C = B + HEAD_STATES };
     enum { CONV = C + HEAD_STATES, DT = INNER + CONV, IN = DT + HEADS }; // in_proj: z, then these
     weights in, out;
+    packed_weights packed_in, packed_out;
     numbers conv, conv_bias, dt_bias, decay, skip, norm, gate_norm;
 
-    explicit layer(int width)
+    layer(int width, bool packed)
         : in(random_matrix(IN, M)), out(random_matrix(M, INNER)),
           conv(random_numbers((size_t)width * CONV, -.6f, .6f)),
           conv_bias(random_numbers(CONV, -.2f, .2f)), dt_bias(random_numbers(HEADS, -4, 0)),
           decay(random_numbers(HEADS, -1, -.05f)), skip(random_numbers(HEADS, .5f, 1.5f)),
           norm(random_numbers(M, .5f, 1.5f)), gate_norm(random_numbers(INNER, 1, 3)) {
+        if (packed)
+            packed_in.pack(&in, true, true, NW), packed_out.pack(&out, false, false, NW);
     }
 };
 
@@ -162,9 +166,9 @@ template <int NW, class S> struct slots {
 };
 
 // A launch's arguments, and what they point to.
-template <int NW, class S> struct model {
+template <int NW, bool P, class S> struct model {
     typedef layer<NW> of;
-    typedef heads_shape<NW> shape;
+    typedef heads_shape<NW, P> shape;
     int tokens, width;
     std::vector<layer<NW>> layers;
     weights embedding, u, y;
@@ -189,7 +193,7 @@ template <int NW, class S> struct model {
         memset(scratch, 0xff, bytes);
         scratch->input.n = 0;
         for (int i = 0; i < LAYERS; i++)
-            layers.emplace_back(width);
+            layers.emplace_back(width, P);
         a.ids = ids.data(), a.drawn = drawn, a.embedding = (const bf16 *)embedding.data();
         a.rows = rows.data(), a.held = codes.data(), a.first_norm = layers[0].norm.data();
         a.residual = residual.data(), a.scratch = scratch;
@@ -213,6 +217,9 @@ template <int NW, class S> struct model {
         set_map(&a.weights[i].in, w.in, of::M, of::IN, 64, NW, true);
         set_map(&a.weights[i].x, w.in, of::M, of::IN, 64, shape::EXTRA, true);
         set_map(&a.weights[i].out, w.out, of::INNER, of::M, 64, shape::TILE_ROWS, true);
+        l->packed_in = w.packed_in.data(), l->packed_out = w.packed_out.data();
+        l->packed_in_by = packed_taken(packed_by(w.packed_in.most));
+        l->packed_out_by = packed_taken(packed_by(w.packed_out.most));
         l->conv_weight = w.conv.data(), l->conv_bias = w.conv_bias.data();
         l->dt_bias = w.dt_bias.data(), l->decay = w.decay.data(), l->skip = w.skip.data();
         l->next_norm = i + 1 < LAYERS ? layers[(size_t)i + 1].norm.data() : NULL;
@@ -292,17 +299,17 @@ template <int NW, class S> struct comparison {
     }
 };
 
-template <int NW, class STATES> static void kernel(const void *arguments) {
-    heads_kernel<heads_shape<NW>, STATES>(*(const heads_args *)arguments);
+template <class SHAPE, class STATES> static void kernel(const void *arguments) {
+    heads_kernel<SHAPE, STATES>(*(const heads_args *)arguments);
 }
 
-template <int NW, template <class, class> class STATES, class S>
+template <int NW, bool P, template <class, class> class STATES, class S>
 static bool agrees(int tokens, int absent, int width, int steps, unsigned seed) {
     typedef layer<NW> of;
-    typedef heads_shape<NW> shape;
+    typedef heads_shape<NW, P> shape;
     typedef STATES<shape, S> states;
     const bool replays = states::source::HAS_ENTRIES;
-    model<NW, S> m(tokens, width);
+    model<NW, P, S> m(tokens, width);
     const size_t n = m.all.n, of_ring = m.all.of_ring;
     for (size_t i = 0; i < n && replays; i++)
         m.held[i] = (int)(i * 7 % (REPLAY_HELD + 1));
@@ -313,7 +320,7 @@ static bool agrees(int tokens, int absent, int width, int steps, unsigned seed) 
     for (int step = 0; step < steps; step++) {
         m.begin(step, absent, replays);
         comparison<NW, S> compared(m.all);
-        emu_launch(RESIDENT_BLOCKS, RESIDENT_THREADS, shape::BYTES, kernel<NW, states>, &m.a,
+        emu_launch(RESIDENT_BLOCKS, RESIDENT_THREADS, shape::BYTES, kernel<shape, states>, &m.a,
                    seed + (unsigned)step);
         for (int k = 0; k < tokens; k++) {
             const row &r = m.rows[(size_t)k];
@@ -333,19 +340,23 @@ static bool agrees(int tokens, int absent, int width, int steps, unsigned seed) 
             if (r.slot >= 0)
                 m.held[(size_t)r.slot] = entry + 1;
         }
-        printf("d_model %d, %zu bytes a state, %s: %d rows, step %d\n", of::M, sizeof(S),
-               replays ? "entries" : "no entries", tokens, step);
+        printf("d_model %d, %s, %zu bytes a state, %s: %d rows, step %d\n", of::M,
+               P ? "packed" : "bf16", sizeof(S), replays ? "entries" : "no entries", tokens, step);
         right &= compared.right(replays);
     }
     return right;
 }
 
 int main(void) {
-    bool right = agrees<24, heads_at_once, float>(8, 3, 4, 1, 1);
-    right &= agrees<24, heads_at_once, __half>(8, 1, 4, 2, 2);
-    right &= agrees<24, heads_replay, __half>(24, 7, 3, 2, 3);
-    right &= agrees<24, heads_replay, __half>(64, 3, 4, 2, 4);
-    right &= agrees<32, heads_replay, __half>(16, 2, 2, 1, 5);
-    right &= agrees<80, heads_replay, __half>(16, 2, 4, 1, 6);
+    bool right = agrees<24, false, heads_at_once, float>(8, 3, 4, 1, 1);
+    right &= agrees<24, false, heads_at_once, __half>(8, 1, 4, 2, 2);
+    right &= agrees<24, false, heads_replay, __half>(24, 7, 3, 2, 3);
+    right &= agrees<24, false, heads_replay, __half>(64, 3, 4, 2, 4);
+    right &= agrees<32, false, heads_replay, __half>(16, 2, 2, 1, 5);
+    right &= agrees<80, false, heads_replay, __half>(16, 2, 4, 1, 6);
+    right &= agrees<32, true, heads_at_once, float>(8, 2, 4, 1, 7);
+    right &= agrees<32, true, heads_replay, __half>(16, 5, 3, 2, 8);
+    right &= agrees<48, true, heads_at_once, __half>(8, 1, 4, 1, 9);
+    right &= agrees<80, true, heads_replay, __half>(16, 2, 4, 1, 10);
     return right ? 0 : 1;
 }

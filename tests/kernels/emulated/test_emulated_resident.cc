@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // resident.cu's kernel, all 128 blocks of it, on the host (emulator.h): two layers of random
-// weights at a small width, steps of many rows, against the same in double. Rows that begin anew,
-// have no slot, or have tokens that are not known yet are among them.
+// weights at a small width, steps of many rows, and of few with packed weights, against the same in
+// double. Rows that begin anew, have no slot, or have tokens that are not known yet are among them.
 #include "emulated_test.h"
 #include "kernels/cuda/resident_kernel.cuh"
+#include "packed_weights.h"
 
 using namespace ssm;
 
@@ -11,15 +12,18 @@ enum { LAYERS = 2, STEPS = 2, VOCABULARY = 7, STATES = 16, SPARE = 5 };
 template <int NW> struct layer {
     enum { M = 32 * NW, INNER = 2 * M, RANK = M / 16, N_X = RANK + 2 * STATES };
     weights in, x, dt, out;
+    packed_weights packed_in, packed_out;
     numbers conv, conv_bias, dt_bias, decay, skip, norm;
 
-    explicit layer(int width)
+    layer(int width, bool packed)
         : in(random_matrix(2 * INNER, M)), x(random_matrix(N_X, INNER)),
           dt(random_matrix(INNER, RANK)), out(random_matrix(M, INNER)),
           conv(random_numbers((size_t)width * INNER, -.6f, .6f)),
           conv_bias(random_numbers(INNER, -.2f, .2f)), dt_bias(random_numbers(INNER, -4, 0)),
           decay(random_numbers(INNER * STATES, -10, -.5f)), skip(random_numbers(INNER, .5f, 1.5f)),
           norm(random_numbers(M, .5f, 1.5f)) {
+        if (packed)
+            packed_in.pack(&in, true, false, NW), packed_out.pack(&out, false, false, NW);
     }
 };
 
@@ -71,8 +75,8 @@ static void reference(const layer<NW> &l, const row &r, int width, doubles *x, d
         (*x)[i] += dot(&l.out[(size_t)i * of::INNER], y);
 }
 
-template <int NW, int MOST, class S> static void kernel(const void *arguments) {
-    resident_kernel<resident_shape<NW, MOST>, S, false>(*(const resident_args *)arguments);
+template <int NW, int MOST, bool P, class S> static void kernel(const void *arguments) {
+    resident_kernel<resident_shape<NW, MOST>, S, P>(*(const resident_args *)arguments);
 }
 
 // Rows of one step, each with a slot of its own but the last three, which have none.
@@ -89,13 +93,14 @@ static std::vector<row> rows_of(int tokens, int step, int kept) {
     return rows;
 }
 
-template <int NW, int MOST, class S> static bool agrees(int tokens, int width, unsigned seed) {
+template <int NW, int MOST, bool P, class S>
+static bool agrees(int tokens, int width, unsigned seed) {
     typedef layer<NW> of;
     typedef resident_shape<NW, MOST> shape;
     const int kept = width - 1, slots = (tokens + SPARE) | 1;
     std::vector<layer<NW>> layers;
     for (int i = 0; i < LAYERS; i++)
-        layers.emplace_back(width);
+        layers.emplace_back(width, P);
     weights embedding = random_matrix(VOCABULARY, of::M);
     for (uint16_t &one : embedding)
         one = to_bf16(normal());
@@ -129,6 +134,9 @@ template <int NW, int MOST, class S> static bool agrees(int tokens, int width, u
         set_map(&a.weights[i].in, w.in, of::M, 2 * of::INNER, 64, NW, true);
         set_map(&a.weights[i].x, w.x, of::INNER, of::N_X, NW, shape::X_PROJ_ROWS, false);
         set_map(&a.weights[i].out, w.out, of::INNER, of::M, 64, shape::TILE_ROWS, true);
+        l->packed_in = w.packed_in.data(), l->packed_out = w.packed_out.data();
+        l->packed_in_by = packed_taken(packed_by(w.packed_in.most));
+        l->packed_out_by = packed_taken(packed_by(w.packed_out.most));
         l->dt_proj = (const bf16 *)w.dt.data(), l->conv_weight = w.conv.data();
         l->conv_bias = w.conv_bias.data(), l->dt_bias = w.dt_bias.data();
         l->decay = w.decay.data(), l->skip = w.skip.data();
@@ -140,7 +148,7 @@ template <int NW, int MOST, class S> static bool agrees(int tokens, int width, u
         a.rows = rows.data();
         for (int k = 0; k < tokens; k++)
             ids[(size_t)k] = k % 5 == 4 ? -1 - k % 3 : (k * 3 + step) % VOCABULARY;
-        emu_launch(RESIDENT_BLOCKS, RESIDENT_THREADS, shape::BYTES, kernel<NW, MOST, S>, &a,
+        emu_launch(RESIDENT_BLOCKS, RESIDENT_THREADS, shape::BYTES, kernel<NW, MOST, P, S>, &a,
                    seed + (unsigned)step);
         doubles want;
         for (int k = 0; k < tokens; k++) {
@@ -157,8 +165,8 @@ template <int NW, int MOST, class S> static bool agrees(int tokens, int width, u
             }
             want.insert(want.end(), x.begin(), x.end());
         }
-        printf("d_model %d, to %d rows, %zu bytes a state: %d rows, step %d\n", of::M, MOST,
-               sizeof(S), tokens, step);
+        printf("d_model %d, %s, to %d rows, %zu bytes a state: %d rows, step %d\n", of::M,
+               P ? "packed" : "bf16", MOST, sizeof(S), tokens, step);
         right &= near("residual", want, in_double(residual));
         right &= near("states", want_state, in_double(state));
         right &= near("inputs", want_ring, bf16_in_double(ring));
@@ -168,10 +176,12 @@ template <int NW, int MOST, class S> static bool agrees(int tokens, int width, u
 }
 
 int main(void) {
-    bool right = agrees<24, 64, float>(24, 4, 1);
-    right &= agrees<24, 64, __half>(64, 4, 2);
-    right &= agrees<24, 128, float>(104, 3, 3);
-    right &= agrees<24, 128, __half>(72, 4, 4);
-    right &= agrees<32, 128, __half>(128, 2, 5);
+    bool right = agrees<24, 64, false, float>(24, 4, 1);
+    right &= agrees<24, 64, false, __half>(64, 4, 2);
+    right &= agrees<24, 128, false, float>(104, 3, 3);
+    right &= agrees<24, 128, false, __half>(72, 4, 4);
+    right &= agrees<32, 128, false, __half>(128, 2, 5);
+    right &= agrees<48, 64, true, float>(16, 4, 6);
+    right &= agrees<48, 64, true, __half>(8, 3, 7);
     return right ? 0 : 1;
 }
