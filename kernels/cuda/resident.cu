@@ -81,6 +81,9 @@
 //   + weights in 12 bits for up to 16 rows (resident_packed.cuh): whole
 //     steps, in one run, before 1.84 (b8 1.82, now 1.68; 1.4b b8 1.083, 1.012,
 //     b16 1.085, 1.002; 790m 0.831, 0.771, 0.850, 0.777)                        1.69
+//   + of these nine slots of 15 KB and not six of 20, for shared memory has
+//     room for 16 token rows there, not for 64: in turns, before 1.68 (b4
+//     1.67, now 1.60, b8 1.69, now 1.62)                                        1.68
 // (In turns on one machine: rows 1 and 2 of H100, 1 and 3 of H200, and 1 and 4 at b16.) The fifth
 // line with fp32 states 3.05 to 2.86, the sixth 2.92 to 2.84; 130m b64 (whole steps) 0.451 to
 // 0.440. The seventh alone: 130m 0.393 to 0.385, and without the exchanges fp32 states 2.76 to
@@ -286,7 +289,8 @@ namespace ssm {
 
 template <class S, class F> static bool with_width(int d_model, bool packed, F f) {
 #define WIDTH(NW, P)                                                                               \
-    f(resident_kernel<resident_shape<NW, RESIDENT_ROWS>, S, P>, resident_shape<NW, RESIDENT_ROWS>())
+    f(resident_kernel<resident_shape<NW, RESIDENT_ROWS, P>, S, P>,                                 \
+      resident_shape<NW, RESIDENT_ROWS, P>())
     switch (d_model) {
     case 32 * 24:
         return WIDTH(24, false);

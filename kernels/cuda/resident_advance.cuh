@@ -20,10 +20,15 @@ template <class SHAPE, class S> struct resident_states {
         ENDS = (GROUPS + LANES - 1) / LANES, // sums of y that a lane ends
         TOKENS = SHAPE::HALF_ROWS / 8,
         ROW_BYTES = SHAPE::NW * 16 * sizeof(S), // of a token
-        OF_SLOT = SHAPE::SLOT / ROW_BYTES,
-        DT_TILES =
-            SHAPE::NW / 8, // of dt_proj's rows: a warp has every fourth, for half of the tokens
-        BIASES = (DT_TILES + 3) / 4,
+        ROOM = SHAPE::SLOT / ROW_BYTES,
+        OF_SLOT = ROOM >= 8   ? 8
+                  : ROOM >= 4 ? 4
+                  : ROOM >= 2 ? 2
+                              : 1,
+        DT_TILES = SHAPE::NW / 8, // of dt_proj's rows: a warp has every fourth, for half of the
+        DT_PARTS = SHAPE::HALF_ROWS / SHAPE::SETS / 16, // tokens, or every eighth, for all
+        DT_APART = 8 / DT_PARTS,
+        BIASES = (DT_TILES + DT_APART - 1) / DT_APART,
         LATE = GROUPS <= 5 ? 2 : 1 // tokens of a warp whose states are stored behind the count:
     };                             // as many as registers hold
     typedef SHAPE shape;
@@ -49,6 +54,9 @@ template <class SHAPE, class S> struct resident_states {
     static __device__ __forceinline__ int end_channel(const resident_worker<SHAPE> &w, int j) {
         return channel(w, j * LANES + w.lane % LANES);
     }
+    static __device__ __forceinline__ int dt_tile(const resident_worker<SHAPE> &w, int t) {
+        return w.warp / DT_PARTS + DT_APART * t;
+    }
     // Constants of the layer, which carry_sums() has left where x's sums from the peer were.
     __device__ __forceinline__ void constants(const resident_block<SHAPE> &b,
                                               const resident_worker<SHAPE> &w) {
@@ -64,8 +72,7 @@ template <class SHAPE, class S> struct resident_states {
             skip[j] = skips[min(end_channel(w, j), SHAPE::NW - 1)];
 #pragma unroll
         for (int t = 0; t < BIASES; t++)
-            bias[t] =
-                *(const float2 *)(biases + min(w.warp / 2 + 4 * t, DT_TILES - 1) * 8 + 2 * w.q);
+            bias[t] = *(const float2 *)(biases + min(dt_tile(w, t), DT_TILES - 1) * 8 + 2 * w.q);
     }
 
     // x_proj's sums in shared memory: dt, then B and C.
@@ -118,7 +125,7 @@ template <class SHAPE, class S> struct resident_states {
         const char *rows[BIASES];
 #pragma unroll
         for (int t = 0; t < BIASES; t++) {
-            const int row = min(w.warp / 2 + 4 * t, DT_TILES - 1) * 8 + w.g;
+            const int row = min(dt_tile(w, t), DT_TILES - 1) * 8 + w.g;
             int at = slots[0];
 #pragma unroll
             for (int i = 1; i < shape::DT_SLOTS; i++)
@@ -129,7 +136,7 @@ template <class SHAPE, class S> struct resident_states {
         uint32_t bits = 0;
 #pragma unroll
         for (int s = 0; s < shape::SETS; s++) {
-            const int first = s * 32 + w.warp % 2 * 16 + w.g; // token
+            const int first = s * 32 + w.warp % DT_PARTS * 16 + w.g; // token
             const char *of = dt + first * shape::DT_PITCH + w.q * 16;
             float c[BIASES][4] = {};
 #pragma unroll
@@ -155,7 +162,7 @@ template <class SHAPE, class S> struct resident_states {
             }
 #pragma unroll
             for (int t = 0; t < BIASES; t++) {
-                const int tile = w.warp / 2 + 4 * t, channel = tile * 8 + 2 * w.q;
+                const int tile = dt_tile(w, t), channel = tile * 8 + 2 * w.q;
                 if (tile >= DT_TILES)
                     break;
 #pragma unroll

@@ -4,6 +4,8 @@
 #ifndef SSM_KERNELS_CUDA_RESIDENT_HEADS_CUH
 #define SSM_KERNELS_CUDA_RESIDENT_HEADS_CUH
 
+#include <type_traits>
+
 #include "resident.cuh"
 
 namespace ssm {
@@ -11,14 +13,14 @@ namespace ssm {
 enum { HEAD = 64, HEAD_STATES = 128 }; // channels of a head, states of a channel
 
 // CHANNELS: of a cluster, a 32nd of d_model; as many heads there are. P: in_proj's and out_proj's
-// weights are packed (resident_packed.cuh), but for B's, C's and dt's.
-template <int CHANNELS, bool P> struct heads_shape {
+// weights are packed (resident_packed.cuh), but for B's, C's and dt's. E: states have entries.
+template <int CHANNELS, bool P, bool E> struct heads_shape {
     enum {
         NW = CHANNELS,
         PACKED = P,
         APART = P, // rows of x that no second group has
         ROWS = RESIDENT_ROWS,
-        HALF_ROWS = ROWS / 2,
+        HALF_ROWS = P ? 16 : ROWS / 2, // room for a rank's
         SETS = 1,
         TALL = false,
         HALVES = true, // a rank ends half of the tokens, the first or the second
@@ -41,8 +43,9 @@ template <int CHANNELS, bool P> struct heads_shape {
         A_SLOT = 2,
         HEADS_AT_ONCE = NW % HEAD == 0 || HEAD % NW == 0 ? 1 : 2, // of a slot's states
         // rows of x and what is behind them; a token's states and entries (resident_heads_in.cuh)
-        X_BYTES = A_SLOT * X_ROWS * 128,
-        STATES_BYTES = NW * HEAD_STATES * 2 + HEADS_AT_ONCE * REPLAY_HELD * HEAD * 2,
+        X_BYTES = P ? NW / 16 * (4 * 32 * 24) + EXTRA * 512 : A_SLOT * X_ROWS * 128,
+        ENTRIES_BYTES = E ? HEADS_AT_ONCE * REPLAY_HELD * HEAD * 2 : 0,
+        STATES_BYTES = NW * HEAD_STATES * 2 + ENTRIES_BYTES,
         SLOT = ((int)X_BYTES > (int)STATES_BYTES ? X_BYTES : STATES_BYTES + 1023) / 1024 * 1024,
         IN_SLOTS = IN_PIECES / A_SLOT,
         X_SLOTS = 8, // of z, that may come before B, C and dt are counted
@@ -69,7 +72,7 @@ template <int CHANNELS, bool P> struct heads_shape {
         ROOM = (RESIDENT_SHARED - BESIDE - BARRIERS) / SLOT,
         SLOTS = ROOM < 16 ? ROOM : 16,
         BYTES = SLOTS * SLOT + BESIDE + BARRIERS,
-        FLYING = FLIGHT / (A_SLOT * NW * 128),
+        FLYING = FLIGHT / (P ? (int)SLOT : A_SLOT * NW * 128),
         SLOTS_FLIGHT = FLYING < SLOTS ? FLYING : SLOTS,
         SLOTS_AHEAD = AHEAD / SLOT,
         BEFORE_SHARES = ROWS * RESIDENT_CLUSTERS + ROWS * EXTRAS / 2
@@ -95,6 +98,8 @@ struct heads_args : resident_args {
 // devices than Hopper's no more than names.
 template <class SHAPE, class S> struct heads_at_once;
 template <class SHAPE, class S> struct heads_replay;
+template <template <class, class> class STATES> struct heads_entries : std::false_type {};
+template <> struct heads_entries<heads_replay> : std::true_type {};
 
 #if SSM_HOPPER
 

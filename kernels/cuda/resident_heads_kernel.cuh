@@ -83,7 +83,8 @@ __global__ void __launch_bounds__(RESIDENT_THREADS, 1)
 
 // ---- host side
 
-// f(kernel, shape) of the model's width, if there is one. P: of packed weights.
+// f(kernel, shape) of the model's width, if there is one. P: of packed weights, up to 16 rows; bf16
+// slots have room for entries anyway.
 template <bool P, template <class, class> class STATES, class S, class F>
 static bool with_heads(int d_model, F f) {
     return with_channels(d_model, [&](auto channels) {
@@ -91,7 +92,7 @@ static bool with_heads(int d_model, F f) {
         if constexpr (P && CHANNELS % 16 != 0) {
             return false;
         } else {
-            typedef heads_shape<CHANNELS, P> shape;
+            typedef heads_shape<CHANNELS, P, !P || heads_entries<STATES>::value> shape;
             return f(heads_kernel<shape, STATES<shape, S>>, shape());
         }
     });

@@ -15,6 +15,9 @@
 // rest to the group's first warp, which has the channels from then on (of 16 rows each block ends
 // eight). In out_proj a slot has a group's rows by 128 columns, a warp's its quarter of the rows.
 //
+// Room for 16 token rows, not 64, and slots no larger than packed ones make more of them than
+// resident.cu has, so that more has come by the time that a phase begins.
+//
 // All of a block's columns of u stay in shared memory from x to z: stages of token rows have 128
 // columns of 16 rows, as two tiles of 128 bytes a row, 16-byte parts swapped by row.
 #ifndef SSM_KERNELS_CUDA_RESIDENT_PACKED_CUH

@@ -166,9 +166,10 @@ template <int NW, class S> struct slots {
 };
 
 // A launch's arguments, and what they point to.
-template <int NW, bool P, class S> struct model {
+template <class SHAPE, class S> struct model {
+    enum { NW = SHAPE::NW };
     typedef layer<NW> of;
-    typedef heads_shape<NW, P> shape;
+    typedef SHAPE shape;
     int tokens, width;
     std::vector<layer<NW>> layers;
     weights embedding, u, y;
@@ -193,7 +194,7 @@ template <int NW, bool P, class S> struct model {
         memset(scratch, 0xff, bytes);
         scratch->input.n = 0;
         for (int i = 0; i < LAYERS; i++)
-            layers.emplace_back(width, P);
+            layers.emplace_back(width, shape::PACKED);
         a.ids = ids.data(), a.drawn = drawn, a.embedding = (const bf16 *)embedding.data();
         a.rows = rows.data(), a.held = codes.data(), a.first_norm = layers[0].norm.data();
         a.residual = residual.data(), a.scratch = scratch;
@@ -306,10 +307,10 @@ template <class SHAPE, class STATES> static void kernel(const void *arguments) {
 template <int NW, bool P, template <class, class> class STATES, class S>
 static bool agrees(int tokens, int absent, int width, int steps, unsigned seed) {
     typedef layer<NW> of;
-    typedef heads_shape<NW, P> shape;
+    typedef heads_shape<NW, P, !P || heads_entries<STATES>::value> shape;
     typedef STATES<shape, S> states;
     const bool replays = states::source::HAS_ENTRIES;
-    model<NW, P, S> m(tokens, width);
+    model<shape, S> m(tokens, width);
     const size_t n = m.all.n, of_ring = m.all.of_ring;
     for (size_t i = 0; i < n && replays; i++)
         m.held[i] = (int)(i * 7 % (REPLAY_HELD + 1));

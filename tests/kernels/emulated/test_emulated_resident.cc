@@ -76,7 +76,7 @@ static void reference(const layer<NW> &l, const row &r, int width, doubles *x, d
 }
 
 template <int NW, int MOST, bool P, class S> static void kernel(const void *arguments) {
-    resident_kernel<resident_shape<NW, MOST>, S, P>(*(const resident_args *)arguments);
+    resident_kernel<resident_shape<NW, MOST, P>, S, P>(*(const resident_args *)arguments);
 }
 
 // Rows of one step, each with a slot of its own but the last three, which have none.
@@ -96,7 +96,7 @@ static std::vector<row> rows_of(int tokens, int step, int kept) {
 template <int NW, int MOST, bool P, class S>
 static bool agrees(int tokens, int width, unsigned seed) {
     typedef layer<NW> of;
-    typedef resident_shape<NW, MOST> shape;
+    typedef resident_shape<NW, MOST, P> shape;
     const int kept = width - 1, slots = (tokens + SPARE) | 1;
     std::vector<layer<NW>> layers;
     for (int i = 0; i < LAYERS; i++)
