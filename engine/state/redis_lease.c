@@ -9,6 +9,12 @@
 // growing intervals to a third of a second; Redis could have called (keyspace events, BLPOP) over
 // one more connection and with more to go wrong. It also leaves a wish, which a server with turns
 // enough of its own sees when it puts one in place (shared.c).
+//
+// A session's time does not run out under a claim: from each heartbeat on it stays for half of
+// HOLD_MS at least, in the indices too, so that lists and limits have it. (It was two leases, and a
+// connection that was gone for 12 seconds took a turn with it.) Who gives the claim up without a
+// new state gives the session its own time again. A server that is killed does not: what it was at
+// may be there for HOLD_MS beyond its time.
 #ifdef SSM_HIREDIS
 #include <stdio.h>
 #include <stdlib.h>
@@ -17,15 +23,16 @@
 #include "redis_scripts.h"
 #include "redis_store.h"
 
-enum { RENEW_KEYS = 128 };
+enum { RENEWED = 64 }; // in one command
 
 void store_lease(op *o, bool is_held) {
+    const uint64_t *owner = o->r->label.owner;
     lease **at = &o->store->leases;
     while (*at && memcmp((*at)->id, o->id, sizeof o->id) != 0)
         at = &(*at)->next;
     lease *l = *at;
     if (is_held && !l && (l = malloc(sizeof *l))) { // without it the claim lapses
-        *l = (lease){.id = {o->id[0], o->id[1]}};
+        *l = (lease){.id = {o->id[0], o->id[1]}, .owner = {owner[0], owner[1]}};
         *at = l;
     } else if (!is_held && l) {
         *at = l->next;
@@ -45,16 +52,18 @@ static void on_renewed(void *ctx, const redisReply *reply) {
 }
 
 void store_renew(redis_store *s) {
-    char keys[2 * RENEW_KEYS + 1][KEY_BYTES], n_keys[12], lease_ms[12];
-    const char *words[2 * RENEW_KEYS + 6] = {"EVAL", script_renew, n_keys};
+    char keys[3 * RENEWED + 1][KEY_BYTES], n_keys[12], lease_ms[12], hold_ms[12];
+    const char *words[3 + 3 * RENEWED + 1 + 3] = {"EVAL", script_renew, n_keys};
     const op o = {.store = s};
     const lease *l = s->leases;
     snprintf(lease_ms, sizeof lease_ms, "%d", LEASE_MS);
+    snprintf(hold_ms, sizeof hold_ms, "%d", HOLD_MS);
     do {
         int n = 0;
         key_all(s, keys[n++]);
-        for (; l && n < 2 * RENEW_KEYS; l = l->next) {
+        for (; l && n < 3 * RENEWED; l = l->next) {
             key_of(&o, 's', l->id, keys[n++]);
+            key_of(&o, 'o', l->owner, keys[n++]);
             key_of(&o, 'l', l->id, keys[n++]);
         }
         snprintf(n_keys, sizeof n_keys, "%d", n);
@@ -62,8 +71,9 @@ void store_renew(redis_store *s) {
             words[3 + i] = keys[i];
         words[3 + n] = s->me;
         words[4 + n] = lease_ms;
+        words[5 + n] = hold_ms;
         if (s->link.state == LINK_UP)
-            link_send(&s->link, on_renewed, s, n + 5, words, NULL);
+            link_send(&s->link, on_renewed, s, n + 6, words, NULL);
     } while (l);
 }
 
@@ -72,10 +82,13 @@ static void on_released(op *o, const redisReply *reply) {
 }
 
 void release_start(op *o) {
-    char keys[2][KEY_BYTES];
+    char keys[4][KEY_BYTES];
     key_of(o, 's', o->id, keys[0]);
-    key_of(o, 'l', o->id, keys[1]);
+    key_own(o, keys[1]);
+    key_all(o->store, keys[2]);
+    key_of(o, 'l', o->id, keys[3]);
     o->step = on_released;
-    op_eval(o, script_release, 2, 3, (const char *[]){keys[0], keys[1], o->store->me});
+    op_eval(o, script_release, 4, 5,
+            (const char *[]){keys[0], keys[1], keys[2], keys[3], o->store->me});
 }
 #endif

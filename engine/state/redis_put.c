@@ -44,8 +44,8 @@ static void take_result(op *o, const char *word) {
 static void finish(op *o) {
     const store_limits *limits = &o->store->limits;
     const store_request *r = o->r;
-    char keys[5][KEY_BYTES], wish[KEY_BYTES], base[20] = "", stamp[20], fields[24], ttl[24],
-                                              own[24], all[24], lease_ms[12], id[33];
+    char keys[4][KEY_BYTES], wish[KEY_BYTES], base[20] = "", stamp[20], fields[24], ttl[24],
+                                              own[24], all[24], hold_ms[12], id[33];
     key_of(o, 's', o->id, keys[0]);
     key_of(o, 'l', o->id, keys[1]);
     key_own(o, keys[2]);
@@ -59,7 +59,7 @@ static void finish(op *o) {
     snprintf(ttl, sizeof ttl, "%" PRId64, limits->ttl);
     snprintf(own, sizeof own, "%" PRIu64, limits->of_one);
     snprintf(all, sizeof all, "%" PRIu64, limits->sessions);
-    snprintf(lease_ms, sizeof lease_ms, "%d", LEASE_MS);
+    snprintf(hold_ms, sizeof hold_ms, "%d", HOLD_MS);
     const char *args[] = {keys[0],
                           keys[1],
                           keys[2],
@@ -76,7 +76,7 @@ static void finish(op *o) {
                           own,
                           all,
                           id,
-                          lease_ms};
+                          hold_ms};
     if (r->releases)
         store_lease(o, false);
     op_eval(o, script_put, 6, sizeof args / sizeof *args, args);

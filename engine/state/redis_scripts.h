@@ -32,11 +32,16 @@
     "  redis.call('ZADD', all, score, id) "                                                        \
     "end "
 
-// A session that is claimed does not expire: it is kept for two leases from now at least.
+// A session that is claimed does not expire, and stays in the indices: it is kept for
+// half of `ms` from now at least.
 #define SCRIPT_HOLD                                                                                \
-    "local function hold(key, lease) "                                                             \
+    "local function hold(key, own, all, ms) "                                                      \
     "  local left = redis.call('PTTL', key) "                                                      \
-    "  if left >= 0 and left < 2 * lease then redis.call('PEXPIRE', key, 2 * lease) end "          \
+    "  if left < 0 or left >= ms / 2 or redis.call('TYPE', key).ok ~= 'hash' then return end "     \
+    "  local till = redis.call('TIME')[1] + 1 + math.ceil(ms / 1000) "                             \
+    "  redis.call('EXPIREAT', key, till) "                                                         \
+    "  redis.call('ZADD', own, till, string.sub(key, -32)) "                                       \
+    "  redis.call('ZADD', all, till, string.sub(key, -32)) "                                       \
     "end "
 
 #define SCRIPT_HOLDER                                                                              \
@@ -45,34 +50,38 @@
     "  return redis.call('GET', claim) "                                                           \
     "end "
 
+// Its own time is the session's again, unless it is another's by now.
 #define SCRIPT_LET_GO                                                                              \
     SCRIPT_HOLDER                                                                                  \
-    "local function let_go(key, claim, me) "                                                       \
-    "  if holder_of(claim) == me then redis.call('DEL', claim) end "                               \
-    "  if redis.call('TYPE', key).ok == 'hash' then "                                              \
-    "    local at = tonumber(redis.call('HGET', key, 'expires') or nil) "                          \
-    "    if at then redis.call('EXPIREAT', key, at) end "                                          \
-    "  end "                                                                                       \
+    "local function let_go(key, own, all, claim, me) "                                             \
+    "  local holder = holder_of(claim) "                                                           \
+    "  if holder == me then redis.call('DEL', claim) elseif holder then return end "               \
+    "  if redis.call('TYPE', key).ok ~= 'hash' then return end "                                   \
+    "  local at = tonumber(redis.call('HGET', key, 'expires') or nil) "                            \
+    "  if not at then return end "                                                                 \
+    "  redis.call('EXPIREAT', key, at) "                                                           \
+    "  redis.call('ZADD', own, at, string.sub(key, -32)) "                                         \
+    "  redis.call('ZADD', all, at, string.sub(key, -32)) "                                         \
     "end "
 
-// KEYS session claim own all wish, ARGV me lease most_own most_all waits?. Who waits says so for a
-// while, to whoever puts a turn in place.
+// KEYS session claim own all wish, ARGV me lease hold most_own most_all waits?. Who waits says so
+// for a while, to whoever puts a turn in place.
 static const char script_claim[] = SCRIPT_LIMITS SCRIPT_HOLD SCRIPT_HOLDER
     "local holder = holder_of(KEYS[2]) "
     "if holder and holder ~= ARGV[1] then "
-    "  if ARGV[5] == '1' then redis.call('SET', KEYS[5], ARGV[1], 'PX', 1500) end "
+    "  if ARGV[6] == '1' then redis.call('SET', KEYS[5], ARGV[1], 'PX', 1500) end "
     "  return {'busy'} "
     "end "
     "local kind = redis.call('TYPE', KEYS[1]).ok "
     "if kind == 'none' then "
-    "  local why = over(KEYS[3], KEYS[4], tonumber(ARGV[3]), tonumber(ARGV[4])) "
+    "  local why = over(KEYS[3], KEYS[4], tonumber(ARGV[4]), tonumber(ARGV[5])) "
     "  if why then return {why} end "
     "end "
     "redis.call('SET', KEYS[2], ARGV[1], 'PX', ARGV[2]) "
     "redis.call('DEL', KEYS[5]) "
     "if kind == 'none' then return {'none'} end "
     "if kind ~= 'hash' then return {'bad'} end "
-    "hold(KEYS[1], tonumber(ARGV[2])) "
+    "hold(KEYS[1], KEYS[3], KEYS[4], tonumber(ARGV[3])) "
     "return {'ok', unpack(redis.call('HMGET', KEYS[1], 'stamp', 'size', 'created', 'last_used', "
     "'name', 'owner'))}";
 
@@ -84,18 +93,20 @@ static const char script_get[] =
     "return {'ok', unpack(redis.call('HMGET', KEYS[1], 'stamp', 'size', 'created', 'last_used', "
     "'name', 'owner'))}";
 
-// KEYS session claim, ARGV me
+// KEYS session own all claim, ARGV me
 static const char script_release[] =
-    SCRIPT_LET_GO "let_go(KEYS[1], KEYS[2], ARGV[1]) return {'ok'}";
+    SCRIPT_LET_GO "let_go(KEYS[1], KEYS[2], KEYS[3], KEYS[4], ARGV[1]) return {'ok'}";
 
-// KEYS all, then session claim of each; ARGV me lease. A claim that has lapsed and that nobody else
-// has taken is taken again: had somebody used the session meanwhile, its stamp would say so.
+// KEYS all, then session own claim of each; ARGV me lease hold. A claim that has lapsed and that
+// nobody else has taken is taken again: had somebody used the session meanwhile, its stamp would
+// say so.
 static const char script_renew[] = SCRIPT_HOLD SCRIPT_HOLDER
-    "for i = 2, #KEYS, 2 do "
-    "  local holder = holder_of(KEYS[i + 1]) "
+    "for i = 2, #KEYS, 3 do "
+    "  local key, own, claim = KEYS[i], KEYS[i + 1], KEYS[i + 2] "
+    "  local holder = holder_of(claim) "
     "  if not holder or holder == ARGV[1] then "
-    "    redis.call('SET', KEYS[i + 1], ARGV[1], 'PX', ARGV[2]) "
-    "    hold(KEYS[i], tonumber(ARGV[2])) "
+    "    redis.call('SET', claim, ARGV[1], 'PX', ARGV[2]) "
+    "    hold(key, own, KEYS[1], tonumber(ARGV[3])) "
     "  end "
     "end "
     "redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', '(' .. redis.call('TIME')[1]) "
@@ -107,14 +118,17 @@ static const char script_open[] = "redis.call('HSET', KEYS[1], unpack(ARGV)) "
                                   "return {'ok'}";
 
 // KEYS session claim own all upload wish; ARGV me base stamp fields import? release? ttl most_own
-// most_all id lease: the upload becomes the session. One whose answer was lost comes again: it is
+// most_all id hold: the upload becomes the session. One whose answer was lost comes again: it is
 // there.
 static const char script_put[] = SCRIPT_LIMITS SCRIPT_EXPIRE SCRIPT_HOLD SCRIPT_LET_GO
     "local me, base, stamp = ARGV[1], ARGV[2], ARGV[3] "
     "local function done(what) "
     "  redis.call('DEL', KEYS[5]) "
-    "  if ARGV[6] == '1' then let_go(KEYS[1], KEYS[2], me) else hold(KEYS[1], tonumber(ARGV[11])) "
-    "end "
+    "  if ARGV[6] == '1' then "
+    "    let_go(KEYS[1], KEYS[3], KEYS[4], KEYS[2], me) "
+    "  elseif holder_of(KEYS[2]) == me then "
+    "    hold(KEYS[1], KEYS[3], KEYS[4], tonumber(ARGV[11])) "
+    "  end "
     "  return {what, redis.call('ZCARD', KEYS[4]), redis.call('EXISTS', KEYS[6])} "
     "end "
     "local is = false "
@@ -175,7 +189,7 @@ static const char script_set_aside[] = SCRIPT_LET_GO
     "  redis.call('ZREM', KEYS[4], ARGV[3]) "
     "  redis.call('ZREM', KEYS[5], ARGV[3]) "
     "end "
-    "let_go(KEYS[1], KEYS[3], ARGV[2]) "
+    "let_go(KEYS[1], KEYS[4], KEYS[5], KEYS[3], ARGV[2]) "
     "return {'ok'}";
 
 // KEYS own

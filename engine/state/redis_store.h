@@ -16,6 +16,7 @@ enum {
     KEY_BYTES = 128,
     STAMP_DIGITS = 16,
     LEASE_MS = 6000,
+    HOLD_MS = 600000, // redis_lease.c
     CLAIM_WAIT_MS = 1000,
     WINDOW = 4, // parts on their way
     PATIENCE_MS = 2000,
@@ -25,7 +26,7 @@ extern size_t redis_part_bytes; // of a state, in a field each; tests make it sm
 
 typedef struct lease { // a claim that is held
     struct lease *next;
-    uint64_t id[2];
+    uint64_t id[2], owner[2];
 } lease;
 
 typedef struct op_list {
