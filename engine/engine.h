@@ -264,10 +264,17 @@ bool shared_fetch(ssm_engine *engine, job *j);
 void shared_leave(ssm_engine *engine, session *s); // a job has
 void shared_prepare(ssm_engine *engine, session *s, struct store_request *put);
 void shared_let_go(ssm_engine *engine, session *s); // of its state
+void shared_release(ssm_engine *engine, session *s);
 void shared_done(ssm_engine *engine, struct store_request *request);
 uint64_t shared_stamp(ssm_engine *engine); // a new one
 // Says why a request failed; returns its code, as others see it.
 int shared_describe(const struct store_request *request, ssm_error *err);
+
+// ---- shared_line.c
+void shared_await(ssm_engine *engine); // the sessions of jobs that have just not been admitted
+void shared_awaited(ssm_engine *engine, struct store_request *request); // it has come back
+void shared_expect(ssm_engine *engine, session *s); // by the jobs that ask for it: it is there
+void shared_miss(ssm_engine *engine, session *s);   // it is not: tells who expects it
 
 // ---- shared_call.c
 int shared_call(ssm_engine *engine, session_call *call, bool *waits);

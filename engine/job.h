@@ -105,6 +105,7 @@ struct job {
     bool is_whole, waits_not, holds;
     bool is_pinned; // at a place in the session
     ssm_session_point at;
+    bool is_asked, is_expected; // shared_line.c: whether its session is there; and it was
     session *session;
     size_t base;    // tokens of the session before the prompt, which then begins with
     size_t n_old;   // tokens that were pending

@@ -27,7 +27,8 @@
 // whoever waits has asked.
 //
 // Who finds a session claimed elsewhere asks the store again and again (waits), or is told
-// SSM_ESESSIONBUSY at once. Limits and expiry are the store's own.
+// SSM_ESESSIONBUSY at once. What waits for a slot: shared_line.c. Limits and expiry are the store's
+// own.
 #include "engine.h"
 
 #include <assert.h>
@@ -101,9 +102,9 @@ void shared_let_go(ssm_engine *engine, session *s) {
 
 // ---- claims
 
-static void release(ssm_engine *engine, session *s) {
+void shared_release(ssm_engine *engine, session *s) {
     store_request *r = durable_request(engine, s, STORE_RELEASE);
-    s->is_claimed = false;
+    s->is_claimed = s->is_awaited = false;
     if (r) // else it lapses
         durable_send(engine, s, r);
 }
@@ -136,8 +137,8 @@ bool shared_fetch(ssm_engine *engine, job *j) {
 
 void shared_leave(ssm_engine *engine, session *s) {
     durable_write_some(engine);
-    if (s->is_claimed && !is_wanted(s))
-        release(engine, s);
+    if ((s->is_claimed || (s->is_awaited && !s->is_claiming)) && !is_wanted(s))
+        shared_release(engine, s);
 }
 
 // Time goes by and nothing is wrong: a job waits for another process.
@@ -167,6 +168,7 @@ static void on_claim(ssm_engine *engine, session *s, store_request *r) {
     else if ((r->rc == 0 && r->stamp == 0) || r->rc == SSM_EINVAL)
         forget_copy(engine, s);
     s->is_claimed = r->rc == 0;
+    s->is_awaited = s->is_awaited && !s->is_claimed;
     s->claimed_ns = engine_now_ns();
     assert(!s->is_claimed || r->stamp == 0 || (s->state && s->stamp == r->stamp));
     if (r->rc == SSM_ESESSIONBUSY)
@@ -175,10 +177,14 @@ static void on_claim(ssm_engine *engine, session *s, store_request *r) {
     engine->session_counts.refusals += r->rc == SSM_EQUOTA;
     const int rc = r->rc == 0 ? 0 : shared_describe(r, &err);
     s->refs++; // the last job may take it away
+    if (r->rc == SSM_ESESSIONBUSY && r->is_there)
+        shared_expect(engine, s);
+    else if (r->rc == 0 && r->stamp == 0)
+        shared_miss(engine, s);
     durable_wake(engine, s, rc, err.message);
-    const bool may_be_held = s->is_claimed || rc == SSM_ENOMEM || rc == SSM_EUNAVAILABLE;
-    if (may_be_held && (rc != 0 || !is_wanted(s)))
-        release(engine, s);
+    const bool may_be_claimed = rc == SSM_ENOMEM || rc == SSM_EUNAVAILABLE;
+    if (may_be_claimed || ((s->is_claimed || s->is_awaited) && !is_wanted(s)))
+        shared_release(engine, s);
     sessions_unref(&engine->sessions, &engine->cache, s);
 }
 
@@ -232,12 +238,12 @@ static void on_put(ssm_engine *engine, session *s, store_request *r) {
     }
     s->refs++;
     if (s->has_yielded)
-        release(engine, s);
+        shared_release(engine, s);
     durable_answer(engine, s, r->version, rc, err.message);
     durable_wake(engine, s, is_again ? rc : 0, err.message);
     answer_calls(engine, s, is_again ? rc : 0, err.message);
     if (s->is_claimed && ((r->rc != 0 && !is_again) || !is_wanted(s)))
-        release(engine, s);
+        shared_release(engine, s);
     sessions_unref(&engine->sessions, &engine->cache, s);
 }
 
@@ -257,6 +263,8 @@ void shared_done(ssm_engine *engine, store_request *r) {
         on_claim(engine, s, r);
     else if (r->kind == STORE_PUT)
         on_put(engine, s, r);
+    else if (r->kind == STORE_AWAIT)
+        shared_awaited(engine, r);
     else if (r->kind == STORE_PAUSE)
         engine->is_pausing = false;
 }

@@ -286,6 +286,8 @@ void *engine_thread(void *arg) {
                 fail(engine, &err);
             else
                 is_idle = !advance(engine);
+            if (engine->is_shared)
+                shared_await(engine);
         }
         jobs_sweep(engine);
         publish(engine); // slots are seen free before the answers that freed them are

@@ -29,7 +29,7 @@ static bool is_stamp(const char *text) {
 // ---- damaged
 
 static void on_aside(op *o, const redisReply *reply) {
-    store_lease(o, false);
+    store_lease(o, LEASE_NONE);
     op_over(o, SSM_EINVAL);
 }
 
@@ -179,6 +179,8 @@ static void on_state(op *o, const redisReply *reply) {
     const bool is_claim = r->kind == STORE_CLAIM;
     *o->stamp = '\0';
     if (strcmp(word, "busy") == 0) {
+        const redisReply *is_there = item(reply, 1);
+        r->is_there = is_there && is_there->type == REDIS_REPLY_INTEGER && is_there->integer > 0;
         on_busy(o);
         return;
     }
@@ -187,7 +189,7 @@ static void on_state(op *o, const redisReply *reply) {
         return;
     }
     if (is_claim)
-        store_lease(o, true);
+        store_lease(o, LEASE_CLAIM);
     if (strcmp(word, "none") == 0) {
         r->stamp = 0;
         op_over(o, is_claim ? 0 : SSM_ENOTFOUND);

@@ -15,6 +15,10 @@
 // connection that was gone for 12 seconds took a turn with it.) Who gives the claim up without a
 // new state gives the session its own time again. A server that is killed does not: what it was at
 // may be there for HOLD_MS beyond its time.
+//
+// A session that is waited for (AWAIT: by a request in line, which claims it when there is a slot)
+// is held in the same way. Others' giving it up does not end that: the field `until` says for two
+// leases from each heartbeat that somebody waits.
 #ifdef SSM_HIREDIS
 #include <stdio.h>
 #include <stdlib.h>
@@ -25,16 +29,18 @@
 
 enum { RENEWED = 64 }; // in one command
 
-void store_lease(op *o, bool is_held) {
+void store_lease(op *o, lease_kind kind) {
     const uint64_t *owner = o->r->label.owner;
     lease **at = &o->store->leases;
     while (*at && memcmp((*at)->id, o->id, sizeof o->id) != 0)
         at = &(*at)->next;
     lease *l = *at;
-    if (is_held && !l && (l = malloc(sizeof *l))) { // without it the claim lapses
-        *l = (lease){.id = {o->id[0], o->id[1]}, .owner = {owner[0], owner[1]}};
+    if (kind != LEASE_NONE && !l && (l = malloc(sizeof *l))) { // without it the claim lapses
+        *l = (lease){.kind = kind, .id = {o->id[0], o->id[1]}, .owner = {owner[0], owner[1]}};
         *at = l;
-    } else if (!is_held && l) {
+    } else if (kind != LEASE_NONE && l) {
+        l->kind = kind > l->kind ? kind : l->kind;
+    } else if (l) {
         *at = l->next;
         free(l);
     }
@@ -53,28 +59,47 @@ static void on_renewed(void *ctx, const redisReply *reply) {
 
 void store_renew(redis_store *s) {
     char keys[3 * RENEWED + 1][KEY_BYTES], n_keys[12], lease_ms[12], hold_ms[12];
-    const char *words[3 + 3 * RENEWED + 1 + 3] = {"EVAL", script_renew, n_keys};
+    char kinds[RENEWED + 1];
+    const char *words[3 + 3 * RENEWED + 1 + 4] = {"EVAL", script_renew, n_keys};
     const op o = {.store = s};
     const lease *l = s->leases;
     snprintf(lease_ms, sizeof lease_ms, "%d", LEASE_MS);
     snprintf(hold_ms, sizeof hold_ms, "%d", HOLD_MS);
     do {
-        int n = 0;
+        int n = 0, n_kinds = 0;
         key_all(s, keys[n++]);
-        for (; l && n < 3 * RENEWED; l = l->next) {
+        for (; l && n_kinds < RENEWED; l = l->next) {
             key_of(&o, 's', l->id, keys[n++]);
             key_of(&o, 'o', l->owner, keys[n++]);
             key_of(&o, 'l', l->id, keys[n++]);
+            kinds[n_kinds++] = l->kind == LEASE_CLAIM ? 'c' : 'w';
         }
+        kinds[n_kinds] = '\0';
         snprintf(n_keys, sizeof n_keys, "%d", n);
         for (int i = 0; i < n; i++)
             words[3 + i] = keys[i];
         words[3 + n] = s->me;
         words[4 + n] = lease_ms;
         words[5 + n] = hold_ms;
+        words[6 + n] = kinds;
         if (s->link.state == LINK_UP)
-            link_send(&s->link, on_renewed, s, n + 6, words, NULL);
+            link_send(&s->link, on_renewed, s, n + 7, words, NULL);
     } while (l);
+}
+
+static void on_awaited(op *o, const redisReply *reply) {
+    op_over(o, strcmp(text_at(reply, 0), "ok") == 0 ? 0 : SSM_ENOTFOUND);
+}
+
+void await_start(op *o) {
+    char keys[3][KEY_BYTES], lease_ms[12], hold_ms[12];
+    key_of(o, 's', o->id, keys[0]);
+    key_own(o, keys[1]);
+    key_all(o->store, keys[2]);
+    snprintf(lease_ms, sizeof lease_ms, "%d", LEASE_MS);
+    snprintf(hold_ms, sizeof hold_ms, "%d", HOLD_MS);
+    o->step = on_awaited;
+    op_eval(o, script_await, 3, 5, (const char *[]){keys[0], keys[1], keys[2], lease_ms, hold_ms});
 }
 
 static void on_released(op *o, const redisReply *reply) {

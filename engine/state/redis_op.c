@@ -70,7 +70,7 @@ static void settle(op *o) {
     const bool was_transfer = o->is_transfer;
     drop(&s->active, o);
     if (o->r->kind == STORE_PUT && o->r->releases && !o->is_over) // the claim is wanted on
-        store_lease(o, true);
+        store_lease(o, LEASE_CLAIM);
     if (o->is_over || *o->error) {
         end(o, o->is_over ? o->rc : SSM_EUNAVAILABLE);
     } else if (o->is_lost && is_late(o)) {
@@ -178,6 +178,9 @@ static void start(op *o) {
     case STORE_RELEASE:
         release_start(o);
         break;
+    case STORE_AWAIT:
+        await_start(o);
+        break;
     case STORE_LOOK:
         look_start(o);
         break;
@@ -262,7 +265,9 @@ void op_begin(redis_store *s, store_request *r) {
     o->deadline_ms = (s->down_ms ? s->down_ms : now) + PATIENCE_MS;
     id_of(s, r->label.owner, r->label.name, o->id);
     if (r->kind == STORE_RELEASE)
-        store_lease(o, false);
+        store_lease(o, LEASE_NONE);
+    if (r->kind == STORE_AWAIT)
+        store_lease(o, LEASE_AWAIT);
     const bool is_pause = r->kind == STORE_PAUSE && s->link.state != LINK_UP;
     if (is_pause || r->delay_ms > 0) {
         op_sleep(o, is_pause ? PAUSE_MS : r->delay_ms);

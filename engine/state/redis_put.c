@@ -78,7 +78,7 @@ static void finish(op *o) {
                           id,
                           hold_ms};
     if (r->releases)
-        store_lease(o, false);
+        store_lease(o, LEASE_NONE);
     op_eval(o, script_put, 6, sizeof args / sizeof *args, args);
 }
 

@@ -17,7 +17,7 @@
     "end "
 
 // By whole seconds, of which the one that has begun does not count, as in one process (quota.c):
-// nothing goes before its time is up, and a TTL of a second is one.
+// nothing goes before its time is up, and a TTL of a second is one. Nor before `until`.
 #define SCRIPT_EXPIRE                                                                              \
     "local function live(key, own, all, ttl, id) "                                                 \
     "  local score = '+inf' "                                                                      \
@@ -26,13 +26,14 @@
     "  if ttl > 0 then "                                                                           \
     "    score = redis.call('TIME')[1] + 1 + ttl "                                                 \
     "    redis.call('HSET', key, 'expires', score) "                                               \
+    "    score = math.max(score, tonumber(redis.call('HGET', key, 'until') or 0)) "                \
     "    redis.call('EXPIREAT', key, score) "                                                      \
     "  end "                                                                                       \
     "  redis.call('ZADD', own, score, id) "                                                        \
     "  redis.call('ZADD', all, score, id) "                                                        \
     "end "
 
-// A session that is claimed does not expire, and stays in the indices: it is kept for
+// A session that is claimed or waited for does not expire, and stays in the indices: it is kept for
 // half of `ms` from now at least.
 #define SCRIPT_HOLD                                                                                \
     "local function hold(key, own, all, ms) "                                                      \
@@ -42,6 +43,19 @@
     "  redis.call('EXPIREAT', key, till) "                                                         \
     "  redis.call('ZADD', own, till, string.sub(key, -32)) "                                       \
     "  redis.call('ZADD', all, till, string.sub(key, -32)) "                                       \
+    "end "
+
+// Nobody who gives the session up lets it expire for two leases from now. False: it is not there.
+#define SCRIPT_AWAIT                                                                               \
+    SCRIPT_HOLD                                                                                    \
+    "local function await(key, own, all, lease, ms) "                                              \
+    "  if redis.call('TYPE', key).ok ~= 'hash' then return false end "                             \
+    "  if redis.call('PTTL', key) >= 0 then "                                                      \
+    "    local till = redis.call('TIME')[1] + 1 + math.ceil(2 * lease / 1000) "                    \
+    "    redis.call('HSET', key, 'until', till) "                                                  \
+    "    hold(key, own, all, ms) "                                                                 \
+    "  end "                                                                                       \
+    "  return true "                                                                               \
     "end "
 
 #define SCRIPT_HOLDER                                                                              \
@@ -59,18 +73,24 @@
     "  if redis.call('TYPE', key).ok ~= 'hash' then return end "                                   \
     "  local at = tonumber(redis.call('HGET', key, 'expires') or nil) "                            \
     "  if not at then return end "                                                                 \
+    "  at = math.max(at, tonumber(redis.call('HGET', key, 'until') or 0)) "                        \
     "  redis.call('EXPIREAT', key, at) "                                                           \
     "  redis.call('ZADD', own, at, string.sub(key, -32)) "                                         \
     "  redis.call('ZADD', all, at, string.sub(key, -32)) "                                         \
     "end "
 
 // KEYS session claim own all wish, ARGV me lease hold most_own most_all waits?. Who waits says so
-// for a while, to whoever puts a turn in place.
-static const char script_claim[] = SCRIPT_LIMITS SCRIPT_HOLD SCRIPT_HOLDER
+// for a while, to whoever puts a turn in place, and is told whether there is a session to wait for.
+static const char script_claim[] = SCRIPT_LIMITS SCRIPT_AWAIT SCRIPT_HOLDER
+    "local lease, ms = tonumber(ARGV[2]), tonumber(ARGV[3]) "
     "local holder = holder_of(KEYS[2]) "
     "if holder and holder ~= ARGV[1] then "
-    "  if ARGV[6] == '1' then redis.call('SET', KEYS[5], ARGV[1], 'PX', 1500) end "
-    "  return {'busy'} "
+    "  local is = false "
+    "  if ARGV[6] == '1' then "
+    "    redis.call('SET', KEYS[5], ARGV[1], 'PX', 1500) "
+    "    is = await(KEYS[1], KEYS[3], KEYS[4], lease, ms) "
+    "  end "
+    "  return {'busy', is and 1 or 0} "
     "end "
     "local kind = redis.call('TYPE', KEYS[1]).ok "
     "if kind == 'none' then "
@@ -81,7 +101,7 @@ static const char script_claim[] = SCRIPT_LIMITS SCRIPT_HOLD SCRIPT_HOLDER
     "redis.call('DEL', KEYS[5]) "
     "if kind == 'none' then return {'none'} end "
     "if kind ~= 'hash' then return {'bad'} end "
-    "hold(KEYS[1], KEYS[3], KEYS[4], tonumber(ARGV[3])) "
+    "hold(KEYS[1], KEYS[3], KEYS[4], ms) "
     "return {'ok', unpack(redis.call('HMGET', KEYS[1], 'stamp', 'size', 'created', 'last_used', "
     "'name', 'owner'))}";
 
@@ -93,20 +113,28 @@ static const char script_get[] =
     "return {'ok', unpack(redis.call('HMGET', KEYS[1], 'stamp', 'size', 'created', 'last_used', "
     "'name', 'owner'))}";
 
+// KEYS session own all, ARGV lease hold: a request waits for it
+static const char script_await[] = SCRIPT_AWAIT
+    "local is = await(KEYS[1], KEYS[2], KEYS[3], tonumber(ARGV[1]), tonumber(ARGV[2])) "
+    "return {is and 'ok' or 'none'}";
+
 // KEYS session own all claim, ARGV me
 static const char script_release[] =
     SCRIPT_LET_GO "let_go(KEYS[1], KEYS[2], KEYS[3], KEYS[4], ARGV[1]) return {'ok'}";
 
-// KEYS all, then session own claim of each; ARGV me lease hold. A claim that has lapsed and that
-// nobody else has taken is taken again: had somebody used the session meanwhile, its stamp would
-// say so.
-static const char script_renew[] = SCRIPT_HOLD SCRIPT_HOLDER
+// KEYS all, then session own claim of each; ARGV me lease hold, and a letter for each: c, it is
+// claimed, or w, waited for. A claim that has lapsed and that nobody else has taken is taken again:
+// had somebody used the session meanwhile, its stamp would say so.
+static const char script_renew[] = SCRIPT_AWAIT SCRIPT_HOLDER
+    "local lease, ms = tonumber(ARGV[2]), tonumber(ARGV[3]) "
     "for i = 2, #KEYS, 3 do "
     "  local key, own, claim = KEYS[i], KEYS[i + 1], KEYS[i + 2] "
-    "  local holder = holder_of(claim) "
-    "  if not holder or holder == ARGV[1] then "
+    "  local holder, at = holder_of(claim), (i + 1) / 3 "
+    "  if string.sub(ARGV[4], at, at) == 'w' then "
+    "    await(key, own, KEYS[1], lease, ms) "
+    "  elseif not holder or holder == ARGV[1] then "
     "    redis.call('SET', claim, ARGV[1], 'PX', ARGV[2]) "
-    "    hold(key, own, KEYS[1], tonumber(ARGV[3])) "
+    "    hold(key, own, KEYS[1], ms) "
     "  end "
     "end "
     "redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', '(' .. redis.call('TIME')[1]) "
@@ -147,6 +175,8 @@ static const char script_put[] = SCRIPT_LIMITS SCRIPT_EXPIRE SCRIPT_HOLD SCRIPT_
     "if is then "
     "  local created = redis.call('HGET', KEYS[1], 'created') "
     "  if created then redis.call('HSET', KEYS[5], 'created', created) end "
+    "  local till = redis.call('HGET', KEYS[1], 'until') "
+    "  if till then redis.call('HSET', KEYS[5], 'until', till) end "
     "else "
     "  local why = over(KEYS[3], KEYS[4], tonumber(ARGV[8]), tonumber(ARGV[9])) "
     "  if why then return done(why) end "
@@ -171,6 +201,7 @@ static const char script_fork[] = SCRIPT_LIMITS SCRIPT_EXPIRE
     "local why = over(KEYS[4], KEYS[5], tonumber(ARGV[5]), tonumber(ARGV[6])) "
     "if why then return {why} end "
     "redis.call('COPY', KEYS[1], KEYS[2]) "
+    "redis.call('HDEL', KEYS[2], 'until') "
     "redis.call('HSET', KEYS[2], 'stamp', ARGV[1], 'name', ARGV[2], 'created', ARGV[3], "
     "'last_used', "
     "ARGV[3]) "

@@ -24,8 +24,11 @@ enum {
 
 extern size_t redis_part_bytes; // of a state, in a field each; tests make it small
 
-typedef struct lease { // a claim that is held
+typedef enum lease_kind { LEASE_NONE, LEASE_AWAIT, LEASE_CLAIM } lease_kind;
+
+typedef struct lease { // of a session that is claimed or waited for
     struct lease *next;
+    lease_kind kind;
     uint64_t id[2], owner[2];
 } lease;
 
@@ -99,8 +102,9 @@ bool op_may_transfer(op *o);                 // false: it begins again when ther
 void op_take_limit(op *o, const char *word); // "full", "own full"
 
 // ---- redis_lease.c
-void store_lease(op *o, bool is_held);
-void store_renew(redis_store *s); // all that are held
+void store_lease(op *o, lease_kind kind);
+void store_renew(redis_store *s); // all that there are
+void await_start(op *o);
 void release_start(op *o);
 
 // ---- store_redis.c

@@ -63,6 +63,7 @@ typedef struct session {
     uint64_t version, stored;   // 0: none
     uint64_t stamp;             // shared.c: of the version that is stored
     bool is_claiming, is_claimed, has_yielded;
+    bool is_awaited;             // shared_line.c: and not claimed
     uint64_t claimed_ns;         // since when
     uint64_t tried, tried_stamp; // the version last sent to be stored, and as what
     bool is_loading, is_writing;

@@ -27,9 +27,10 @@ typedef enum store_kind {
     STORE_DELETE,
     // of a shared store alone
     STORE_CLAIM,
-    STORE_RELEASE,
-    STORE_LOOK, // GET without the state
-    STORE_LIST, // an owner's
+    STORE_RELEASE, // a claim, or that it is waited for
+    STORE_AWAIT,   // a request waits for it: it does not expire before CLAIM or RELEASE
+    STORE_LOOK,    // GET without the state
+    STORE_LIST,    // an owner's
     STORE_FORK,
     STORE_PAUSE, // comes back when the store can be reached, or after a second
 } store_kind;
@@ -52,6 +53,7 @@ typedef struct store_request {
     bool is_wanted;     // PUT, then: another process waits for the session
     uint32_t delay_ms;  // CLAIM: begins so much later
     bool waits;         // CLAIM: for others, for a second at most
+    bool is_there;      // CLAIM, SSM_ESESSIONBUSY: what was waited for
     bool is_own;        // SSM_EQUOTA: the limit of an owner
     const char *target; // FORK: SSM_EINVAL if it is there; the caller's
     ssm_session_info *infos; // LIST, LOOK, FORK: malloc'd, the caller's; without bytes
@@ -60,7 +62,7 @@ typedef struct store_request {
     // the caller's, not looked at
     struct session *session;
     struct session_call *call;
-    uint64_t version;
+    uint64_t version, job;
     uint64_t began_ns;
 } store_request;
 

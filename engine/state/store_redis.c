@@ -3,8 +3,9 @@
 //
 //     ssmd:secret              what owners are hashed with (secret.h), set by the first that comes
 //     ssmd:{MODEL}:s:ID        a session, a hash: name, owner, created, last_used, tokens, chain,
-//                              memo, for lists; stamp, size, expires; 0, 1, 2 ..: the state's
-//                              file (snapshot_file.h, without a label) in parts of a megabyte
+//                              memo, for lists; stamp, size, expires, until; 0, 1, 2 ..: the
+//                              state's file (snapshot_file.h, without a label) in parts of a
+//                              megabyte
 //     ssmd:{MODEL}:l:ID        who has claimed it, for LEASE_MS
 //     ssmd:{MODEL}:w:ID        somebody waits for it
 //     ssmd:{MODEL}:o:OWNER     an owner's sessions, by when they expire

@@ -180,7 +180,8 @@ typedef struct ssm_request {
     const char *session; // copied; NULL: none. Goes on from this session (ssm/session.h) and keeps
                          // its new state; n must be 1, prompt_logprobs off. The prompt is what
                          // comes after all of the session's tokens: from the second turn on a
-                         // beginning-of-text id in front of it is left out
+                         // beginning-of-text id in front of it is left out. SSM_ENOTFOUND if it
+                         // was in a shared store and went while the request waited
     uint64_t session_owner[2];
     bool session_whole;   // the prompt is the whole conversation: SSM_EMISMATCH unless it begins
                           // with the session's tokens

@@ -68,6 +68,8 @@ const char *http_error_code(int ssm_code) {
         return "session_mismatch";
     case SSM_EQUOTA:
         return "session_quota";
+    case SSM_ENOTFOUND: // models have their own
+        return "session_not_found";
     case SSM_EUNAVAILABLE:
         return "session_store";
     case SSM_ECONFLICT:

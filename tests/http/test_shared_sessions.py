@@ -336,6 +336,38 @@ def test_what_an_operator_sees(start_shared, redis):
         assert server.client.get(path).json() == {"status": "ok", "session_store": "ok"}
 
 
+def test_a_session_that_goes_while_a_request_for_it_is_in_line(start_shared):
+    """It is told, instead of beginning another one; a chat has all of its conversation with it."""
+    a = start_shared("--durability", "sync", "--max-sessions", "1").client
+    b = start_shared("--durability", "sync").client
+    messages = [{"role": "user", "content": "Speak, my lord."}]
+    answer = chat(a, messages, session="c", max_tokens=4)
+    messages += [answer["choices"][0]["message"], {"role": "user", "content": "Once more."}]
+    turn(a, PROMPT)
+    answers = {}
+
+    def complete():
+        answers["s"] = a.post("/v1/completions", {"prompt": " and", "session": "s", **GREEDY})
+
+    def talk():
+        answers["c"] = a.post("/v1/chat/completions", {"messages": messages, "session": "c", "max_tokens": 4})
+
+    threads = [threading.Thread(target=complete), threading.Thread(target=talk)]
+    with a.open_stream(PROMPT, max_tokens=1_000_000, ignore_eos=True) as events:
+        next(iter(events))
+        for thread in threads:
+            thread.start()
+        wait_until(lambda: total(a, "ssmd_requests_waiting") == 2, 10, "they are in line")
+        time.sleep(0.3 * SCALE)  # they have asked for their sessions
+        for name in ("s", "c"):
+            assert b.request("DELETE", f"/v1/sessions/{name}").status == 200
+    for thread in threads:
+        thread.join()
+    answers["s"].error(404, code="session_not_found")
+    assert answers["c"].status == 200, answers["c"]
+    assert names(b) == ["c"]
+
+
 def test_a_redis_that_is_started_beside(start_shared, redis):
     """It answers half a second after the server has looked for it first."""
     redis.kill()
