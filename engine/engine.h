@@ -71,10 +71,11 @@ typedef struct command {
 
 typedef struct session_counts {
     uint64_t writes, write_failures, loads, set_aside;
-    uint64_t expired, refusals;                        // quota.c
-    uint64_t conflicts, store_answers, store_failures; // shared.c
+    uint64_t expired, refusals;                                    // quota.c
+    uint64_t conflicts, turns_lost, store_answers, store_failures; // shared.c
     ssm_histogram load_seconds, store_seconds;
-    char reason[160]; // of the last write that failed, to a folder
+    char reason[160];      // of the last write that failed, to a folder
+    char lost_reason[160]; // of the last turn lost
 } session_counts;
 
 struct ssm_engine {

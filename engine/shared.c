@@ -17,10 +17,13 @@
 // The write that the last job of a session leaves gives the claim up. A write fails when another
 // process has changed the session (this one had stalled for longer than its lease): the turn is
 // told SSM_ECONFLICT, what is kept here is dropped. When the session was deleted meanwhile, the
-// turn ends as it would and what it made is dropped, as in one process. When the store cannot be
-// reached, SYNC says so and drops it too, as whether it is there can only be seen there; ASYNC has
-// promised more than that to nobody: it keeps the state, and the session to itself, and tries again
-// until the engine ends.
+// turn ends as it would and what it made is dropped, as in one process. When it is gone and is not
+// known to be deleted (it expired behind a store that was away for too long, or the store has lost
+// it), the turn is told SSM_ENOTFOUND: written all the same it could bring back what was deleted
+// there while this process was cut off. When the store cannot be reached, SYNC says so and drops it
+// too, as whether it is there can only be seen there; ASYNC has promised more than that to nobody:
+// it keeps the state, and the session to itself, and tries again until the engine ends. What ASYNC
+// drops nobody waits to be told of: it is counted, for the log.
 //
 // A process whose own jobs follow each other at a session gives way when another one waits for it
 // and it has had TURN_NS: it gives the claim up and asks for it again after YIELD_MS, by when
@@ -32,6 +35,7 @@
 #include "engine.h"
 
 #include <assert.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <sys/random.h>
 
@@ -59,6 +63,10 @@ int shared_describe(const store_request *r, ssm_error *err) {
                              "not kept");
     case SSM_EUNAVAILABLE:
         return ssm_error_set(err, r->rc, NULL, "%s", unreachable);
+    case SSM_ENOTFOUND: // under a turn
+        return ssm_error_set(
+            err, r->rc, "session",
+            "the session is gone (expired, deleted or lost) meanwhile: this turn is not kept");
     default:
         return ssm_error_set(err, r->rc, NULL, "%s", ssm_error_text(r->rc));
     }
@@ -217,7 +225,7 @@ static bool is_kept(const ssm_engine *engine, const store_request *r) {
 
 static void on_put(ssm_engine *engine, session *s, store_request *r) {
     ssm_error err = {0};
-    const bool is_gone = r->rc == SSM_ENOTFOUND, is_again = is_kept(engine, r);
+    const bool is_gone = r->rc == SSM_ENOTFOUND && !r->is_lost, is_again = is_kept(engine, r);
     const int rc = r->rc == 0 || is_gone ? 0 : shared_describe(r, &err);
     s->is_writing = false;
     engine->n_writes--;
@@ -234,6 +242,11 @@ static void on_put(ssm_engine *engine, session *s, store_request *r) {
         durable_push(engine, s);
     } else {
         engine->n_lost += engine->is_flushing && rc != 0;
+        if (rc != 0 && engine->options.durability == SSM_DURABILITY_ASYNC) {
+            engine->session_counts.turns_lost++;
+            snprintf(engine->session_counts.lost_reason, sizeof engine->session_counts.lost_reason,
+                     "%.159s", err.message);
+        }
         forget_copy(engine, s);
     }
     s->refs++;

@@ -40,10 +40,12 @@ void stats_cache(ssm_engine *engine) {
     s->session_loads = engine->session_counts.loads;
     s->session_load_seconds = engine->session_counts.load_seconds;
     s->session_conflicts = engine->session_counts.conflicts;
+    s->session_turns_lost = engine->session_counts.turns_lost;
     s->store_answers = engine->session_counts.store_answers;
     s->store_failures = engine->session_counts.store_failures;
     s->store_seconds = engine->session_counts.store_seconds;
     memcpy(s->store_reason, engine->session_counts.reason, sizeof s->store_reason);
+    memcpy(s->lost_reason, engine->session_counts.lost_reason, sizeof s->lost_reason);
     memcpy(s->cache, c->counts.tier, sizeof s->cache);
     s->cache[SSM_TIER_DEVICE].bytes =
         (uint64_t)s->cache_slots_used * (engine->device_info.slot_bytes + logits_bytes(engine));

@@ -121,6 +121,8 @@ static const struct engine_metric {
     ROW("session_write_failures_total", "counter", session_write_failures,
         "Sessions that could not be written."),
     ROW("session_loads_total", "counter", session_loads, "Sessions read back from the store."),
+    ROW("session_turns_lost_total", "counter", session_turns_lost,
+        "Turns that were answered and could not be kept."),
     ROW("session_conflicts_total", "counter", session_conflicts,
         "Turns not kept because another server had continued the session."),
     ROW("generation_tokens_total", "counter", generated_tokens, "Tokens generated."),

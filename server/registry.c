@@ -269,28 +269,36 @@ static void watch_folder(served_model *m, const ssm_stats *stats) {
     m->store_failures = stats->session_write_failures;
 }
 
+static void watch_shared(served_model *m, const ssm_stats *stats) {
+    if (!stats->store_up && !m->store_is_down) {
+        log_write(LOG_WARN,
+                  "model %s: the store of sessions cannot be reached (%s): requests at sessions "
+                  "are answered 503",
+                  m->name, stats->store_reason);
+    } else if (stats->store_up && m->store_is_down) {
+        log_write(LOG_INFO, "model %s: the store of sessions is back", m->name);
+    } else if (stats->store_up && stats->store_failures > m->store_failures) {
+        log_write(LOG_WARN, "model %s: the store of sessions has refused a request: %s", m->name,
+                  stats->store_reason);
+    }
+    if (stats->session_turns_lost > m->turns_lost) {
+        log_write(LOG_WARN, "model %s: %llu turns of sessions are lost (the last: %s)", m->name,
+                  (unsigned long long)(stats->session_turns_lost - m->turns_lost),
+                  stats->lost_reason);
+    }
+    m->store_is_down = !stats->store_up;
+    m->store_failures = stats->store_failures;
+    m->turns_lost = stats->session_turns_lost;
+}
+
 void registry_watch_stores(registry *r) {
     for (size_t i = 0; i < r->n; i++) {
-        served_model *m = &r->items[i];
         ssm_stats stats;
-        ssm_engine_get_stats(m->engine, &stats);
-        if (!stats.store_shared) {
-            watch_folder(m, &stats);
-            continue;
+        ssm_engine_get_stats(r->items[i].engine, &stats);
+        if (stats.store_shared) {
+            watch_shared(&r->items[i], &stats);
+        } else {
+            watch_folder(&r->items[i], &stats);
         }
-        if (!stats.store_up && !m->store_is_down) {
-            log_write(
-                LOG_WARN,
-                "model %s: the store of sessions cannot be reached (%s): requests at sessions "
-                "are answered 503",
-                m->name, stats.store_reason);
-        } else if (stats.store_up && m->store_is_down) {
-            log_write(LOG_INFO, "model %s: the store of sessions is back", m->name);
-        } else if (stats.store_up && stats.store_failures > m->store_failures) {
-            log_write(LOG_WARN, "model %s: the store of sessions has refused a request: %s",
-                      m->name, stats.store_reason);
-        }
-        m->store_is_down = !stats.store_up;
-        m->store_failures = stats.store_failures;
     }
 }

@@ -24,8 +24,12 @@ static void take_result(op *o, const char *word) {
     static const struct {
         const char *word;
         int rc;
-    } words[] = {
-        {"ok", 0}, {"busy", SSM_ESESSIONBUSY}, {"moved", SSM_ECONFLICT}, {"gone", SSM_ENOTFOUND}};
+    } words[] = {{"ok", 0},
+                 {"busy", SSM_ESESSIONBUSY},
+                 {"moved", SSM_ECONFLICT},
+                 {"deleted", SSM_ENOTFOUND},
+                 {"gone", SSM_ENOTFOUND}};
+    o->r->is_lost = strcmp(word, "gone") == 0;
     for (size_t i = 0; i < sizeof words / sizeof *words; i++) {
         if (strcmp(word, words[i].word) == 0) {
             op_over(o, words[i].rc);
@@ -44,13 +48,14 @@ static void take_result(op *o, const char *word) {
 static void finish(op *o) {
     const store_limits *limits = &o->store->limits;
     const store_request *r = o->r;
-    char keys[4][KEY_BYTES], wish[KEY_BYTES], base[20] = "", stamp[20], fields[24], ttl[24],
-                                              own[24], all[24], hold_ms[12], id[33];
+    char keys[4][KEY_BYTES], wish[KEY_BYTES], grave[KEY_BYTES],
+        base[20] = "", stamp[20], fields[24], ttl[24], own[24], all[24], hold_ms[12], id[33];
     key_of(o, 's', o->id, keys[0]);
     key_of(o, 'l', o->id, keys[1]);
     key_own(o, keys[2]);
     key_all(o->store, keys[3]);
     key_of(o, 'w', o->id, wish);
+    key_of(o, 'd', o->id, grave);
     id_digits(o->id, id);
     if (r->base)
         snprintf(base, sizeof base, "%016" PRIx64, r->base);
@@ -66,6 +71,7 @@ static void finish(op *o) {
                           keys[3],
                           o->upload,
                           wish,
+                          grave,
                           o->store->me,
                           base,
                           stamp,
@@ -79,7 +85,7 @@ static void finish(op *o) {
                           hold_ms};
     if (r->releases)
         store_lease(o, LEASE_NONE);
-    op_eval(o, script_put, 6, sizeof args / sizeof *args, args);
+    op_eval(o, script_put, 7, sizeof args / sizeof *args, args);
 }
 
 static void send_parts(op *o) {

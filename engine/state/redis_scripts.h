@@ -145,9 +145,9 @@ static const char script_open[] = "redis.call('HSET', KEYS[1], unpack(ARGV)) "
                                   "redis.call('EXPIRE', KEYS[1], 600) "
                                   "return {'ok'}";
 
-// KEYS session claim own all upload wish; ARGV me base stamp fields import? release? ttl most_own
-// most_all id hold: the upload becomes the session. One whose answer was lost comes again: it is
-// there.
+// KEYS session claim own all upload wish grave; ARGV me base stamp fields import? release? ttl
+// most_own most_all id hold: the upload becomes the session. One whose answer was lost comes again:
+// it is there.
 static const char script_put[] = SCRIPT_LIMITS SCRIPT_EXPIRE SCRIPT_HOLD SCRIPT_LET_GO
     "local me, base, stamp = ARGV[1], ARGV[2], ARGV[3] "
     "local function done(what) "
@@ -168,7 +168,9 @@ static const char script_put[] = SCRIPT_LIMITS SCRIPT_EXPIRE SCRIPT_HOLD SCRIPT_
     "  if holder then return done('busy') end "
     "else "
     "  if holder and holder ~= me then return done('moved') end "
-    "  if not is and base ~= '' then return done('gone') end "
+    "  if not is and base ~= '' then "
+    "    return done(redis.call('GET', KEYS[7]) == base and 'deleted' or 'gone') "
+    "  end "
     "  if is and is ~= base then return done('moved') end "
     "end "
     "if redis.call('HLEN', KEYS[5]) ~= tonumber(ARGV[4]) then return done('torn') end "
@@ -185,8 +187,12 @@ static const char script_put[] = SCRIPT_LIMITS SCRIPT_EXPIRE SCRIPT_HOLD SCRIPT_
     "live(KEYS[1], KEYS[3], KEYS[4], tonumber(ARGV[7]), ARGV[10]) "
     "return done('ok')";
 
-// KEYS session own all; ARGV id
+// KEYS session own all claim grave; ARGV id hold. Whoever is at it is to know that it was deleted.
 static const char script_delete[] =
+    "if redis.call('EXISTS', KEYS[4]) == 1 and redis.call('TYPE', KEYS[1]).ok == 'hash' then "
+    "  local stamp = redis.call('HGET', KEYS[1], 'stamp') "
+    "  if stamp then redis.call('SET', KEYS[5], stamp, 'PX', ARGV[2]) end "
+    "end "
     "local n = redis.call('DEL', KEYS[1]) "
     "redis.call('ZREM', KEYS[2], ARGV[1]) "
     "redis.call('ZREM', KEYS[3], ARGV[1]) "

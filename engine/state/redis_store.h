@@ -112,8 +112,8 @@ void store_say_status(redis_store *s, bool is_up, const char *reason);
 void store_count(op *o, const redisReply *reply, size_t at); // how many sessions there are
 
 // ---- redis_key.c
-// Of a session (s), its claim (l), a wish for it (w), what is set aside (b); an owner's index; that
-// of all.
+// Of a session (s), its claim (l), a wish for it (w), what is set aside (b), what it was when it
+// was deleted (d); an owner's index; that of all.
 void key_of(const op *o, char kind, const uint64_t id[2], char out[KEY_BYTES]);
 void key_own(const op *o, char out[KEY_BYTES]);
 void key_all(const redis_store *s, char out[KEY_BYTES]);

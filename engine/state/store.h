@@ -42,8 +42,8 @@ typedef struct store_request {
     snapshot_image image; // PUT: the caller's until on_done, then what the store has left of it.
                           // GET, CLAIM: filled, the caller's
     int rc; // 0, SSM_E*. GET: SSM_ENOTFOUND, SSM_EINVAL: what was there was damaged, and is set
-            // aside. Shared, all kinds: SSM_EUNAVAILABLE. PUT: SSM_ECONFLICT: base is not there;
-            // SSM_ENOTFOUND: it was deleted; import, CLAIM: SSM_ESESSIONBUSY; what makes a session:
+            // aside. Shared, all kinds: SSM_EUNAVAILABLE. PUT: SSM_ECONFLICT: another one is there;
+            // SSM_ENOTFOUND: none is; import, CLAIM: SSM_ESESSIONBUSY; what makes a session:
             // SSM_EQUOTA, with count the limit
     uint64_t stamp;     // PUT, FORK: the new one's. CLAIM: what the caller has (0: nothing), then
                         // what there is; the image stays empty if it is the same
@@ -51,6 +51,7 @@ typedef struct store_request {
     bool is_import;     // PUT: whatever is there, unless it is claimed
     bool releases;      // PUT: ends the claim
     bool is_wanted;     // PUT, then: another process waits for the session
+    bool is_lost;       // PUT, SSM_ENOTFOUND: and nobody has deleted it, as far as is known
     uint32_t delay_ms;  // CLAIM: begins so much later
     bool waits;         // CLAIM: for others, for a second at most
     bool is_there;      // CLAIM, SSM_ESESSIONBUSY: what was waited for

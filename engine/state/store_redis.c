@@ -8,6 +8,7 @@
 //                              megabyte
 //     ssmd:{MODEL}:l:ID        who has claimed it, for LEASE_MS
 //     ssmd:{MODEL}:w:ID        somebody waits for it
+//     ssmd:{MODEL}:d:ID        the stamp of what was deleted while it was claimed
 //     ssmd:{MODEL}:o:OWNER     an owner's sessions, by when they expire
 //     ssmd:{MODEL}:all         all of them
 //     ssmd:{MODEL}:t:STAMP:N   an upload that is under way; goes by itself after ten minutes

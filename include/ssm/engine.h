@@ -263,13 +263,15 @@ typedef struct ssm_stats {
     uint64_t session_writes, session_write_failures; // to the store
     uint64_t session_loads;                          // from it
     ssm_histogram session_load_seconds;              // asked for to here
-    uint64_t session_conflicts; // turns not kept: another process had continued the session
-    bool store_shared;          // it is a Redis
-    int32_t store_up;           // it can be reached: 1
-    uint64_t store_connects;    // to it
+    uint64_t session_conflicts;  // turns not kept: another process had continued the session
+    uint64_t session_turns_lost; // not kept, and nobody waited to be told (SSM_DURABILITY_ASYNC)
+    bool store_shared;           // it is a Redis
+    int32_t store_up;            // it can be reached: 1
+    uint64_t store_connects;     // to it
     uint64_t store_answers, store_failures; // requests that came back; of these without having
                                             // reached it, or refused by it
     ssm_histogram store_seconds;
+    char lost_reason[160];  // why the last of session_turns_lost was
     char store_reason[160]; // why it is not up, or what it refused last; of a folder: the last
                             // write that failed
     double idle_seconds; // since the last step, 0 when there is no work: a stuck engine shows here

@@ -336,6 +336,22 @@ def test_what_an_operator_sees(start_shared, redis):
         assert server.client.get(path).json() == {"status": "ok", "session_store": "ok"}
 
 
+def test_a_turn_that_is_lost_is_logged(start_shared, redis):
+    """Its session is gone from under it, and nobody has deleted it; nobody waits for its end to be stored."""
+    server = start_shared("--durability", "async")
+    turn(server.client, PROMPT)
+    wait_until(lambda: names(server.client) == ["s"], 10, "it is written")
+    (key,) = redis.keys("*:s:*")
+    with server.client.open_stream(" and", session="s", max_tokens=400, ignore_eos=True) as events:
+        stream = iter(events)
+        next(stream)
+        redis.ask("DEL", key)
+        list(stream)
+        assert events.done
+    wait_until(lambda: "1 turns of sessions are lost" in server.log(), 10, "the log tells")
+    assert total(server.client, "ssmd_session_turns_lost_total") == 1
+
+
 def test_a_session_that_goes_while_a_request_for_it_is_in_line(start_shared):
     """It is told, instead of beginning another one; a chat has all of its conversation with it."""
     a = start_shared("--durability", "sync", "--max-sessions", "1").client

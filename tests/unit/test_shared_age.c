@@ -246,6 +246,30 @@ START_TEST(one_is_kept_while_the_store_is_away) {
 }
 END_TEST
 
+// Gone from under a turn, and nobody has deleted it: SYNC tells who waits, ASYNC whoever looks.
+START_TEST(one_that_is_lost_is_told) {
+    waiter held;
+    char key[200];
+    if (!begin(NULL))
+        return;
+    options.durability = _i ? SSM_DURABILITY_SYNC : SSM_DURABILITY_ASYNC;
+    open_engine(A);
+    open_engine(B);
+    ck_assert_int_eq(turn_only(A, "s", 0), 0);
+    hold(A, "s", 1, &held);
+    reach();
+    key_named("s", key);
+    ask("DEL %s", key);
+    ck_assert_int_eq(let_go(A, &held), _i ? SSM_ENOTFOUND : 0);
+    for (int i = 0; stats_of(A).session_write_failures != 1; i++, usleep(1000))
+        ck_assert_int_lt(i, 3000);
+    ck_assert_uint_eq(stats_of(A).session_turns_lost, _i ? 0 : 1);
+    ck_assert_uint_eq(tokens_of(A, "s"), 0);
+    ck_assert_int_eq(turn_only(B, "s", 0), 0);
+    end_aging();
+}
+END_TEST
+
 int main(void) {
     Suite *suite = suite_create("shared_age");
     TCase *tc = tcase_create("all");
@@ -257,6 +281,7 @@ int main(void) {
     tcase_add_test(tc, one_that_leaves_the_line_lets_it_go);
     tcase_add_test(tc, one_that_waits_for_another_finds_it);
     tcase_add_loop_test(tc, one_in_line_is_told_that_it_is_gone, 0, 3);
+    tcase_add_loop_test(tc, one_that_is_lost_is_told, 0, 2);
     suite_add_tcase(suite, tc);
     return suite_run(suite);
 }
