@@ -269,15 +269,22 @@ static void watch_folder(served_model *m, const ssm_stats *stats) {
     m->store_failures = stats->session_write_failures;
 }
 
+// It may have come back since the last time, and gone again, or the other way round: each is told.
 static void watch_shared(served_model *m, const ssm_stats *stats) {
-    if (!stats->store_up && !m->store_is_down) {
+    const uint64_t seen = m->store_connects ? m->store_connects : 1; // the one of the start
+    const bool has_come = stats->store_connects > seen, was_down = m->store_is_down;
+    if (was_down && (stats->store_up || has_come)) {
+        log_write(LOG_INFO, "model %s: the store of sessions is back", m->name);
+    }
+    if (!stats->store_up && (!was_down || has_come)) {
         log_write(LOG_WARN,
                   "model %s: the store of sessions cannot be reached (%s): requests at sessions "
                   "are answered 503",
                   m->name, stats->store_reason);
-    } else if (stats->store_up && m->store_is_down) {
-        log_write(LOG_INFO, "model %s: the store of sessions is back", m->name);
-    } else if (stats->store_up && stats->store_failures > m->store_failures) {
+    } else if (stats->store_up && !was_down && has_come) {
+        log_write(LOG_WARN, "model %s: the store of sessions was away for a moment (%s)", m->name,
+                  stats->store_reason);
+    } else if (stats->store_up && !was_down && stats->store_failures > m->store_failures) {
         log_write(LOG_WARN, "model %s: the store of sessions has refused a request: %s", m->name,
                   stats->store_reason);
     }
@@ -287,6 +294,7 @@ static void watch_shared(served_model *m, const ssm_stats *stats) {
                   stats->lost_reason);
     }
     m->store_is_down = !stats->store_up;
+    m->store_connects = stats->store_connects;
     m->store_failures = stats->store_failures;
     m->turns_lost = stats->session_turns_lost;
 }

@@ -33,7 +33,7 @@ typedef struct served_model {
     time_t created;
     size_t index;       // in the registry, and of its port in a loop
     bool store_is_down; // as the log knows; the first loop's, as is
-    uint64_t store_failures, turns_lost;
+    uint64_t store_failures, store_connects, turns_lost;
 } served_model;
 
 typedef struct registry {

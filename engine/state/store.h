@@ -82,7 +82,7 @@ typedef struct store_status {
     bool is_up;
     uint64_t sessions; // of this model, as of the last answer
     uint64_t connects;
-    char reason[160]; // why it is not up
+    char reason[160]; // why it is not up, or was not, or what it refused last
 } store_status;
 
 typedef struct store_ops {

@@ -72,7 +72,8 @@ void store_say_status(redis_store *s, bool is_up, const char *reason) {
     pthread_mutex_lock(&s->lock);
     s->status.is_up = is_up;
     s->status.connects += is_up;
-    snprintf(s->status.reason, sizeof s->status.reason, "%s", is_up ? "" : reason);
+    if (!is_up) // it stays: an outage may be over before anybody looks
+        snprintf(s->status.reason, sizeof s->status.reason, "%s", reason);
     s->is_open |= is_up;
     s->is_refused = !s->is_open;
     pthread_cond_signal(&s->opened);

@@ -272,8 +272,8 @@ typedef struct ssm_stats {
                                             // reached it, or refused by it
     ssm_histogram store_seconds;
     char lost_reason[160];  // why the last of session_turns_lost was
-    char store_reason[160]; // why it is not up, or what it refused last; of a folder: the last
-                            // write that failed
+    char store_reason[160]; // why it is not up, or was not, or what it refused last; of a folder:
+                            // the last write that failed
     double idle_seconds; // since the last step, 0 when there is no work: a stuck engine shows here
     bool draining, failed;
 } ssm_stats;

@@ -336,6 +336,21 @@ def test_what_an_operator_sees(start_shared, redis):
         assert server.client.get(path).json() == {"status": "ok", "session_store": "ok"}
 
 
+def test_an_outage_between_two_looks_is_logged(start_shared, redis):
+    """The connection is gone for some 50 ms, the log looks once a second."""
+    server = start_shared("--log-level", "info")
+    turn(server.client)
+    began = total(server.client, "ssmd_store_connects_total")
+    for i in range(1, 3):
+        redis.ask("CLIENT", "KILL", "TYPE", "normal")
+        wait_until(lambda: total(server.client, "ssmd_store_connects_total") == began + i, 10, "it is there again")
+        time.sleep(1.1 * SCALE)  # a look
+    log = server.log()
+    moments = log.count("the store of sessions was away for a moment (")
+    seen = log.count("the store of sessions cannot be reached (")  # if a look came within
+    assert moments + seen == 2 and log.count("the store of sessions is back") == seen, server.tail()
+
+
 def test_a_turn_that_is_lost_is_logged(start_shared, redis):
     """Its session is gone from under it, and nobody has deleted it; nobody waits for its end to be stored."""
     server = start_shared("--durability", "async")
