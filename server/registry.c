@@ -289,7 +289,7 @@ static void watch_shared(served_model *m, const ssm_stats *stats) {
                   stats->store_reason);
     }
     if (stats->session_turns_lost > m->turns_lost) {
-        log_write(LOG_WARN, "model %s: %llu turns of sessions are lost (the last: %s)", m->name,
+        log_write(LOG_WARN, "model %s: turns of sessions lost: %llu (the last: %s)", m->name,
                   (unsigned long long)(stats->session_turns_lost - m->turns_lost),
                   stats->lost_reason);
     }

@@ -363,7 +363,7 @@ def test_a_turn_that_is_lost_is_logged(start_shared, redis):
         redis.ask("DEL", key)
         list(stream)
         assert events.done
-    wait_until(lambda: "1 turns of sessions are lost" in server.log(), 10, "the log tells")
+    wait_until(lambda: "turns of sessions lost: 1 (" in server.log(), 10, "the log tells")
     assert total(server.client, "ssmd_session_turns_lost_total") == 1
 
 
