@@ -61,14 +61,14 @@ struct resident_args {
 };
 
 // Of a width of 32 CHANNELS, a cluster's channels; MOST: token rows, 64 or 128. P: in_proj's and
-// out_proj's weights are packed (resident_packed.cuh): rows are 16 at most, slots of the ring
-// smaller and more.
+// out_proj's weights are packed (resident_packed.cuh): of 16 rows at most.
 template <int CHANNELS, int MOST, bool P = false> struct resident_shape {
     enum {
         NW = CHANNELS,
         ROWS = MOST,
-        HALF_ROWS = P ? 16 : MOST / 2, // room for a rank's, in sixteens
-        SETS = MOST / 64,              // of 64 token rows, a matrix instruction's
+        FEW = P && NW > 64, // room for no more rows than these, and slots as small as packed ones
+        HALF_ROWS = FEW ? 16 : MOST / 2, // room for a rank's, in sixteens
+        SETS = MOST / 64,                // of 64 token rows, a matrix instruction's
         TALL = SETS > 1,
         HALVES = false, // the tokens are dealt to the ranks by eights
         APART = false,  // rows of x that no second group has
@@ -87,11 +87,11 @@ template <int CHANNELS, int MOST, bool P = false> struct resident_shape {
         N_X = RANK + 32,
         IN_PIECES = NW / 4, // pieces of 64 columns of a block's share
         OUT_PIECES = NW / OUT_SPLITS,
-        SLOT = P ? NW / 16 * (4 * 32 * 24) : TILE_ROWS * 128, // packed_slot_bytes()
-        X_STAGES = SMALL ? 4 : 6,                             // of token rows
-        X_STAGE = MOST * 128,                                 // 64 columns of all token rows
-        X_PROJ_ROWS = SMALL || P ? 64 : 128,                  // of x_proj, and
-        DT_ROWS = SMALL || P ? 32 : 64,                       // of dt_proj in a slot of the ring
+        SLOT = FEW ? NW / 16 * (4 * 32 * 24) : TILE_ROWS * 128, // packed_slot_bytes()
+        X_STAGES = SMALL ? 4 : 6,                               // of token rows
+        X_STAGE = MOST * 128,                                   // 64 columns of all token rows
+        X_PROJ_ROWS = SMALL || FEW ? 64 : 128,                  // of x_proj, and
+        DT_ROWS = SMALL || FEW ? 32 : 64,                       // of dt_proj in a slot of the ring
         X_SLOTS = (N_X + X_PROJ_ROWS - 1) / X_PROJ_ROWS,
         DT_SLOTS = (NW + DT_ROWS - 1) / DT_ROWS,
         // in_proj: slots of all rows of x, or of z, and one or two pieces of columns
@@ -121,7 +121,7 @@ template <int CHANNELS, int MOST, bool P = false> struct resident_shape {
         STAGED = SHARE > SUMMED ? SHARE : SUMMED,
         CONSTANTS = NW * 18 * 4, // of the states: decay, skip, bias of delta
         BESIDE = X_STAGES * X_STAGE + PEER + 2 * ACTS + STAGED,
-        BARRIERS = NW > 32 && !P ? 512 : 640,
+        BARRIERS = NW > 32 ? 512 : 640,
         ROOM = (RESIDENT_SHARED - BESIDE - BARRIERS) / SLOT,
         SLOTS = ROOM < 16 ? ROOM : 16,
         BYTES = SLOTS * SLOT + BESIDE + BARRIERS,

@@ -38,13 +38,13 @@
 //   130m              (0.32) 0.33    0.39  0.33    0.41  0.37   (0.446) 0.468 (0.59) 0.63
 //   2.7b, fp32 states                2.55  2.30   (2.91) 3.00   (3.78) 4.18   (5.63) 6.68
 // In brackets what is left to the others. With weights in 12 bits up to 16 rows of all but 130m
-// take 1 to 10% less: resident_heads_packed.cu. Predicted for 2.7b 1.85 to 1.9 (b8), 2.9 to 3.1
+// take 1 to 12% less: resident_heads_packed.cu. Predicted for 2.7b 1.85 to 1.9 (b8), 2.9 to 3.1
 // (b64).
 //
 // On the way (2.7b, fp16): states written in each step for more rows, too: b16 2.30, b24 2.67, b32
 // 3.03, b64 4.61.
 //
-// Open: 2.7b's two rows, which few_packed.cu has (1.66; three here, packed: 1.67); fp32 states of
+// Open: 2.7b's two rows, which few_packed.cu has (1.66; three here, packed: 1.61); fp32 states of
 // more rows, of which the ring holds three tokens' (2.7b); mamba-codestral-7b (4,096 channels:
 // slots of 32 KB and more).
 #include "resident_heads_at_once.cuh"

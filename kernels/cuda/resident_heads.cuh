@@ -20,7 +20,8 @@ template <int CHANNELS, bool P, bool E> struct heads_shape {
         PACKED = P,
         APART = P, // rows of x that no second group has
         ROWS = RESIDENT_ROWS,
-        HALF_ROWS = P ? 16 : ROWS / 2, // room for a rank's
+        FEW = P && NW > 32,              // room for 16 rows, and slots no larger than these need
+        HALF_ROWS = FEW ? 16 : ROWS / 2, // room for a rank's
         SETS = 1,
         TALL = false,
         HALVES = true, // a rank ends half of the tokens, the first or the second
@@ -43,8 +44,8 @@ template <int CHANNELS, bool P, bool E> struct heads_shape {
         A_SLOT = 2,
         HEADS_AT_ONCE = NW % HEAD == 0 || HEAD % NW == 0 ? 1 : 2, // of a slot's states
         // rows of x and what is behind them; a token's states and entries (resident_heads_in.cuh)
-        X_BYTES = P ? NW / 16 * (4 * 32 * 24) + EXTRA * 512 : A_SLOT * X_ROWS * 128,
-        ENTRIES_BYTES = E ? HEADS_AT_ONCE * REPLAY_HELD * HEAD * 2 : 0,
+        X_BYTES = FEW ? NW / 16 * (4 * 32 * 24) + EXTRA * 512 : A_SLOT * X_ROWS * 128,
+        ENTRIES_BYTES = E || !FEW ? HEADS_AT_ONCE * REPLAY_HELD * HEAD * 2 : 0,
         STATES_BYTES = NW * HEAD_STATES * 2 + ENTRIES_BYTES,
         SLOT = ((int)X_BYTES > (int)STATES_BYTES ? X_BYTES : STATES_BYTES + 1023) / 1024 * 1024,
         IN_SLOTS = IN_PIECES / A_SLOT,
@@ -72,7 +73,7 @@ template <int CHANNELS, bool P, bool E> struct heads_shape {
         ROOM = (RESIDENT_SHARED - BESIDE - BARRIERS) / SLOT,
         SLOTS = ROOM < 16 ? ROOM : 16,
         BYTES = SLOTS * SLOT + BESIDE + BARRIERS,
-        FLYING = FLIGHT / (P ? (int)SLOT : A_SLOT * NW * 128),
+        FLYING = FLIGHT / (FEW ? (int)SLOT : A_SLOT * NW * 128),
         SLOTS_FLIGHT = FLYING < SLOTS ? FLYING : SLOTS,
         SLOTS_AHEAD = AHEAD / SLOT,
         BEFORE_SHARES = ROWS * RESIDENT_CLUSTERS + ROWS * EXTRAS / 2

@@ -15,16 +15,22 @@
 //
 // Bytes: of 2.7b 4.1 GB of weights a step, not 5.4.
 //
-// ms a step, one H200 (2026-11-29), bf16 and this in turns, fp16 states if nothing is said:
+// ms a step, H200 (2026-11-29), fp16 states if nothing is said: bf16 weights and this, in turns:
 //             b3            b4            b5            b8            b12           b16
 //   2.7b      1.808 1.669   1.829 1.671   1.849 1.700   1.962 1.769   2.130 2.099   2.216 2.160
 //   1.3b      0.998 0.946                               1.097 0.986                 1.317 1.267
 //   780m      0.784 0.769                               0.837 0.786                 0.979 0.959
 //   370m                                  0.641 0.624   0.654 0.633                 0.772 0.761
 //   2.7b, fp32 states       2.022 1.825                 2.292 2.090
-// Predicted: 5 to 7%, as resident_packed.cuh's. Up to eight rows it is 9 to 10% of 2.7b, 5 to 10 of
-// 1.3b; with resident_heads_replay.cu's states, from nine rows on, 1 to 4%. Why less there was not
-// looked into: its kernel for 2.7b spills 38 registers, 1.3b's 18, the others none.
+// With more slots, for there is room for 16 token rows and not for 64, and slots no larger than
+// their use asks for (heads_shape::FEW, from 780m on; another card, where 2.7b took 1.69, 1.77 and
+// 2.17 at b3, b8 and b16 before):
+//   2.7b      1.61          1.62          1.64          1.74          2.08          2.13
+//   1.3b      0.946                                     0.973                       1.195
+//   780m      0.773                                     0.791                       0.963
+//   2.7b, fp32 states       1.79                        2.06
+// Predicted: 5 to 7%, as resident_packed.cuh's. With resident_heads_replay.cu's states, from nine
+// rows on, 2.7b gains less than up to eight; why was not looked into.
 #include "resident_heads_at_once.cuh"
 #include "resident_heads_kernel.cuh"
 #include "resident_heads_replay.cuh"

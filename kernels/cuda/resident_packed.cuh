@@ -16,7 +16,9 @@
 // eight). In out_proj a slot has a group's rows by 128 columns, a warp's its quarter of the rows.
 //
 // Room for 16 token rows, not 64, and slots no larger than packed ones make more of them than
-// resident.cu has, so that more has come by the time that a phase begins.
+// resident.cu has (2.8b: nine, not six), so that more has come by the time that a phase begins.
+// Where slots are small anyway it loses: 1.4b b8 1.04 ms, 790m 0.81, on other cards 1.01 and 0.77
+// without.
 //
 // All of a block's columns of u stay in shared memory from x to z: stages of token rows have 128
 // columns of 16 rows, as two tiles of 128 bytes a row, 16-byte parts swapped by row.
@@ -54,6 +56,8 @@ template <class BASE> struct packed_shape : BASE {
     static_assert((int)X_BYTES <= (int)base::SLOT, "a slot");
     static_assert(TAKEN % 1024 == 0 && (base::EXTRA == 0 || base::EXTRA == 8), "swizzled boxes");
     static_assert((int)TILES == (int)base::IN_BLOCKS, "a group's rows are a block's there");
+    static_assert(base::EXTRA == 0 || 6 * 256 <= (int)base::ACTS,
+                  "extra rows' sums, for z's place");
     static_assert(base::X_GROUP + base::GROUP_ROWS == base::X_ROWS, "and the others' behind them");
     static_assert(STAGES * STAGE <= PARTS, "stages");
     static_assert((int)STAGES <= (int)base::X_BARRIERS, "barriers");

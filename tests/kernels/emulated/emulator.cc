@@ -85,10 +85,15 @@ void emu_check(uint32_t at, int alignment) {
 
 // ---- barriers
 
+static const uint64_t INTACT = 0xba1127e6de5ca1ed; // where a barrier lies in shared memory
+
 static barrier *find(emu_block *b, uint32_t at) {
     for (barrier &one : b->barriers) {
-        if (one.at == at)
-            return &one;
+        if (one.at != at)
+            continue;
+        if (memcmp(emu_memory(at), &INTACT, 8) != 0)
+            emu_fail("something was written over a barrier");
+        return &one;
     }
     emu_fail("no such barrier");
 }
@@ -104,6 +109,7 @@ static void look(barrier *b) { // behind an arrival, or bytes
 }
 void emu_barrier_init(uint32_t at, int arrivals) {
     emu_check(at, 8);
+    memcpy(emu_memory(at), &INTACT, 8);
     emu_now->warp->block->barriers.push_back({at, arrivals, arrivals, 0, 0});
 }
 void emu_barrier_arrive(uint32_t at, int arrivals) {
