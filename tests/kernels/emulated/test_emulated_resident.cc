@@ -182,6 +182,6 @@ int main(void) {
     right &= agrees<24, 128, false, __half>(72, 4, 4);
     right &= agrees<32, 128, false, __half>(128, 2, 5);
     right &= agrees<48, 64, true, float>(16, 4, 6);
-    right &= agrees<48, 64, true, __half>(8, 3, 7);
+    right &= agrees<80, 64, true, __half>(8, 3, 7);
     return right ? 0 : 1;
 }
