@@ -328,6 +328,16 @@ __device__ __forceinline__ void fill_x_packed(const resident_args &a,
     }
 }
 
+// P: of packed weights.
+template <bool P, class SHAPE>
+__device__ __forceinline__ void fill_rows(const resident_args &a, const resident_block<SHAPE> &b,
+                                          int thread) {
+    if constexpr (P)
+        fill_x_packed(a, b, thread);
+    else
+        fill_x(a, b, thread);
+}
+
 #endif
 
 } // namespace ssm

@@ -20,42 +20,24 @@ __device__ __forceinline__ void heads_work(const heads_args &a, const resident_b
     STATES states(a, b);
     w.in_layer = STATES::source::in_layer(b.mine);
     first_input(a, b, w);
-    [[maybe_unused]] worker_of<SHAPE, SHAPE::PACKED> packed(b, w);
+    worker_of<SHAPE, SHAPE::PACKED> products(b, w);
 #pragma unroll 1
     for (int i = 0; i < a.n_layers; i++, w.first += w.in_layer) {
         w.layer = i;
         uint32_t raw[SHAPE::X_BLOCKS];
         float z[SHAPE::GROUP_ROWS / 2] = {};
-        float by;
-        if constexpr (SHAPE::PACKED)
-            by = packed.in_proj_x(a, raw);
-        else
-            by = in_proj_x(a, b, w, raw);
+        const float by = products.in_proj_x(a, raw);
         if (w.lane == 0) // behind a barrier of all that gave extra rows
             barrier_arrive(b.told);
-        if constexpr (SHAPE::PACKED) {
-            if (packed.part == 0)
-                keep_inputs(a, b, w, raw);
-            packed.in_columns(true, z);
-            packed.give(z, b.peer_place() + SHAPE::FROM_PEER, b.z_arrived);
-        } else {
-            keep_inputs(a, b, w, raw);
-            in_columns_z(b, w, z);
-            send_z(b, w, z);
-        }
+        products.keep_inputs(a, raw);
+        products.in_proj_z(z);
         states.constants(a, b, w);
         states.ask_entries(a, b, w);
         states.ask(a, b, w);
-        if constexpr (SHAPE::PACKED)
-            packed.keep_z(z, by);
-        else
-            keep_z(b, w, z, by);
+        products.keep_z(z, by);
         states.advance(a, b, w);
         states.keep(a, b, w);
-        if constexpr (SHAPE::PACKED)
-            packed.out_proj_shares(a);
-        else
-            out_proj_shares(a, b, w);
+        products.out_proj_shares(a);
         residual(a, b, w);
     }
 }
@@ -71,12 +53,7 @@ __global__ void __launch_bounds__(RESIDENT_THREADS, 1)
     in_roles(
         b, a.tokens, !SHAPE::PACKED, [&] { heads_work<SHAPE, STATES>(a, b); },
         [&] { fill_ring<SHAPE, typename STATES::source>(a, b); },
-        [&](int thread) {
-            if constexpr (SHAPE::PACKED)
-                fill_x_packed(a, b, thread);
-            else
-                fill_x(a, b, thread);
-        },
+        [&](int thread) { fill_rows<SHAPE::PACKED>(a, b, thread); },
         [&] { carry_extras<STATES>(a, b); });
 #endif
 }

@@ -13,13 +13,38 @@ namespace ssm {
 
 #if SSM_HOPPER
 
-struct unpacked_worker { // in place of packed_worker
-    template <class B, class W> __device__ __forceinline__ unpacked_worker(const B &, W &) {
+// in_proj and out_proj of weights as they are, as packed_worker has those of packed ones.
+template <class SHAPE> struct unpacked_worker {
+    const resident_block<SHAPE> &b;
+    resident_worker<SHAPE> &w;
+
+    __device__ __forceinline__ unpacked_worker(const resident_block<SHAPE> &block,
+                                               resident_worker<SHAPE> &worker)
+        : b(block), w(worker) {
+    }
+    __device__ __forceinline__ float in_proj_x(const resident_args &a,
+                                               uint32_t (&raw)[SHAPE::X_BLOCKS]) {
+        return ssm::in_proj_x(a, b, w, raw);
+    }
+    __device__ __forceinline__ void keep_inputs(const resident_args &a,
+                                                const uint32_t (&raw)[SHAPE::X_BLOCKS]) const {
+        ssm::keep_inputs(a, b, w, raw);
+    }
+    __device__ __forceinline__ void in_proj_z(float (&z)[SHAPE::GROUP_ROWS / 2]) {
+        in_columns_z(b, w, z);
+        send_z(b, w, z);
+    }
+    __device__ __forceinline__ void keep_z(const float (&z)[SHAPE::GROUP_ROWS / 2],
+                                           float by) const {
+        ssm::keep_z(b, w, z, by);
+    }
+    __device__ __forceinline__ void out_proj_shares(const resident_args &a) {
+        ssm::out_proj_shares(a, b, w);
     }
 };
 
 template <class SHAPE, bool P>
-using worker_of = std::conditional_t<P, packed_worker<SHAPE>, unpacked_worker>;
+using worker_of = std::conditional_t<P, packed_worker<SHAPE>, unpacked_worker<SHAPE>>;
 
 // P: in_proj and out_proj are packed.
 template <class SHAPE, class S, bool P>
@@ -33,36 +58,21 @@ __device__ __forceinline__ void work(const resident_args &a, const resident_bloc
     resident_states<SHAPE, S> states(a, b, w.warp);
     w.in_layer = ring_source<SHAPE, S, P>::in_layer(b.mine);
     first_input(a, b, w);
-    [[maybe_unused]] worker_of<SHAPE, P> packed(b, w);
+    worker_of<SHAPE, P> products(b, w);
 #pragma unroll 1
     for (int i = 0; i < a.n_layers; i++, w.first += w.in_layer) {
         w.layer = i;
         uint32_t raw[shape::X_BLOCKS];
         float z[shape::GROUP_ROWS / 2] = {};
-        if constexpr (P) {
-            const float by = packed.in_proj_x(a, raw);
-            x_proj_parts(a, b, w);
-            if (packed.part == 0)
-                keep_inputs(a, b, w, raw);
-            packed.in_columns(true, z);
-            packed.give(z, b.peer_place() + shape::FROM_PEER, b.z_arrived);
-            states.constants(b, w);
-            states.ask_sums(a, b, w);
-            packed.keep_z(z, by);
-            states.advance(a, b, w);
-            packed.out_proj_shares(a);
-        } else {
-            const float by = in_proj_x(a, b, w, raw);
-            x_proj_parts(a, b, w);
-            keep_inputs(a, b, w, raw);
-            in_columns_z(b, w, z);
-            send_z(b, w, z);
-            states.constants(b, w);
-            states.ask_sums(a, b, w);
-            keep_z(b, w, z, by);
-            states.advance(a, b, w);
-            out_proj_shares(a, b, w);
-        }
+        const float by = products.in_proj_x(a, raw);
+        x_proj_parts(a, b, w);
+        products.keep_inputs(a, raw);
+        products.in_proj_z(z);
+        states.constants(b, w);
+        states.ask_sums(a, b, w);
+        products.keep_z(z, by);
+        states.advance(a, b, w);
+        products.out_proj_shares(a);
         residual(a, b, w);
     }
 }
@@ -109,13 +119,7 @@ __global__ void __launch_bounds__(RESIDENT_THREADS, 1)
     in_roles(
         b, a.tokens, !P, [&] { work<SHAPE, S, P>(a, b); },
         [&] { fill_ring<SHAPE, ring_source<SHAPE, S, P>>(a, b); },
-        [&](int thread) {
-            if constexpr (P)
-                fill_x_packed(a, b, thread);
-            else
-                fill_x(a, b, thread);
-        },
-        [&] { carry_sums(a, b); });
+        [&](int thread) { fill_rows<P>(a, b, thread); }, [&] { carry_sums(a, b); });
 #endif
 }
 

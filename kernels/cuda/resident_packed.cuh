@@ -49,11 +49,10 @@ template <class BASE> struct packed_shape : BASE {
         OUT_TURNS = base::OUT_PIECES / 2, // of 128
         PART = TILES * 256,               // bytes of a warp's sums of eight tokens
         PARTS = base::X_STAGES * base::X_STAGE -
-                6 * PART,                // where those that stay here lie behind the stages
-        EXTRA_BYTES = base::EXTRA * 512, // of 256 columns
-        X_BYTES = TAKEN + EXTRA_BYTES    // most of a slot
+                6 * PART,               // where those that stay here lie behind the stages
+        EXTRA_BYTES = base::EXTRA * 512 // of 256 columns
     };
-    static_assert((int)X_BYTES <= (int)base::SLOT, "a slot");
+    static_assert(TAKEN + EXTRA_BYTES <= (int)base::SLOT, "a slot");
     static_assert(TAKEN % 1024 == 0 && (base::EXTRA == 0 || base::EXTRA == 8), "swizzled boxes");
     static_assert((int)TILES == (int)base::IN_BLOCKS, "a group's rows are a block's there");
     static_assert(base::EXTRA == 0 || 6 * 256 <= (int)base::ACTS,
@@ -246,6 +245,16 @@ template <class BASE> struct packed_worker {
         if (threadIdx.x == 0)
             b.ask_up_to(w.first + shape::IN_SLOTS + shape::X_SLOTS);
         return by;
+    }
+    // By those who have the channels.
+    __device__ __forceinline__ void keep_inputs(const resident_args &a,
+                                                const uint32_t (&raw)[base::X_BLOCKS]) const {
+        if (part == 0)
+            ssm::keep_inputs(a, b, w, raw);
+    }
+    __device__ __forceinline__ void in_proj_z(float (&z)[4 * TILES]) {
+        in_columns(true, z);
+        give(z, b.peer_place() + shape::FROM_PEER, b.z_arrived);
     }
     __device__ __forceinline__ void keep_z(const float (&acc)[4 * TILES], float by) const {
         if (part > 0)
