@@ -31,11 +31,12 @@ run_pytest() { act "pytest${SSMD_BINARY:+-sanitized}" && echo "1 passed in 0.1s"
 run_client() { act "client-$1" && echo "2 passed in 0.1s"; }
 run_store() { act "store-$1" && echo "3 passed in 0.1s"; }
 container_test() { act "container${CT_ONLY_BASE:+-base}" && echo "container: 4 passed, 0 failed"; }
+other_devices() { act other-devices; }
 word_lint() { act lint && echo "lint: 5 files, 0 findings"; }
 """
 CLIENTS = sorted(path.stem for path in (ROOT / "tests/http/clients").glob("*.txt"))
-STAGES = ["ctest release", "pytest", *(f"client {name}" for name in CLIENTS), "store valkey", "container", "lint",
-          "ctest tsan", "pytest tsan", "ctest asan", "pytest asan"]
+STAGES = ["ctest release", "pytest", *(f"client {name}" for name in CLIENTS), "store valkey", "container",
+          "other devices", "lint", "ctest tsan", "pytest tsan", "ctest asan", "pytest asan"]
 
 
 def answer_signals():
@@ -114,7 +115,8 @@ def test_all_pass(flow):
 
 @pytest.mark.parametrize("fails, expected", [
     ("ctest-release client-litellm container ctest-tsan", ["ctest release", "client litellm", "container", "ctest tsan"]),
-    ("pytest layer-openai-1 store-valkey-9.1 lint build-asan", ["pytest", "store valkey", "lint", "ctest asan"]),
+    ("pytest layer-openai-1 store-valkey-9.1 other-devices lint build-asan",
+     ["pytest", "store valkey", "other devices", "lint", "ctest asan"]),
     ("pytest-sanitized container-base", ["pytest tsan", "pytest asan"]),
     ("venv", ["ctest release", "ctest tsan", "ctest asan"]),
 ])
