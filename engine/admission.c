@@ -24,6 +24,13 @@ void list_append(job_list *list, job *j) {
     list->n++;
 }
 
+job *list_find(const job_list *list, uint64_t id) {
+    job *j = list->first;
+    while (j && j->id != id)
+        j = j->next;
+    return j;
+}
+
 void list_remove(job_list *list, job *j) {
     if (j->prev)
         j->prev->next = j->next;

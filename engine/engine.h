@@ -158,6 +158,7 @@ void *engine_thread(void *engine);
 
 // ---- admission.c
 void list_append(job_list *list, job *j);
+job *list_find(const job_list *list, uint64_t id); // NULL: none
 void list_remove(job_list *list, job *j);
 // The job whose choice should get the next free slot, or NULL.
 job *admission_best(ssm_engine *engine);

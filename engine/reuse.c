@@ -250,9 +250,7 @@ void reuse_release_followers(ssm_engine *engine) {
     for (job *j = engine->waiting.first; j; j = j->next) {
         if (!j->leader)
             continue;
-        const job *a = engine->running.first;
-        while (a && a->id != j->leader)
-            a = a->next;
+        const job *a = list_find(&engine->running, j->leader);
         if (!a || a->is_paused || a->prefilled >= j->awaited)
             j->leader = 0;
     }

@@ -42,9 +42,7 @@ void shared_await(ssm_engine *engine) {
 
 void shared_awaited(ssm_engine *engine, store_request *r) {
     ssm_error err = {0};
-    job *j = engine->waiting.first;
-    while (j && j->id != r->job)
-        j = j->next;
+    job *j = list_find(&engine->waiting, r->job);
     if (!j)
         return;
     if (r->rc == 0)

@@ -7,13 +7,6 @@
 #include <string.h>
 #include <time.h>
 
-static job *find_in(const job_list *list, uint64_t id) {
-    job *j = list->first;
-    while (j && j->id != id)
-        j = j->next;
-    return j;
-}
-
 static void submit(ssm_engine *engine, job *j) {
     j->client = clients_ref(&engine->clients, j->client_key);
     list_append(&engine->waiting, j);
@@ -59,8 +52,8 @@ static void apply(ssm_engine *engine, command *commands) {
             reuse_moved(engine, c->moved);
         else if (c->kind == COMMAND_SESSION)
             session_answer(engine, c->call);
-        else if (!(j = find_in(&engine->running, c->id)))
-            j = find_in(&engine->waiting, c->id);
+        else if (!(j = list_find(&engine->running, c->id)))
+            j = list_find(&engine->waiting, c->id);
         if (j && c->kind == COMMAND_CANCEL)
             cancel(engine, j, c->choice);
         if (j && c->kind == COMMAND_FINISH)

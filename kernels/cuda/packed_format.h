@@ -19,6 +19,7 @@
 enum {
     PACKED_BLOCKS = 128, // of solo_large.cu
     PACKED_UNIT = 8,     // weights
+    PACKED_TILE = 3072,  // bytes that a tile of each of a slot's four warps takes
     // A row or column whose largest weight is below 2^-10 of the matrix's might lose more than what
     // activations in bf16 lose anyway (2^-12 of that weight); one weight in 32 may change.
     PACKED_REACH = 10,
@@ -98,7 +99,7 @@ SSM_BOTH int packed_tiles(int nw) {
     return nw / 16;
 }
 SSM_BOTH size_t packed_slot_bytes(int nw) {
-    return (size_t)packed_tiles(nw) * 4 * 32 * 24;
+    return (size_t)packed_tiles(nw) * PACKED_TILE;
 }
 // before: slots; lane's sixteen weights of a warp's tile, of which this is the first unit or not.
 SSM_BOTH packed_place packed_lane_place(int nw, size_t before, int warp, int tile, int lane,

@@ -6,6 +6,7 @@
 
 #include "advance.cuh"
 #include "cuda.h"
+#include "packed_format.h"
 #include "wgmma.cuh"
 
 namespace ssm {
@@ -87,11 +88,11 @@ template <int CHANNELS, int MOST, bool P = false> struct resident_shape {
         N_X = RANK + 32,
         IN_PIECES = NW / 4, // pieces of 64 columns of a block's share
         OUT_PIECES = NW / OUT_SPLITS,
-        SLOT = FEW ? NW / 16 * (4 * 32 * 24) : TILE_ROWS * 128, // packed_slot_bytes()
-        X_STAGES = SMALL ? 4 : 6,                               // of token rows
-        X_STAGE = MOST * 128,                                   // 64 columns of all token rows
-        X_PROJ_ROWS = SMALL || FEW ? 64 : 128,                  // of x_proj, and
-        DT_ROWS = SMALL || FEW ? 32 : 64,                       // of dt_proj in a slot of the ring
+        SLOT = FEW ? NW / 16 * PACKED_TILE : TILE_ROWS * 128,
+        X_STAGES = SMALL ? 4 : 6,              // of token rows
+        X_STAGE = MOST * 128,                  // 64 columns of all token rows
+        X_PROJ_ROWS = SMALL || FEW ? 64 : 128, // of x_proj, and
+        DT_ROWS = SMALL || FEW ? 32 : 64,      // of dt_proj in a slot of the ring
         X_SLOTS = (N_X + X_PROJ_ROWS - 1) / X_PROJ_ROWS,
         DT_SLOTS = (NW + DT_ROWS - 1) / DT_ROWS,
         // in_proj: slots of all rows of x, or of z, and one or two pieces of columns

@@ -44,7 +44,7 @@ template <int CHANNELS, bool P, bool E> struct heads_shape {
         A_SLOT = 2,
         HEADS_AT_ONCE = NW % HEAD == 0 || HEAD % NW == 0 ? 1 : 2, // of a slot's states
         // rows of x and what is behind them; a token's states and entries (resident_heads_in.cuh)
-        X_BYTES = FEW ? NW / 16 * (4 * 32 * 24) + EXTRA * 512 : A_SLOT * X_ROWS * 128,
+        X_BYTES = FEW ? NW / 16 * PACKED_TILE + EXTRA * 512 : A_SLOT * X_ROWS * 128,
         ENTRIES_BYTES = E || !FEW ? HEADS_AT_ONCE * REPLAY_HELD * HEAD * 2 : 0,
         STATES_BYTES = NW * HEAD_STATES * 2 + ENTRIES_BYTES,
         SLOT = ((int)X_BYTES > (int)STATES_BYTES ? X_BYTES : STATES_BYTES + 1023) / 1024 * 1024,

@@ -37,7 +37,7 @@ template <class BASE> struct packed_shape : BASE {
     enum {
         NW = BASE::NW,
         TILES = NW / 16,               // packed_tiles()
-        TAKEN = TILES * 4 * 32 * 24,   // bytes of solo_large.cu's slot, a block's
+        TAKEN = TILES * PACKED_TILE,   // bytes of solo_large.cu's slot, a block's
         TAKEN_E = TILES * 4 * 32 * 16, // where its E begin
         OUT_ROWS = NW / 4,             // of out_proj, a block's
         OUT_FULL = OUT_ROWS / 8,       // tiles of each 64 columns; four rows may be left

@@ -77,7 +77,7 @@ template <class SHAPE> struct large_packed : large_worker<SHAPE> {
         large_worker<SHAPE>::g, large_worker<SHAPE>::q;
     enum { TILES = shape::GROUPS, OUT_FULL = shape::OUT_ROWS / 8 }; // of out_proj's, of each run
     enum { AT_ONCE = TILES > 5 ? TILES / 2 : TILES };               // as registers allow
-    static_assert(shape::SLOT == TILES * 4 * 32 * 24, "packed_slot_bytes()");
+    static_assert(shape::SLOT == TILES * PACKED_TILE, "packed_slot_bytes()");
     static_assert(2 * OUT_FULL + (shape::OUT_ROWS % 8 == 4) == TILES, "rows of two runs");
     int part, group; // of a slot's columns; the slots that the warp takes
 
