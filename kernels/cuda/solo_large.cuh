@@ -133,35 +133,6 @@ __device__ __forceinline__ void publish_words(uint2 *to, uint32_t v, uint32_t w,
     asm volatile("st.relaxed.gpu.global.b64 [%0], %1;" ::"l"(to), "l"((uint64_t)tagged << 32 | v)
                  : "memory");
 }
-// Totals that all blocks add to: fixed point, the lowest eight bits how many have. They go on from
-// exchange to exchange and launch to launch; what one exchange comes to is the difference. No total
-// is written anew before all have read it: what adds to it follows the layer's input, that all y,
-// those the totals of the layer before.
-constexpr float LARGE_ONE = 1073741824.f, LARGE_MOST = 262144.f;
-__device__ __forceinline__ void add_to_total(uint64_t *total, float v) {
-    const uint64_t share = ((uint64_t)__float2ll_rn(v * LARGE_ONE) << 8) + 1;
-    asm volatile("red.relaxed.gpu.global.add.u64 [%0], %1;" ::"l"(total), "l"(share) : "memory");
-}
-__device__ __forceinline__ uint64_t load_total(const uint64_t *total) {
-    uint64_t v;
-    asm volatile("ld.relaxed.gpu.global.b64 %0, [%1];" : "=l"(v) : "l"(total) : "memory");
-    return v;
-}
-// All blocks' shares, once they are there; before: the total of the exchange before this. wanted:
-// whether this lane has one.
-template <int BLOCKS>
-__device__ __forceinline__ float total_of(const uint64_t *total, uint64_t &before, bool wanted) {
-    static_assert(BLOCKS == 128, "what the lowest eight bits then are");
-    uint64_t now = wanted ? load_total(total) : before + BLOCKS;
-    for (int tries = 0; !__all_sync(~0u, ((now - before) & 255) == BLOCKS); tries++) {
-        if (((now - before) & 255) != BLOCKS)
-            now = load_total(total);
-        give_up_after(tries);
-    }
-    const int64_t sum = (int64_t)(now - before) >> 8;
-    before = now;
-    return __ll2float_rn(sum) * (1 / LARGE_ONE);
-}
 // Two packets that lie beside each other.
 __device__ __forceinline__ uint4 two_packets(const uint2 *from) {
     uint64_t v, w;

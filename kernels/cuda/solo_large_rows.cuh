@@ -4,6 +4,7 @@
 #define SSM_KERNELS_CUDA_SOLO_LARGE_ROWS_CUH
 
 #include "solo_large.cuh"
+#include "totals.cuh"
 
 namespace ssm {
 
@@ -56,7 +57,10 @@ template <class SHAPE> struct large_rows {
 // ---- x_proj: the block's columns of all rows; the last warp has the residual, too
 
 // A warp's rows: a lane has a part of X_ROWS of them, in registers a layer ahead, and the totals of
-// X_OWN.
+// X_OWN, to which all blocks add and which all read. So they go on from exchange to exchange and
+// launch to launch, and what one exchange comes to is the difference. No total is written anew
+// before all have read it: what adds to it follows the layer's input, that all y, those the totals
+// of the layer before.
 template <class SHAPE> struct large_x_rows {
     typedef SHAPE shape;
     enum { N = shape::CH / shape::X_LANES / 8, APART = 32 / shape::X_LANES }; // 8s of columns; rows
@@ -85,6 +89,9 @@ template <class SHAPE> struct large_x_rows {
     // Whether the lane has a k-th total.
     __device__ __forceinline__ bool has(int k) const {
         return (k + 1) * 32 <= shape::X_WARP_ROWS || k * 32 + lane < shape::X_WARP_ROWS;
+    }
+    __device__ __forceinline__ uint64_t *total_at(int k) const {
+        return total + k * 8 * shape::TOTALS_PITCH;
     }
     __device__ __forceinline__ void fetch(int layer) {
         const bf16 *from =
@@ -146,16 +153,18 @@ __device__ __forceinline__ void large_x(const solo_args &a, const large_block<SH
 #pragma unroll
         for (int k = 0; k < shape::X_OWN; k++) {
             if (x.has(k))
-                add_to_total(x.total + k * 8 * shape::TOTALS_PITCH,
-                             fabsf(sums[k]) < LARGE_MOST ? sums[k] : 0);
+                add_to_total<shape::BLOCKS>(x.total_at(k), sums[k]);
         }
+        uint64_t since[shape::X_OWN];
+        totals_wait<shape::BLOCKS>(
+            since, [&](int k) { return x.total_at(k); }, [&](int k) { return x.has(k); },
+            [&](int k) { return x.before[k]; });
 #pragma unroll
         for (int k = 0; k < shape::X_OWN; k++) {
-            const float all = total_of<shape::BLOCKS>(x.total + k * 8 * shape::TOTALS_PITCH,
-                                                      x.before[k], x.has(k));
-            if (x.has(k)) // no number: and so its y, and all that follows
+            x.before[k] += since[k];
+            if (x.has(k))
                 b.floats(shape::XDB)[x.warp * shape::X_WARP_ROWS + k * 32 + x.lane] =
-                    fabsf(sums[k]) < LARGE_MOST ? all : NAN;
+                    total_of(since[k]);
         }
         solo_signal<LARGE_XDB>((shape::X_WARPS + shape::STATE_WARPS) * 32);
         if (layer + 1 < a.n_layers)
