@@ -26,7 +26,8 @@
 //     and not four)                                 1.486            0.870   1.016
 //   two slots under way and not three               1.488            0.835   0.998
 //   (resident.cu, eight rows                                1.784            1.062)
-// So 2.8b takes that from three rows on. 790m: two rows 0.682 (few.cu 0.679), four 0.804 (0.756).
+// So 2.8b takes that from three rows on, as 1.4b since (resident.cu, fewest), and Mamba-2 from two.
+// 790m: two rows 0.682 (few.cu 0.679), four 0.804 (0.756).
 // Mamba-2, so too, before and with this: 2.7b b2 2.02 and 1.65, b4 2.23 (medium.cu) and 2.01; 1.3b
 // b2 1.10 and 0.99, b4 1.32 and 1.21. Slots of in_proj and out_proj, 2.8b b2: 8 and 2 1.624, 6 and
 // 2 1.602; 1.4b b2: 10 and 4 0.866, 8 and 4 0.876, 10 and 2 0.922.

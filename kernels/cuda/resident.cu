@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// All layers of a decode step of 5 to 64 rows of Mamba-1 (2.8b: of 3 to 64, falcon-mamba-7b: of 2,
-// 130m: of 9) on Hopper in one launch, whose blocks stay where they are: what they read never stops
-// coming. To 128 rows: resident_tall.cu.
+// All layers of a decode step of 5 to 64 rows of Mamba-1 (790m to 2.8b: of 3 to 64,
+// falcon-mamba-7b: of 2) on Hopper in one launch, whose blocks stay where they are: what they read
+// never stops coming. To 128 rows: resident_tall.cu.
 //
 // - 64 clusters of two blocks, a block an SM, launched cooperatively. A cluster has 1/64 of the
 //   channels: their rows of in_proj (x and z), convolution, share of x_proj, dt_proj, states, y.
@@ -32,6 +32,9 @@
 //     shares    8 blocks    an eighth of a tile's tokens is added up: residual, next input
 //     input     all         the next layer
 //   All is added up in one order: a row's bits depend on nothing around it.
+// - Up to 16 rows tell each other x_proj's sums and y in another way, without releases, and the
+// ring
+//   stops once a layer (resident_exchanges.cuh).
 // - falcon-mamba-7b (resident_shape::WIDE) has dt, B and C normed by who reads them, and 128
 // channels
 //   a cluster: slots of 16 KB, or there were room for two. Its out_proj is dealt out by 32 row
@@ -84,6 +87,8 @@
 //   + of these nine slots of 15 KB and not six of 20, for shared memory has
 //     room for 16 token rows there, not for 64: in turns, before 1.68 (b4
 //     1.67, now 1.60, b8 1.69, now 1.62)                                        1.68
+//   + up to 16 rows without releases (resident_exchanges.cuh): in turns,
+//     before 1.665 (b4 1.59, now 1.53, b8 1.61, now 1.55; 1.4b b8 1.00, 0.89)   1.604
 // (In turns on one machine: rows 1 and 2 of H100, 1 and 3 of H200, and 1 and 4 at b16.) The fifth
 // line with fp32 states 3.05 to 2.86, the sixth 2.92 to 2.84; 130m b64 (whole steps) 0.451 to
 // 0.440. The seventh alone: 130m 0.393 to 0.385, and without the exchanges fp32 states 2.76 to
@@ -287,30 +292,35 @@ namespace ssm {
 
 // ---- host side
 
-template <class S, class F> static bool with_width(int d_model, bool packed, F f) {
-#define WIDTH(NW, P)                                                                               \
-    f(resident_kernel<resident_shape<NW, RESIDENT_ROWS, P>, S, P>,                                 \
-      resident_shape<NW, RESIDENT_ROWS, P>())
+enum { LARGEST = 4096 }; // d_model of falcon-mamba-7b
+
+// few: up to RESIDENT_PACKED_ROWS, and the weights packed or of a width that is not.
+template <class S, class F> static bool with_width(int d_model, bool few, F f) {
+#define WIDTH(NW, P, T)                                                                            \
+    f(resident_kernel<resident_shape<NW, RESIDENT_ROWS, P, T>, S, P>,                              \
+      resident_shape<NW, RESIDENT_ROWS, P, T>())
     switch (d_model) {
     case 32 * 24:
-        return WIDTH(24, false);
+        return few ? WIDTH(24, false, true) : WIDTH(24, false, false);
     case 32 * 32:
-        return WIDTH(32, false);
+        return few ? WIDTH(32, false, true) : WIDTH(32, false, false);
     case 32 * 48:
-        return packed ? WIDTH(48, true) : WIDTH(48, false);
+        return few ? WIDTH(48, true, true) : WIDTH(48, false, false);
     case 32 * 64:
-        return packed ? WIDTH(64, true) : WIDTH(64, false);
+        return few ? WIDTH(64, true, true) : WIDTH(64, false, false);
     case 32 * 80:
-        return packed ? WIDTH(80, true) : WIDTH(80, false);
+        return few ? WIDTH(80, true, true) : WIDTH(80, false, false);
     case 32 * 128:
-        return WIDTH(128, false);
+        return few ? WIDTH(128, false, true) : WIDTH(128, false, false);
     default:
         return false;
     }
 #undef WIDTH
 }
 
-enum { LARGEST = 4096 }; // d_model of falcon-mamba-7b
+static bool has_packed_form(int d_model) { // of its weights, for few rows
+    return d_model >= 32 * 48 && d_model < LARGEST;
+}
 
 static bool resident_model_fits(const device *d) {
     const ssm_geometry &g = d->g;
@@ -326,7 +336,7 @@ static bool resident_model_fits(const device *d) {
 template <class S> static bool holds_all(const device *d) {
     auto holds = [&](auto kernel, auto shape) {
         return resident_launch(d, decltype(shape)::BYTES).most(kernel) >= RESIDENT_CLUSTERS;
-    }; // weights may be packed or not
+    };
     return with_width<S>(d->g.d_model, false, holds) && with_width<S>(d->g.d_model, true, holds);
 }
 
@@ -337,12 +347,23 @@ bool resident_room(const device *d) {
            with_state_type(d->state_type, [&](auto s) { return holds_all<decltype(s)>(d); });
 }
 
-// Rows from which on it is faster than the kernels of few rows, by width: 2.8b's eight rows take
-// 1.67 ms, four by few.cu 2.55; 130m's eight 0.31 by few.cu.
+// Rows from which on it is faster than the kernels of few rows, ms a step, so and by these (H200,
+// fp16 states): 130m b4 0.301 and 0.262, b8 0.303 and 0.322; 370m b4 0.612 and 0.542; packed 790m
+// b2 0.697 and 0.682, b4 0.707 and 0.756, 1.4b b2 0.889 and 0.821, b4 0.894 and 0.981.
 static int32_t fewest(const device *d) {
     if (d->g.kind == SSM_BLOCK_MAMBA2)
         return resident_heads_fewest(d);
-    return d->g.d_model == LARGEST ? 2 : d->g.d_model == 2560 ? 3 : d->g.d_model == 768 ? 9 : 5;
+    switch (d->g.d_model) {
+    case 1536:
+    case 2048:
+        return d->weights_packed ? 3 : 5;
+    case 2560:
+        return 3;
+    case LARGEST:
+        return 2;
+    default:
+        return 5;
+    }
 }
 
 int32_t resident_rows(const device *d, int32_t n) {
@@ -380,11 +401,11 @@ cudaError_t resident_layers(device *d, const batch &b) {
         return resident_heads_layers(d, b);
     if (b.n > RESIDENT_ROWS)
         return resident_tall_layers(d, b);
-    const bool packed = d->weights_packed && b.n <= RESIDENT_PACKED_ROWS;
+    const bool few =
+        b.n <= RESIDENT_PACKED_ROWS && (d->weights_packed || !has_packed_form(d->g.d_model));
     return with_state_type(d->state_type, [&](auto s) {
-        return resident_run(d, b, d->resident, [&](auto f) {
-            return with_width<decltype(s)>(d->g.d_model, packed, f);
-        });
+        return resident_run(d, b, d->resident,
+                            [&](auto f) { return with_width<decltype(s)>(d->g.d_model, few, f); });
     });
 }
 

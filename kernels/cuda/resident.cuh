@@ -62,13 +62,15 @@ struct resident_args {
 };
 
 // Of a width of 32 CHANNELS, a cluster's channels; MOST: token rows, 64 or 128. P: in_proj's and
-// out_proj's weights are packed (resident_packed.cuh): of 16 rows at most.
-template <int CHANNELS, int MOST, bool P = false> struct resident_shape {
+// out_proj's weights are packed (resident_packed.cuh): of 16 rows at most. T: for as many, too.
+template <int CHANNELS, int MOST, bool P = false, bool T = P> struct resident_shape {
     enum {
         NW = CHANNELS,
         ROWS = MOST,
+        EXCHANGED = T, // x_proj's sums and y are told without releases (resident_exchanges.cuh)
         FEW = P && NW > 64, // room for no more rows than these, and slots as small as packed ones
         HALF_ROWS = FEW ? 16 : MOST / 2, // room for a rank's, in sixteens
+        OWN_ROWS = T ? 16 : HALF_ROWS,   // that there can be, the same
         SETS = MOST / 64,                // of 64 token rows, a matrix instruction's
         TALL = SETS > 1,
         HALVES = false, // the tokens are dealt to the ranks by eights
@@ -128,9 +130,11 @@ template <int CHANNELS, int MOST, bool P = false> struct resident_shape {
         BYTES = SLOTS * SLOT + BESIDE + BARRIERS,
         SLOTS_FLIGHT = FLIGHT / SLOT < SLOTS ? FLIGHT / SLOT : SLOTS,
         SLOTS_AHEAD = AHEAD / SLOT,
+        // x_proj's totals, of a rank: zeros between launches, whether a step uses them or not
+        X_TOTALS = TALL ? 0 : 8 * N_X,
         // numbers in front of out_proj's shares (resident_scratch)
-        BEFORE_SHARES =
-            2 * RESIDENT_CLUSTERS * HALF_ROWS * N_X + 2 * HALF_ROWS * 32 + HALF_ROWS * RANK
+        BEFORE_SHARES = 4 * X_TOTALS + 2 * RESIDENT_CLUSTERS * HALF_ROWS * N_X +
+                        2 * HALF_ROWS * 32 + HALF_ROWS * RANK
     };
     static_assert(IN_PIECES % 2 == 0 && X_STAGES % 2 == 0, "two pieces a slot, or a turn");
     static_assert(X_PROJ_ROWS * NW * 2 <= SLOT && DT_ROWS * RANK * 2 <= SLOT, "slots");
@@ -159,6 +163,7 @@ template <class SHAPE> struct resident_scratch {
     resident_counter input; // all blocks have left the next layer's input; 0 between launches
     float squares[SHAPE::ROWS][shape::OUT_TILES]; // of the residual, by tile
     // and behind it
+    // uint64_t x_totals[2][X_TOTALS] (resident_exchanges.cuh)
     // float x_parts[2][RESIDENT_CLUSTERS][HALF_ROWS][n_x]
     // float bc[2][HALF_ROWS][32], bf16 dt[2][HALF_ROWS][dt_rank]: x_proj's sums
     // float shares[OUT_SPLITS][SHAPE::ROWS][d_model]
@@ -199,11 +204,24 @@ __device__ __forceinline__ uint64_t exchange(void *p, uint32_t lo, uint32_t hi) 
                  : "memory");
     return before;
 }
-// By one lane of a warp, all of whose exchanges have returned these.
-__device__ __forceinline__ void count_exchanged(resident_counter *c, uint64_t before) {
-    const bool back = __any_sync(~0u, before != 0x7fffdeadbeef7fff); // waits for all
-    if (threadIdx.x % 32)
-        return;
+__device__ __forceinline__ uint64_t exchange(void *p, const uint4 &v) { // in two halves
+    return exchange(p, v.x, v.y) | exchange((uint2 *)p + 1, v.z, v.w);
+}
+__device__ __forceinline__ uint32_t exchange_one(float *p, float v) {
+    uint32_t before;
+    asm volatile("atom.relaxed.gpu.global.exch.b32 %0, [%1], %2;"
+                 : "=r"(before)
+                 : "l"(p), "r"(__float_as_uint(v))
+                 : "memory");
+    return before;
+}
+// A warp: once all of its exchanges have returned these. False: they are this very word, so that
+// nothing is known.
+__device__ __forceinline__ bool exchanged(uint64_t before) {
+    return __any_sync(~0u, before != 0x7fffdeadbeef7fff);
+}
+// By one thread, behind a barrier of those whose exchanges it announces.
+__device__ __forceinline__ void count_exchanged(resident_counter *c, bool back) {
     if (back)
         asm volatile("red.relaxed.gpu.global.add.u32 [%0], 1;" ::"l"(&c->n) : "memory");
     else
@@ -387,7 +405,7 @@ __device__ __forceinline__ resident_scratch<SHAPE> &scratch_of(const resident_ar
     return *(resident_scratch<SHAPE> *)a.scratch;
 }
 template <class SHAPE> __device__ __forceinline__ float *x_parts_of(const resident_args &a) {
-    return (float *)(&scratch_of<SHAPE>(a) + 1);
+    return (float *)(&scratch_of<SHAPE>(a) + 1) + 4 * SHAPE::X_TOTALS;
 }
 template <class SHAPE> __device__ __forceinline__ float *bc_of(const resident_args &a, int rank) {
     typedef SHAPE shape;

@@ -18,7 +18,7 @@ template <class SHAPE, class S> struct resident_states {
         OF_GROUP = 32 / LANES,
         GROUPS = (SHAPE::NW + OF_GROUP - 1) / OF_GROUP,
         ENDS = (GROUPS + LANES - 1) / LANES, // sums of y that a lane ends
-        TOKENS = SHAPE::HALF_ROWS / 8,
+        TOKENS = SHAPE::OWN_ROWS / 8,
         ROW_BYTES = SHAPE::NW * 16 * sizeof(S), // of a token
         ROOM = SHAPE::SLOT / ROW_BYTES,
         OF_SLOT = ROOM >= 8   ? 8
@@ -26,7 +26,7 @@ template <class SHAPE, class S> struct resident_states {
                   : ROOM >= 2 ? 2
                               : 1,
         DT_TILES = SHAPE::NW / 8, // of dt_proj's rows: a warp has every fourth, for half of the
-        DT_PARTS = SHAPE::HALF_ROWS / SHAPE::SETS / 16, // tokens, or every eighth, for all
+        DT_PARTS = SHAPE::OWN_ROWS / SHAPE::SETS / 16, // tokens, or every eighth, for all
         DT_APART = 8 / DT_PARTS,
         BIASES = (DT_TILES + DT_APART - 1) / DT_APART,
         LATE = GROUPS <= 5 ? 2 : 1 // tokens of a warp whose states are stored behind the count:
@@ -278,19 +278,26 @@ template <class SHAPE, class S> struct resident_states {
         if (more)
             give(b, w, next);
     }
-    // The warp's rows of y.
-    __device__ __forceinline__ void store_y(const resident_args &a, const resident_block<SHAPE> &b,
+    // The warp's rows of y. Returns whether others see them already.
+    __device__ __forceinline__ bool store_y(const resident_args &a, const resident_block<SHAPE> &b,
                                             const resident_worker<SHAPE> &w) const {
         enum { UNITS = SHAPE::NW / 8 };
+        [[maybe_unused]] uint64_t before = 0;
         __syncwarp();
 #pragma unroll
         for (int i = w.lane; i < TOKENS * UNITS; i += 32) {
             const int r = i / UNITS * 8 + w.warp, v = i % UNITS * 8;
-            if (r < b.mine)
-                *(uint4 *)(a.y + (size_t)token_of(b.rank, r) * shape::INNER +
-                           b.cluster * SHAPE::NW + v) =
-                    *(const uint4 *)(b.x() + r * shape::PITCH + v);
+            if (r >= b.mine)
+                continue;
+            const uint4 y = *(const uint4 *)(b.x() + r * shape::PITCH + v);
+            uint4 *to = (uint4 *)(a.y + (size_t)token_of(b.rank, r) * shape::INNER +
+                                  b.cluster * SHAPE::NW + v);
+            if constexpr (shape::EXCHANGED)
+                before |= exchange(to, y);
+            else
+                *to = y;
         }
+        return shape::EXCHANGED && exchanged(before);
     }
 
     // x_proj's sums, once they are there, to shared memory: under way.
@@ -314,7 +321,10 @@ template <class SHAPE, class S> struct resident_states {
                                             resident_worker<SHAPE> &w) {
         char *dt = b.staged();
         const float *bc = bc_at(dt);
-        copies_wait();
+        if constexpr (shape::EXCHANGED)
+            barrier_wait(b.open, w.layer & 1);
+        else
+            copies_wait();
         workers_sync();
         if constexpr (shape::NORMS)
             norm_sums(a, dt);
@@ -323,15 +333,15 @@ template <class SHAPE, class S> struct resident_states {
             give(b, w, take(b, w, 0));
 #pragma unroll 1
         for (int k = 0; k * 8 < b.mine; k++) {
-            if (k * 8 + 8 == b.mine && threadIdx.x == 0) // the last one
+            if (!shape::EXCHANGED && k * 8 + 8 == b.mine && threadIdx.x == 0) // the last one
                 b.ask_up_to(w.first + w.in_layer - shape::OUT_PIECES);
             token_on(a, b, w, bc, k);
         }
-        store_y(a, b, w);
+        const bool back = store_y(a, b, w);
         fence_async(); // the peer's copies may follow
         workers_sync();
         if (threadIdx.x == 0) {
-            count_up(&scratch_of<SHAPE>(a).y[b.split]);
+            count_exchanged(&scratch_of<SHAPE>(a).y[b.split], back);
             b.ask_up_to(NO_LIMIT);
         }
         const int last = b.mine / 8 - 1;

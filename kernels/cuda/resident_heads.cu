@@ -82,6 +82,10 @@ size_t resident_heads_bytes(const device *d) {
 // By width, from which and up to which rows this is faster than few.cu, few_packed.cu and
 // medium.cu.
 int32_t resident_heads_fewest(const device *d) {
+    // By few.cu and few_packed.cu two rows of 780m take 0.800 ms, of 1.3b 0.991, of 2.7b 1.658; so
+    // 0.762, and of three rows 0.893 and 1.614.
+    if (d->g.d_model >= 1536 && d->weights_packed)
+        return 2;
     return d->g.d_model <= 1024 ? 5 : 3;
 }
 int32_t resident_heads_most(const device *d) {

@@ -33,6 +33,7 @@ template <int CHANNELS, bool P, bool E> struct heads_shape {
         WIDTH = 32 * NW,
         INNER = 64 * NW,
         HEADS = NW,
+        EXCHANGED = P, // B, C, dt and y are told without releases (resident_exchanges.cuh)
         CONV = INNER + 2 * HEAD_STATES,
         EXTRA = 8,                        // rows of B, C, dt behind those of x, and
         EXTRAS = 2 * HEAD_STATES + HEADS, // all of them: a token's row in the scratch

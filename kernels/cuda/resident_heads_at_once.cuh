@@ -214,7 +214,7 @@ template <class SHAPE, class S> struct heads_at_once : heads_states<SHAPE, S, fa
         }
 #pragma unroll 1
         for (int i = 0; i < n; i++) {
-            if (i == n - 1 && threadIdx.x == 0)
+            if (!shape::EXCHANGED && i == n - 1 && threadIdx.x == 0)
                 b.ask_up_to(w.first + w.in_layer - shape::OUT_PIECES);
             part_on(a, b, w, i / PARTS, i % PARTS, i + 1 < n);
         }

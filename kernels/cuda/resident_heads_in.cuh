@@ -21,11 +21,20 @@ template <class SHAPE>
 __device__ __forceinline__ bool extra_convolved(const resident_block<SHAPE> &b) {
     return extra_rows(b) >= 0 && extra_rows(b) < 2 * HEAD_STATES;
 }
+// Where those of up to eight tokens wait to be told: in z's place, behind extra rows' sums.
+template <class SHAPE>
+__device__ __forceinline__ uint32_t *told_extras(const resident_block<SHAPE> &b) {
+    enum { FROM = 6 * 256 };
+    static_assert(!SHAPE::EXCHANGED || FROM + 8 * SHAPE::EXTRA * 2 <= (int)SHAPE::ACTS, "z's");
+    return (uint32_t *)((char *)b.z() + FROM);
+}
 // Two numbers of the thread's token.
 template <class SHAPE>
 __device__ __forceinline__ void give_extra(const resident_args &a, const resident_block<SHAPE> &b,
                                            const resident_worker<SHAPE> &w, uint32_t pair) {
-    if (extra_rows(b) >= 0 && w.own_place() < b.mine)
+    if constexpr (SHAPE::EXCHANGED)
+        told_extras(b)[w.lane] = pair;
+    else if (extra_rows(b) >= 0 && w.own_place() < b.mine)
         *(uint32_t *)(extras_of<SHAPE>(a) + (size_t)b.token(w.own_place()) * SHAPE::EXTRAS +
                       extra_rows(b) + 2 * w.q) = pair;
 }
@@ -190,6 +199,20 @@ template <class SHAPE, class S, bool REPLAY> struct heads_source {
     }
 };
 
+// By a warp; returns whether others see them already.
+template <class SHAPE>
+__device__ __forceinline__ bool exchange_extras(const heads_args &a,
+                                                const resident_block<SHAPE> &b) {
+    const int lane = threadIdx.x % 32, token = lane / 4;
+    const uint32_t pair = told_extras(b)[lane], next = __shfl_down_sync(~0u, pair, 1);
+    uint64_t before = 0;
+    if (lane % 2 == 0 && token < b.mine)
+        before = exchange(extras_of<SHAPE>(a) + (size_t)b.token(token) * SHAPE::EXTRAS +
+                              extra_rows(b) + lane % 4 * 2,
+                          pair, next);
+    return exchanged(before);
+}
+
 // One warp tells the other blocks that the rank's tokens have B, C and dt, and the workers when all
 // are there, while they go on with z.
 template <class STATES, class SHAPE>
@@ -203,9 +226,12 @@ __device__ __forceinline__ void carry_extras(const heads_args &a, const resident
 #pragma unroll 1
     for (int i = 0; i < a.n_layers; i++) {
         barrier_wait(b.told, i & 1);
+        bool back = false;
+        if constexpr (SHAPE::EXCHANGED)
+            back = has && exchange_extras(a, b);
         if (one_lane()) {
             if (has)
-                count_up(&counts.sums[b.rank]);
+                count_exchanged(&counts.sums[b.rank], back);
             b.ask_up_to(NO_LIMIT);
             count_wait(&counts.sums[b.rank], SHAPE::UNITS * (i + 1));
             barrier_arrive(b.open);

@@ -29,6 +29,14 @@
 //   1.3b      0.946                                     0.973                       1.195
 //   780m      0.773                                     0.791                       0.963
 //   2.7b, fp32 states       1.79                        2.06
+// B, C, dt and y without releases (resident_exchanges.cuh; one more card, in turns, before and with
+// it):
+//             b3            b8            b16
+//   2.7b      1.614 1.614   1.735 1.738   2.142 2.127
+//   1.3b      0.943 0.893   0.974 0.950   1.194 1.179
+//   780m      0.770 0.771   0.793 0.808   0.962 0.863
+//   370m, b5  0.626 0.623   0.642 0.632   0.765 0.697
+//   2.7b, fp32 states, b4 1.796 1.778, b8 2.057 2.073
 // Predicted: 5 to 7%, as resident_packed.cuh's. With resident_heads_replay.cu's states, from nine
 // rows on, 2.7b gains less than up to eight; why was not looked into.
 #include "resident_heads_at_once.cuh"

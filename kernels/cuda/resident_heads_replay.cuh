@@ -222,7 +222,7 @@ template <class SHAPE, class S> struct heads_replay : heads_states<SHAPE, S, tru
                                             resident_worker<SHAPE> &w) {
         copies_wait();
         workers_sync();
-        if (threadIdx.x == 0)
+        if (!shape::EXCHANGED && threadIdx.x == 0)
             b.ask_up_to(w.first + w.in_layer - shape::OUT_PIECES);
         keep_b(a, b, w);
         turn<shape::SLOTS> at = w.slot;

@@ -83,12 +83,18 @@ template <class SHAPE, class S, bool REPLAY> struct heads_states {
     __device__ __forceinline__ void give_y(const heads_args &a, const resident_block<SHAPE> &b,
                                            const resident_worker<SHAPE> &w) const {
         enum { UNITS = shape::NW / 8 };
+        [[maybe_unused]] uint64_t before = 0;
         workers_sync();
 #pragma unroll 2
         for (int i = threadIdx.x; i < b.mine * UNITS; i += RESIDENT_WORKERS) {
             const int token = i / UNITS, v = i % UNITS * 8;
-            *(uint4 *)(a.y + (size_t)b.token(token) * shape::INNER + b.cluster * shape::NW + v) =
-                *(const uint4 *)(b.z() + token * shape::PITCH + v);
+            const uint4 y = *(const uint4 *)(b.z() + token * shape::PITCH + v);
+            uint4 *to =
+                (uint4 *)(a.y + (size_t)b.token(token) * shape::INNER + b.cluster * shape::NW + v);
+            if constexpr (shape::EXCHANGED)
+                before |= exchange(to, y);
+            else
+                *to = y;
         }
         if (threadIdx.x < b.mine) {
             const float *from = squares(b, threadIdx.x);
@@ -96,12 +102,17 @@ template <class SHAPE, class S, bool REPLAY> struct heads_states {
 #pragma unroll
             for (int i = 0; i < N; i++)
                 sum += from[i];
-            gated_of<SHAPE>(a)[b.token(threadIdx.x) * RESIDENT_CLUSTERS + b.cluster] = sum;
+            float *to = gated_of<SHAPE>(a) + b.token(threadIdx.x) * RESIDENT_CLUSTERS + b.cluster;
+            if constexpr (shape::EXCHANGED)
+                before |= exchange_one(to, sum);
+            else
+                *to = sum;
         }
+        const bool back = shape::EXCHANGED && exchanged(before);
         fence_async(); // the peer's copies may follow
         workers_sync();
         if (threadIdx.x == 0) {
-            count_up(&scratch_of<SHAPE>(a).y[b.split]);
+            count_exchanged(&scratch_of<SHAPE>(a).y[b.split], back);
             b.ask_up_to(NO_LIMIT);
         }
     }

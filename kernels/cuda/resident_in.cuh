@@ -330,7 +330,7 @@ __device__ __forceinline__ float in_proj_x(const resident_args &a, const residen
         x[row / 2] = conv.convolve(i, raw[i]);
     }
     workers_sync();
-    if (threadIdx.x == 0)
+    if (!shape::EXCHANGED && threadIdx.x == 0)
         b.ask_up_to(w.first + shape::IN_SLOTS + shape::X_SLOTS);
     return by;
 }

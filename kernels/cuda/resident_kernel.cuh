@@ -46,6 +46,14 @@ template <class SHAPE> struct unpacked_worker {
 template <class SHAPE, bool P>
 using worker_of = std::conditional_t<P, packed_worker<SHAPE>, unpacked_worker<SHAPE>>;
 
+template <class SHAPE>
+__device__ __forceinline__ void carry(const resident_args &a, const resident_block<SHAPE> &b) {
+    if constexpr (SHAPE::EXCHANGED)
+        carry_totals(a, b);
+    else
+        carry_sums(a, b);
+}
+
 // P: in_proj and out_proj are packed.
 template <class SHAPE, class S, bool P>
 __device__ __forceinline__ void work(const resident_args &a, const resident_block<SHAPE> &b) {
@@ -69,7 +77,8 @@ __device__ __forceinline__ void work(const resident_args &a, const resident_bloc
         products.keep_inputs(a, raw);
         products.in_proj_z(z);
         states.constants(b, w);
-        states.ask_sums(a, b, w);
+        if constexpr (!SHAPE::EXCHANGED)
+            states.ask_sums(a, b, w);
         products.keep_z(z, by);
         states.advance(a, b, w);
         products.out_proj_shares(a);
@@ -119,7 +128,7 @@ __global__ void __launch_bounds__(RESIDENT_THREADS, 1)
     in_roles(
         b, a.tokens, !P, [&] { work<SHAPE, S, P>(a, b); },
         [&] { fill_ring<SHAPE, ring_source<SHAPE, S, P>>(a, b); },
-        [&](int thread) { fill_rows<P>(a, b, thread); }, [&] { carry_sums(a, b); });
+        [&](int thread) { fill_rows<P>(a, b, thread); }, [&] { carry<SHAPE>(a, b); });
 #endif
 }
 

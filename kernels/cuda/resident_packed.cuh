@@ -242,7 +242,7 @@ template <class BASE> struct packed_worker {
             }
         }
         workers_sync();
-        if (threadIdx.x == 0)
+        if (!base::EXCHANGED && threadIdx.x == 0)
             b.ask_up_to(w.first + shape::IN_SLOTS + shape::X_SLOTS);
         return by;
     }

@@ -6,7 +6,7 @@
 
 #include <type_traits>
 
-#include "resident_in.cuh"
+#include "resident_exchanges.cuh"
 
 namespace ssm {
 
@@ -25,7 +25,7 @@ __device__ __forceinline__ void x_proj_parts(const resident_args &a, const resid
                                              resident_worker<SHAPE> &w) {
     typedef SHAPE shape;
     enum { TILES = shape::N_X / 8, A_WARP = (TILES + 7) / 8, STEPS = SHAPE::NW / 16 };
-    enum { SIXTEENS = shape::HALF_ROWS / 16 }; // of tokens
+    enum { SIXTEENS = shape::OWN_ROWS / 16 }; // of tokens
     int slot[shape::X_SLOTS];
 #pragma unroll
     for (int i = 0; i < shape::X_SLOTS; i++)
@@ -80,6 +80,8 @@ __device__ __forceinline__ void x_proj_parts(const resident_args &a, const resid
 #pragma unroll
     for (int i = 0; i < shape::X_SLOTS; i++)
         give_back(b, w, slot[i], bits);
+    if constexpr (shape::EXCHANGED)
+        return add_x_shares(a, b, w, c);
     char *staged = b.staged();
 #pragma unroll
     for (int k = 0; k < A_WARP; k++) {
@@ -129,14 +131,7 @@ __device__ __forceinline__ void carry_sums(const resident_args &a, const residen
             }
             count_up(&counts.parts[b.rank]);
             b.ask_up_to(NO_LIMIT);
-            const resident_layer &l = a.layers[i];
-            const uint32_t to = shared_address(b.peer_place());
-            barrier_expect(b.constants, shape::CONSTANTS);
-            copy_run(to, l.decay + b.cluster * SHAPE::NW * 16, SHAPE::NW * 64, b.constants);
-            copy_run(to + SHAPE::NW * 64, l.skip + b.cluster * SHAPE::NW, SHAPE::NW * 4,
-                     b.constants);
-            copy_run(to + SHAPE::NW * 68, l.dt_bias + b.cluster * SHAPE::NW, SHAPE::NW * 4,
-                     b.constants);
+            ask_constants(a, b, i);
             count_wait(&counts.parts[b.rank], RESIDENT_CLUSTERS * (i + 1));
         }
         __syncwarp();
@@ -208,8 +203,9 @@ __device__ __forceinline__ void carry_sums(const resident_args &a, const residen
             add_all(std::integral_constant<int, 0>());
             before |= give(at / ROW, shape::swizzled(at / ROW, at % ROW) * 4, lane + 32 < mine);
         }
-        count_exchanged(&counts.sums[b.rank], before);
+        const bool back = exchanged(before);
         if (one_lane()) {
+            count_exchanged(&counts.sums[b.rank], back);
             count_wait(&counts.sums[b.rank], RESIDENT_CLUSTERS * (i + 1));
             barrier_arrive(b.open);
         }

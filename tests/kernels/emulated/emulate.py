@@ -68,7 +68,11 @@ BODIES = {
     "count_wait": "while ((int)c->n < target) emu_yield();",
     "exchange": "uint64_t before, now = (uint64_t)hi << 32 | lo;"
     " memcpy(&before, p, 8); memcpy(p, &now, 8); return before;",
-    "count_exchanged": "__any_sync(~0u, before != 0); if (threadIdx.x % 32 == 0) c->n++, emu_event();",
+    "exchange_one": "*p = v; return 0;",
+    "add_word": "*to += v, emu_event();",
+    "load_total": "emu_yield(); return *total;",
+    "exchanged": "__any_sync(~0u, before != 0); return true;",
+    "count_exchanged": "c->n++, emu_event();",
     "load_pair": "return *(const float2 *)p;",
     "load_word": "return *(const uint32_t *)p;",
     "load_shared_sum": "return emu_load<float4>(p);",
@@ -79,7 +83,11 @@ BODIES = {
     "ask_up_to": "*(int *)emu_memory(limit) = n, emu_event();",
     "asked_up_to": "emu_yield(); return *(int *)emu_memory(limit);",
 }
-ARGUMENTS = {"wgmma": "uint64_t a, uint64_t b", "given": "uint32_t two"}
+ARGUMENTS = {
+    "wgmma": "uint64_t a, uint64_t b",
+    "given": "uint32_t two",
+    "exchange": "uint32_t lo",
+}
 
 TEXTS = [  # what is not a function of its own
     ('asm volatile("" : "+f"(acc[i])::"memory");', ";"),

@@ -231,6 +231,12 @@ inline float __uint_as_float(uint32_t bits) {
     memcpy(&f, &bits, 4);
     return f;
 }
+inline float __ll2float_rn(long long v) {
+    return (float)v;
+}
+inline long long __float2ll_rn(float v) {
+    return llrintf(v);
+}
 inline float __int_as_float(int bits) {
     return __uint_as_float((uint32_t)bits);
 }

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // resident.cu's kernel, all 128 blocks of it, on the host (emulator.h): two layers of random
-// weights at a small width, steps of many rows, and of few with packed weights, against the same in
-// double. Rows that begin anew, have no slot, or have tokens that are not known yet are among them.
+// weights at a small width, steps of many rows, and of few with packed weights and without, against
+// the same in double. Rows that begin anew, have no slot, or have tokens that are not known yet are
+// among them.
 #include "emulated_test.h"
 #include "kernels/cuda/resident_kernel.cuh"
 #include "packed_weights.h"
@@ -75,8 +76,8 @@ static void reference(const layer<NW> &l, const row &r, int width, doubles *x, d
         (*x)[i] += dot(&l.out[(size_t)i * of::INNER], y);
 }
 
-template <int NW, int MOST, bool P, class S> static void kernel(const void *arguments) {
-    resident_kernel<resident_shape<NW, MOST, P>, S, P>(*(const resident_args *)arguments);
+template <class SHAPE, bool P, class S> static void kernel(const void *arguments) {
+    resident_kernel<SHAPE, S, P>(*(const resident_args *)arguments);
 }
 
 // Rows of one step, each with a slot of its own but the last three, which have none.
@@ -93,10 +94,24 @@ static std::vector<row> rows_of(int tokens, int step, int kept) {
     return rows;
 }
 
-template <int NW, int MOST, bool P, class S>
+static resident_args a; // too many for a fiber's stack
+
+// What is taken of totals leaves nothing for the next launch.
+template <class SHAPE> static bool nothing_left(void) {
+    const uint64_t *totals = x_totals_of<SHAPE>(a, 0);
+    for (int i = 0; i < 2 * SHAPE::X_TOTALS; i++) {
+        if (totals[i] != 0) {
+            printf("  total %d of x_proj's is left\n", i);
+            return false;
+        }
+    }
+    return true;
+}
+
+template <int NW, int MOST, bool P, bool T, class S>
 static bool agrees(int tokens, int width, unsigned seed) {
     typedef layer<NW> of;
-    typedef resident_shape<NW, MOST, P> shape;
+    typedef resident_shape<NW, MOST, P, T> shape;
     const int kept = width - 1, slots = (tokens + SPARE) | 1;
     std::vector<layer<NW>> layers;
     for (int i = 0; i < LAYERS; i++)
@@ -119,7 +134,6 @@ static bool agrees(int tokens, int width, unsigned seed) {
     void *scratch = aligned_alloc(256, bytes);
     memset(scratch, 0, bytes);
 
-    static resident_args a;
     a = {};
     a.ids = ids.data(), a.drawn = drawn, a.embedding = (const bf16 *)embedding.data();
     a.first_norm = layers[0].norm.data(), a.residual = residual.data();
@@ -148,7 +162,7 @@ static bool agrees(int tokens, int width, unsigned seed) {
         a.rows = rows.data();
         for (int k = 0; k < tokens; k++)
             ids[(size_t)k] = k % 5 == 4 ? -1 - k % 3 : (k * 3 + step) % VOCABULARY;
-        emu_launch(RESIDENT_BLOCKS, RESIDENT_THREADS, shape::BYTES, kernel<NW, MOST, P, S>, &a,
+        emu_launch(RESIDENT_BLOCKS, RESIDENT_THREADS, shape::BYTES, kernel<shape, P, S>, &a,
                    seed + (unsigned)step);
         doubles want;
         for (int k = 0; k < tokens; k++) {
@@ -165,23 +179,45 @@ static bool agrees(int tokens, int width, unsigned seed) {
             }
             want.insert(want.end(), x.begin(), x.end());
         }
-        printf("d_model %d, %s, to %d rows, %zu bytes a state: %d rows, step %d\n", of::M,
-               P ? "packed" : "bf16", MOST, sizeof(S), tokens, step);
+        printf("d_model %d, %s, to %d rows, %zu bytes a state: %d rows%s, step %d\n", of::M,
+               P ? "packed" : "bf16", MOST, sizeof(S), tokens, T ? " by totals" : "", step);
         right &= near("residual", want, in_double(residual));
         right &= near("states", want_state, in_double(state));
         right &= near("inputs", want_ring, bf16_in_double(ring));
+        right &= nothing_left<shape>();
     }
     free(scratch);
     return right;
 }
 
+// Of up to 128 adders any number may have no number to add, or too large a one.
+static bool totals_tell_what_is_no_number(void) {
+    const float broken[] = {NAN, INFINITY, -INFINITY, 131072, -131072, 1e30f}, most = 131071.99f;
+    bool right = true;
+    for (int bad = 0; bad <= 128; bad++) {
+        for (float other : {most, -most, 1.5f}) {
+            uint64_t total = 77; // what it has already come to
+            for (int i = 0; i < 128; i++)
+                add_to_total<128>(&total, i < bad ? broken[i % 6] : other);
+            const float sum = total_of(total - 77);
+            const bool as_is = bad ? isnan(sum) : fabsf(sum - 128 * other) <= 1e-6f * fabsf(sum);
+            if (!as_is || ((total - 77) & 255) != 128)
+                printf("total of %d broken shares and others of %g: %g\n", bad, other, sum);
+            right &= as_is && ((total - 77) & 255) == 128;
+        }
+    }
+    return right;
+}
+
 int main(void) {
-    bool right = agrees<24, 64, false, float>(24, 4, 1);
-    right &= agrees<24, 64, false, __half>(64, 4, 2);
-    right &= agrees<24, 128, false, float>(104, 3, 3);
-    right &= agrees<24, 128, false, __half>(72, 4, 4);
-    right &= agrees<32, 128, false, __half>(128, 2, 5);
-    right &= agrees<48, 64, true, float>(16, 4, 6);
-    right &= agrees<80, 64, true, __half>(8, 3, 7);
+    bool right = totals_tell_what_is_no_number();
+    right &= agrees<24, 64, false, false, float>(24, 4, 1);
+    right &= agrees<24, 64, false, false, __half>(64, 4, 2);
+    right &= agrees<24, 128, false, false, float>(104, 3, 3);
+    right &= agrees<24, 128, false, false, __half>(72, 4, 4);
+    right &= agrees<32, 128, false, false, __half>(128, 2, 5);
+    right &= agrees<48, 64, true, true, float>(16, 4, 6);
+    right &= agrees<80, 64, true, true, __half>(8, 3, 7);
+    right &= agrees<24, 64, false, true, __half>(16, 4, 8);
     return right ? 0 : 1;
 }
