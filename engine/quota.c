@@ -5,7 +5,8 @@
 // promise, so none is taken back for another's sake; what makes room is DELETE and age. Asked for
 // when a request arrives, not when its answer is there, so that nothing is generated in vain; a
 // record without a state, a first turn under way, counts. All sessions of a model have one size, so
-// a limit in bytes is one in sessions.
+// a limit in bytes is one in sessions. A shared store counts likewise, from a claim on
+// (redis_lease.c).
 //
 // A session that no turn has changed for session_ttl seconds goes, from the store too, unless a
 // request is at it. The table is walked every sixteenth of that time, within 1 and 60 seconds.

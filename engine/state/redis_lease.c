@@ -16,6 +16,10 @@
 // new state gives the session its own time again. A server that is killed does not: what it was at
 // may be there for HOLD_MS beyond its time.
 //
+// A session that does not exist yet has a place among those that there may be from the claim of its
+// first turn on, renewed with the claim, until its state is there or the claim is given up. Else
+// two servers' first turns at once would both pass the limit, and one be refused at its end.
+//
 // A session that is waited for (AWAIT: by a request in line, which claims it when there is a slot)
 // is held in the same way. Others' giving it up does not end that: the field `until` says for two
 // leases from each heartbeat that somebody waits.

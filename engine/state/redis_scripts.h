@@ -6,14 +6,39 @@
 #ifndef SSM_ENGINE_REDIS_SCRIPTS_H
 #define SSM_ENGINE_REDIS_SCRIPTS_H
 
-// What has expired leaves an index by its score; then whether one more session is too many.
+// A session whose first turn is under way has a place for as long as it is claimed, so that nothing
+// is generated in vain: in indices of its own, as it is in no list.
+#define SCRIPT_PLACE                                                                               \
+    "local function place(key, own, all, lease, how) "                                             \
+    "  local till = redis.call('TIME')[1] + 1 + math.ceil(2 * lease / 1000) "                      \
+    "  for _, index in ipairs({own .. ':new', all .. ':new'}) do "                                 \
+    "    redis.call('ZADD', index, how, till, string.sub(key, -32)) "                              \
+    "    redis.call('EXPIREAT', index, till) "                                                     \
+    "  end "                                                                                       \
+    "end "
+// It has given it back (where it has none nothing is written: a Redis may refuse that).
+#define SCRIPT_NO_PLACE                                                                            \
+    "local function no_place(key, own, all) "                                                      \
+    "  local id = string.sub(key, -32) "                                                           \
+    "  for _, index in ipairs({own .. ':new', all .. ':new'}) do "                                 \
+    "    if redis.call('ZSCORE', index, id) then redis.call('ZREM', index, id) end "               \
+    "  end "                                                                                       \
+    "end "
+
+// What has expired leaves an index by its score; then whether one more session, which may have its
+// place already, is too many.
 #define SCRIPT_LIMITS                                                                              \
-    "local function over(own, all, most_own, most_all) "                                           \
+    "local function counted(index, key, now) "                                                     \
+    "  local new = index .. ':new' "                                                               \
+    "  redis.call('ZREMRANGEBYSCORE', index, '-inf', '(' .. now) "                                 \
+    "  redis.call('ZREMRANGEBYSCORE', new, '-inf', '(' .. now) "                                   \
+    "  local n = redis.call('ZCARD', index) + redis.call('ZCARD', new) "                           \
+    "  return redis.call('ZSCORE', new, string.sub(key, -32)) and n - 1 or n "                     \
+    "end "                                                                                         \
+    "local function over(key, own, all, most_own, most_all) "                                      \
     "  local now = redis.call('TIME')[1] "                                                         \
-    "  redis.call('ZREMRANGEBYSCORE', own, '-inf', '(' .. now) "                                   \
-    "  redis.call('ZREMRANGEBYSCORE', all, '-inf', '(' .. now) "                                   \
-    "  if most_all > 0 and redis.call('ZCARD', all) >= most_all then return 'full' end "           \
-    "  if most_own > 0 and redis.call('ZCARD', own) >= most_own then return 'own full' end "       \
+    "  if most_all > 0 and counted(all, key, now) >= most_all then return 'full' end "             \
+    "  if most_own > 0 and counted(own, key, now) >= most_own then return 'own full' end "         \
     "end "
 
 // By whole seconds, of which the one that has begun does not count, as in one process (quota.c):
@@ -66,22 +91,23 @@
 
 // Its own time is the session's again, unless it is another's by now.
 #define SCRIPT_LET_GO                                                                              \
-    SCRIPT_HOLDER                                                                                  \
-    "local function let_go(key, own, all, claim, me) "                                             \
-    "  local holder = holder_of(claim) "                                                           \
-    "  if holder == me then redis.call('DEL', claim) elseif holder then return end "               \
-    "  if redis.call('TYPE', key).ok ~= 'hash' then return end "                                   \
-    "  local at = tonumber(redis.call('HGET', key, 'expires') or nil) "                            \
-    "  if not at then return end "                                                                 \
-    "  at = math.max(at, tonumber(redis.call('HGET', key, 'until') or 0)) "                        \
-    "  redis.call('EXPIREAT', key, at) "                                                           \
-    "  redis.call('ZADD', own, at, string.sub(key, -32)) "                                         \
-    "  redis.call('ZADD', all, at, string.sub(key, -32)) "                                         \
-    "end "
+    SCRIPT_HOLDER SCRIPT_NO_PLACE                                                                  \
+        "local function let_go(key, own, all, claim, me) "                                         \
+        "  local holder = holder_of(claim) "                                                       \
+        "  if holder == me then redis.call('DEL', claim) elseif holder then return end "           \
+        "  no_place(key, own, all) "                                                               \
+        "  if redis.call('TYPE', key).ok ~= 'hash' then return end "                               \
+        "  local at = tonumber(redis.call('HGET', key, 'expires') or nil) "                        \
+        "  if not at then return end "                                                             \
+        "  at = math.max(at, tonumber(redis.call('HGET', key, 'until') or 0)) "                    \
+        "  redis.call('EXPIREAT', key, at) "                                                       \
+        "  redis.call('ZADD', own, at, string.sub(key, -32)) "                                     \
+        "  redis.call('ZADD', all, at, string.sub(key, -32)) "                                     \
+        "end "
 
 // KEYS session claim own all wish, ARGV me lease hold most_own most_all waits?. Who waits says so
 // for a while, to whoever puts a turn in place, and is told whether there is a session to wait for.
-static const char script_claim[] = SCRIPT_LIMITS SCRIPT_AWAIT SCRIPT_HOLDER
+static const char script_claim[] = SCRIPT_LIMITS SCRIPT_PLACE SCRIPT_AWAIT SCRIPT_HOLDER
     "local lease, ms = tonumber(ARGV[2]), tonumber(ARGV[3]) "
     "local holder = holder_of(KEYS[2]) "
     "if holder and holder ~= ARGV[1] then "
@@ -94,8 +120,9 @@ static const char script_claim[] = SCRIPT_LIMITS SCRIPT_AWAIT SCRIPT_HOLDER
     "end "
     "local kind = redis.call('TYPE', KEYS[1]).ok "
     "if kind == 'none' then "
-    "  local why = over(KEYS[3], KEYS[4], tonumber(ARGV[4]), tonumber(ARGV[5])) "
+    "  local why = over(KEYS[1], KEYS[3], KEYS[4], tonumber(ARGV[4]), tonumber(ARGV[5])) "
     "  if why then return {why} end "
+    "  place(KEYS[1], KEYS[3], KEYS[4], lease, 'GT') "
     "end "
     "redis.call('SET', KEYS[2], ARGV[1], 'PX', ARGV[2]) "
     "redis.call('DEL', KEYS[5]) "
@@ -125,7 +152,7 @@ static const char script_release[] =
 // KEYS all, then session own claim of each; ARGV me lease hold, and a letter for each: c, it is
 // claimed, or w, waited for. A claim that has lapsed and that nobody else has taken is taken again:
 // had somebody used the session meanwhile, its stamp would say so.
-static const char script_renew[] = SCRIPT_AWAIT SCRIPT_HOLDER
+static const char script_renew[] = SCRIPT_PLACE SCRIPT_AWAIT SCRIPT_HOLDER
     "local lease, ms = tonumber(ARGV[2]), tonumber(ARGV[3]) "
     "for i = 2, #KEYS, 3 do "
     "  local key, own, claim = KEYS[i], KEYS[i + 1], KEYS[i + 2] "
@@ -134,6 +161,7 @@ static const char script_renew[] = SCRIPT_AWAIT SCRIPT_HOLDER
     "    await(key, own, KEYS[1], lease, ms) "
     "  elseif not holder or holder == ARGV[1] then "
     "    redis.call('SET', claim, ARGV[1], 'PX', ARGV[2]) "
+    "    place(key, own, KEYS[1], lease, 'XX') "
     "    hold(key, own, KEYS[1], ms) "
     "  end "
     "end "
@@ -180,11 +208,12 @@ static const char script_put[] = SCRIPT_LIMITS SCRIPT_EXPIRE SCRIPT_HOLD SCRIPT_
     "  local till = redis.call('HGET', KEYS[1], 'until') "
     "  if till then redis.call('HSET', KEYS[5], 'until', till) end "
     "else "
-    "  local why = over(KEYS[3], KEYS[4], tonumber(ARGV[8]), tonumber(ARGV[9])) "
+    "  local why = over(KEYS[1], KEYS[3], KEYS[4], tonumber(ARGV[8]), tonumber(ARGV[9])) "
     "  if why then return done(why) end "
     "end "
     "redis.call('RENAME', KEYS[5], KEYS[1]) "
     "live(KEYS[1], KEYS[3], KEYS[4], tonumber(ARGV[7]), ARGV[10]) "
+    "no_place(KEYS[1], KEYS[3], KEYS[4]) "
     "return done('ok')";
 
 // KEYS session own all claim grave; ARGV id hold. Whoever is at it is to know that it was deleted.
@@ -204,7 +233,7 @@ static const char script_fork[] = SCRIPT_LIMITS SCRIPT_EXPIRE
     "local kind = redis.call('TYPE', KEYS[2]).ok "
     "if kind == 'hash' and redis.call('HGET', KEYS[2], 'stamp') == ARGV[1] then return {'ok'} end "
     "if kind ~= 'none' or redis.call('EXISTS', KEYS[3]) == 1 then return {'exists'} end "
-    "local why = over(KEYS[4], KEYS[5], tonumber(ARGV[5]), tonumber(ARGV[6])) "
+    "local why = over(KEYS[2], KEYS[4], KEYS[5], tonumber(ARGV[5]), tonumber(ARGV[6])) "
     "if why then return {why} end "
     "redis.call('COPY', KEYS[1], KEYS[2]) "
     "redis.call('HDEL', KEYS[2], 'until') "

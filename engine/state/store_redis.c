@@ -11,6 +11,7 @@
 //     ssmd:{MODEL}:d:ID        the stamp of what was deleted while it was claimed
 //     ssmd:{MODEL}:o:OWNER     an owner's sessions, by when they expire
 //     ssmd:{MODEL}:all         all of them
+//     ssmd:{MODEL}:..:new      of either: claimed by their first turns, until when
 //     ssmd:{MODEL}:t:STAMP:N   an upload that is under way; goes by itself after ten minutes
 //     ssmd:{MODEL}:b:ID        what could not be read, for a week
 //

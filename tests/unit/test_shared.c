@@ -130,6 +130,48 @@ START_TEST(limits_hold_for_all) {
 }
 END_TEST
 
+// New sessions at once are as many as there are: the second one is refused before it is generated.
+START_TEST(a_first_turn_has_its_place) {
+    waiter held;
+    char key[200], id[40];
+    if (!begin(NULL))
+        return;
+    options.session_max = _i == 0;
+    options.session_key_max = _i == 1;
+    open_engine(A);
+    open_engine(B);
+    hold(A, "a", 0, &held);
+    const uint64_t generated = stats_of(B).generated_tokens;
+    ck_assert_int_eq(turn_only(B, "c", 0), SSM_EQUOTA);
+    ck_assert_uint_eq(stats_of(B).generated_tokens, generated);
+    ck_assert_uint_eq(n_listed(B), 0);
+    reach();
+    copy_key(_i == 0 ? "*:all:new" : "*:o:*:new", key);
+    snprintf(id, sizeof id, "%s", ask("ZRANGE %s 0 0", key));
+    const double till = atof(ask("ZSCORE %s %s", key, id));
+    ck_assert_double_gt(till, 0);
+    for (int i = 0; atof(ask("ZSCORE %s %s", key, id)) == till; i++, usleep(10000))
+        ck_assert_int_lt(i, 1000); // a heartbeat renews it
+    ck_assert_int_eq(turn_only(B, "c", 0), SSM_EQUOTA);
+    ck_assert_int_eq(let_go(A, &held), 0);
+    ck_assert_int_eq(turn_only(B, "a", 1), 0);
+    ck_assert_int_eq(turn_only(B, "c", 0), SSM_EQUOTA);
+    ck_assert_int_eq(ssm_session_delete(con[B].engine, owner, "a", NULL), 0);
+    hold(A, "b", 0, &held);
+    ck_assert_int_eq(turn_only(B, "c", 0), SSM_EQUOTA);
+    cancel(A, &held); // what it had a place for does not come
+    for (int i = 0; turn_only(B, "c", 0) == SSM_EQUOTA; i++, usleep(10000))
+        ck_assert_int_lt(i, 500);
+    ck_assert_uint_eq(n_listed(A), 1);
+    ck_assert_uint_eq(stats_of(B).sessions, 1);
+    ck_assert_int_eq(turn_only(A, "b", 0), SSM_EQUOTA);
+    ck_assert_str_eq(ask("KEYS *:new"), "");
+    close_engine(A);
+    close_engine(B);
+    finish();
+}
+END_TEST
+
 // Redis keeps whole seconds: a turn late in one of them has all of its TTL, too.
 START_TEST(none_goes_early) {
     struct timespec now;
@@ -207,6 +249,7 @@ int main(void) {
     tcase_add_test(tc, what_is_deleted_is_deleted_everywhere);
     tcase_add_test(tc, forks_and_files);
     tcase_add_test(tc, limits_hold_for_all);
+    tcase_add_loop_test(tc, a_first_turn_has_its_place, 0, 2);
     tcase_add_test(tc, none_goes_early);
     tcase_add_test(tc, old_ones_go_and_those_at_work_do_not);
     suite_add_tcase(suite, tc);

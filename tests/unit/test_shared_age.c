@@ -30,14 +30,6 @@ static void end_aging(void) {
     finish();
 }
 
-static size_t n_listed(int which) {
-    ssm_session_info *infos;
-    size_t n;
-    ck_assert_int_eq(ssm_session_list(con[which].engine, owner, &infos, &n, NULL), 0);
-    free(infos);
-    return n;
-}
-
 static void wait_up(int which) {
     for (int i = 0; !stats_of(which).store_up; i++, usleep(10000))
         ck_assert_int_lt(i, 2000);
@@ -52,12 +44,6 @@ static void block(int which, waiter *w) {
     while (w->choices[0].n == 0)
         consumer_take(&con[which]);
     ssm_engine_pause(con[which].engine, w->id, true);
-}
-
-static void cancel(int which, waiter *w) {
-    ssm_engine_cancel(con[which].engine, w->id, -1);
-    consumer_take_all(&con[which]);
-    waiter_dispose(w);
 }
 
 static void submit(int which, const char *name, int k, waiter *w) {
