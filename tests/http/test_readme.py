@@ -4,6 +4,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 
@@ -46,10 +47,16 @@ def shell(text, url, folder=ROOT):
     """Runs it as bash would if it were typed in the checkout: its output; a failed command is a failure."""
     text = text.replace(ADDRESS, url.removeprefix("http://"))
     environment = {"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8"}
-    done = subprocess.run(["bash", "-euo", "pipefail", "-c", text], cwd=folder, env=environment, text=True,
-                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=50 * SCALE)
-    assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
+    bash = ["bash", "-euo", "pipefail", "-c", text]
+    with subprocess.Popen(bash, cwd=folder, env=environment, text=True, start_new_session=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE) as typed:
+        try:
+            output, errors = typed.communicate(timeout=50 * SCALE)
+        except subprocess.TimeoutExpired:
+            os.killpg(typed.pid, signal.SIGKILL)  # and all that it has started
+            raise
+    assert typed.returncode == 0, f"{text}\n{output}\n{errors}"
+    return output
 
 
 def test_every_block_is_known():
