@@ -201,14 +201,12 @@ static void on_state(op *o, const redisReply *reply) {
 }
 
 void claim_start(op *o) {
-    char keys[5][KEY_BYTES], lease_ms[12], hold_ms[12], own[24], all[24];
+    char keys[5][KEY_BYTES], own[24], all[24];
     key_of(o, 's', o->id, keys[0]);
     key_of(o, 'l', o->id, keys[1]);
     key_own(o, keys[2]);
     key_all(o->store, keys[3]);
     key_of(o, 'w', o->id, keys[4]);
-    snprintf(lease_ms, sizeof lease_ms, "%d", LEASE_MS);
-    snprintf(hold_ms, sizeof hold_ms, "%d", HOLD_MS);
     snprintf(own, sizeof own, "%" PRIu64, o->store->limits.of_one);
     snprintf(all, sizeof all, "%" PRIu64, o->store->limits.sessions);
     o->step = on_state;
@@ -218,8 +216,8 @@ void claim_start(op *o) {
                           keys[3],
                           keys[4],
                           o->store->me,
-                          lease_ms,
-                          hold_ms,
+                          LEASE_MS,
+                          HOLD_MS,
                           own,
                           all,
                           o->r->waits ? "1" : "0"};

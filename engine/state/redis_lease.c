@@ -62,13 +62,11 @@ static void on_renewed(void *ctx, const redisReply *reply) {
 }
 
 void store_renew(redis_store *s) {
-    char keys[3 * RENEWED + 1][KEY_BYTES], n_keys[12], lease_ms[12], hold_ms[12];
+    char keys[3 * RENEWED + 1][KEY_BYTES], n_keys[12];
     char kinds[RENEWED + 1];
     const char *words[3 + 3 * RENEWED + 1 + 4] = {"EVAL", script_renew, n_keys};
     const op o = {.store = s};
     const lease *l = s->leases;
-    snprintf(lease_ms, sizeof lease_ms, "%d", LEASE_MS);
-    snprintf(hold_ms, sizeof hold_ms, "%d", HOLD_MS);
     do {
         int n = 0, n_kinds = 0;
         key_all(s, keys[n++]);
@@ -83,8 +81,8 @@ void store_renew(redis_store *s) {
         for (int i = 0; i < n; i++)
             words[3 + i] = keys[i];
         words[3 + n] = s->me;
-        words[4 + n] = lease_ms;
-        words[5 + n] = hold_ms;
+        words[4 + n] = LEASE_MS;
+        words[5 + n] = HOLD_MS;
         words[6 + n] = kinds;
         if (s->link.state == LINK_UP)
             link_send(&s->link, on_renewed, s, n + 7, words, NULL);
@@ -96,14 +94,12 @@ static void on_awaited(op *o, const redisReply *reply) {
 }
 
 void await_start(op *o) {
-    char keys[3][KEY_BYTES], lease_ms[12], hold_ms[12];
+    char keys[3][KEY_BYTES];
     key_of(o, 's', o->id, keys[0]);
     key_own(o, keys[1]);
     key_all(o->store, keys[2]);
-    snprintf(lease_ms, sizeof lease_ms, "%d", LEASE_MS);
-    snprintf(hold_ms, sizeof hold_ms, "%d", HOLD_MS);
     o->step = on_awaited;
-    op_eval(o, script_await, 3, 5, (const char *[]){keys[0], keys[1], keys[2], lease_ms, hold_ms});
+    op_eval(o, script_await, 3, 5, (const char *[]){keys[0], keys[1], keys[2], LEASE_MS, HOLD_MS});
 }
 
 static void on_released(op *o, const redisReply *reply) {

@@ -185,16 +185,15 @@ static void on_deleted(op *o, const redisReply *reply) {
 }
 
 void delete_start(op *o) {
-    char keys[5][KEY_BYTES], id[33], hold_ms[12];
+    char keys[5][KEY_BYTES], id[33];
     key_of(o, 's', o->id, keys[0]);
     key_own(o, keys[1]);
     key_all(o->store, keys[2]);
     key_of(o, 'l', o->id, keys[3]);
     key_of(o, 'd', o->id, keys[4]);
     id_digits(o->id, id);
-    snprintf(hold_ms, sizeof hold_ms, "%d", HOLD_MS);
     o->step = on_deleted;
-    const char *args[] = {keys[0], keys[1], keys[2], keys[3], keys[4], id, hold_ms};
+    const char *args[] = {keys[0], keys[1], keys[2], keys[3], keys[4], id, HOLD_MS};
     op_eval(o, script_delete, 5, sizeof args / sizeof *args, args);
 }
 #endif

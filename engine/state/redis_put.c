@@ -49,7 +49,7 @@ static void finish(op *o) {
     const store_limits *limits = &o->store->limits;
     const store_request *r = o->r;
     char keys[4][KEY_BYTES], wish[KEY_BYTES], grave[KEY_BYTES],
-        base[20] = "", stamp[20], fields[24], ttl[24], own[24], all[24], hold_ms[12], id[33];
+        base[20] = "", stamp[20], fields[24], ttl[24], own[24], all[24], id[33];
     key_of(o, 's', o->id, keys[0]);
     key_of(o, 'l', o->id, keys[1]);
     key_own(o, keys[2]);
@@ -64,7 +64,6 @@ static void finish(op *o) {
     snprintf(ttl, sizeof ttl, "%" PRId64, limits->ttl);
     snprintf(own, sizeof own, "%" PRIu64, limits->of_one);
     snprintf(all, sizeof all, "%" PRIu64, limits->sessions);
-    snprintf(hold_ms, sizeof hold_ms, "%d", HOLD_MS);
     const char *args[] = {keys[0],
                           keys[1],
                           keys[2],
@@ -82,7 +81,7 @@ static void finish(op *o) {
                           own,
                           all,
                           id,
-                          hold_ms};
+                          HOLD_MS};
     if (r->releases)
         store_lease(o, LEASE_NONE);
     op_eval(o, script_put, 7, sizeof args / sizeof *args, args);

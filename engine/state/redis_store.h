@@ -12,11 +12,13 @@
 
 #include <pthread.h>
 
+// redis_lease.c; as scripts take them
+#define LEASE_MS "6000"
+#define HOLD_MS  "600000"
+
 enum {
     KEY_BYTES = 128,
     STAMP_DIGITS = 16,
-    LEASE_MS = 6000,
-    HOLD_MS = 600000, // redis_lease.c
     CLAIM_WAIT_MS = 1000,
     WINDOW = 4, // parts on their way
     PATIENCE_MS = 2000,
