@@ -37,8 +37,9 @@
     "end "                                                                                         \
     "local function over(key, own, all, most_own, most_all) "                                      \
     "  local now = redis.call('TIME')[1] "                                                         \
-    "  if most_all > 0 and counted(all, key, now) >= most_all then return 'full' end "             \
-    "  if most_own > 0 and counted(own, key, now) >= most_own then return 'own full' end "         \
+    "  local n_all, n_own = counted(all, key, now), counted(own, key, now) "                       \
+    "  if most_all > 0 and n_all >= most_all then return 'full' end "                              \
+    "  if most_own > 0 and n_own >= most_own then return 'own full' end "                          \
     "end "
 
 // By whole seconds, of which the one that has begun does not count, as in one process (quota.c):
@@ -91,19 +92,20 @@
 
 // Its own time is the session's again, unless it is another's by now.
 #define SCRIPT_LET_GO                                                                              \
-    SCRIPT_HOLDER SCRIPT_NO_PLACE                                                                  \
-        "local function let_go(key, own, all, claim, me) "                                         \
-        "  local holder = holder_of(claim) "                                                       \
-        "  if holder == me then redis.call('DEL', claim) elseif holder then return end "           \
-        "  no_place(key, own, all) "                                                               \
-        "  if redis.call('TYPE', key).ok ~= 'hash' then return end "                               \
-        "  local at = tonumber(redis.call('HGET', key, 'expires') or nil) "                        \
-        "  if not at then return end "                                                             \
-        "  at = math.max(at, tonumber(redis.call('HGET', key, 'until') or 0)) "                    \
-        "  redis.call('EXPIREAT', key, at) "                                                       \
-        "  redis.call('ZADD', own, at, string.sub(key, -32)) "                                     \
-        "  redis.call('ZADD', all, at, string.sub(key, -32)) "                                     \
-        "end "
+    SCRIPT_HOLDER                                                                                  \
+    SCRIPT_NO_PLACE                                                                                \
+    "local function let_go(key, own, all, claim, me) "                                             \
+    "  local holder = holder_of(claim) "                                                           \
+    "  if holder == me then redis.call('DEL', claim) elseif holder then return end "               \
+    "  no_place(key, own, all) "                                                                   \
+    "  if redis.call('TYPE', key).ok ~= 'hash' then return end "                                   \
+    "  local at = tonumber(redis.call('HGET', key, 'expires') or nil) "                            \
+    "  if not at then return end "                                                                 \
+    "  at = math.max(at, tonumber(redis.call('HGET', key, 'until') or 0)) "                        \
+    "  redis.call('EXPIREAT', key, at) "                                                           \
+    "  redis.call('ZADD', own, at, string.sub(key, -32)) "                                         \
+    "  redis.call('ZADD', all, at, string.sub(key, -32)) "                                         \
+    "end "
 
 // KEYS session claim own all wish, ARGV me lease hold most_own most_all waits?. Who waits says so
 // for a while, to whoever puts a turn in place, and is told whether there is a session to wait for.
