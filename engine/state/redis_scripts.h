@@ -163,7 +163,7 @@ static const char script_renew[] = SCRIPT_PLACE SCRIPT_AWAIT SCRIPT_HOLDER
     "    await(key, own, KEYS[1], lease, ms) "
     "  elseif not holder or holder == ARGV[1] then "
     "    redis.call('SET', claim, ARGV[1], 'PX', ARGV[2]) "
-    "    place(key, own, KEYS[1], lease, 'XX') "
+    "    if redis.call('TYPE', key).ok == 'none' then place(key, own, KEYS[1], lease, 'XX') end "
     "    hold(key, own, KEYS[1], ms) "
     "  end "
     "end "
