@@ -75,18 +75,14 @@ template <class SHAPE, class S> struct resident_states {
             bias[t] = *(const float2 *)(biases + min(dt_tile(w, t), DT_TILES - 1) * 8 + 2 * w.q);
     }
 
-    // x_proj's sums in shared memory: dt, then B and C.
-    static __device__ __forceinline__ float *bc_at(char *dt) {
-        return (float *)(dt + shape::HALF_ROWS * shape::DT_PITCH);
-    }
     // What dt's products are multiplied by lies behind C.
     static __device__ __forceinline__ float *norm_at(char *dt, int token) {
-        return bc_at(dt) + token * shape::BC_PITCH + 32;
+        return x_bc_at<SHAPE>(dt) + token * shape::BC_PITCH + 32;
     }
     // B and C are normed where they lie, dt's products later. Eight threads a token.
     static __device__ __forceinline__ void norm_sums(const resident_args &a, char *dt) {
         const int token = threadIdx.x / 8, part = threadIdx.x % 8;
-        float *four = bc_at(dt) + token * shape::BC_PITCH + part * 4, square = 0;
+        float *four = x_bc_at<SHAPE>(dt) + token * shape::BC_PITCH + part * 4, square = 0;
         const uint4 *from =
             (const uint4 *)(dt + token * shape::DT_PITCH + part * (shape::RANK / 4));
         float4 bc = *(const float4 *)four;
@@ -305,7 +301,7 @@ template <class SHAPE, class S> struct resident_states {
                                              const resident_worker<SHAPE> &w) const {
         barrier_wait(b.open, w.layer & 1);
         char *dt = b.staged();
-        float *bc = bc_at(dt);
+        float *bc = x_bc_at<SHAPE>(dt);
         const bf16 *from_dt = dt_of<SHAPE>(a, b.rank);
         const float *from_bc = bc_of<SHAPE>(a, b.rank);
 #pragma unroll 4
@@ -320,7 +316,7 @@ template <class SHAPE, class S> struct resident_states {
     __device__ __forceinline__ void advance(const resident_args &a, const resident_block<SHAPE> &b,
                                             resident_worker<SHAPE> &w) {
         char *dt = b.staged();
-        const float *bc = bc_at(dt);
+        const float *bc = x_bc_at<SHAPE>(dt);
         if constexpr (shape::EXCHANGED)
             barrier_wait(b.open, w.layer & 1);
         else

@@ -60,6 +60,11 @@ __device__ __forceinline__ uint64_t *x_totals_of(const resident_args &a, int ran
     return (uint64_t *)(&scratch_of<SHAPE>(a) + 1) + rank * SHAPE::X_TOTALS;
 }
 
+// x_proj's sums in shared memory: rows of dt, then of B and C.
+template <class SHAPE> __device__ __forceinline__ float *x_bc_at(char *dt) {
+    return (float *)(dt + SHAPE::HALF_ROWS * SHAPE::DT_PITCH);
+}
+
 // A worker's tiles, every eighth, of the rank's tokens, the first eight of which there may be.
 template <class SHAPE, int A_WARP, int SIXTEENS>
 __device__ __forceinline__ void add_x_shares(const resident_args &a, const resident_block<SHAPE> &b,
@@ -110,7 +115,7 @@ __device__ __forceinline__ void carry_totals(const resident_args &a,
     bf16 *all_dt = dt_of<SHAPE>(a, b.rank);
     float *all_bc = bc_of<SHAPE>(a, b.rank);
     char *dt = b.staged();
-    float *bc = (float *)(dt + shape::HALF_ROWS * shape::DT_PITCH);
+    float *bc = x_bc_at<SHAPE>(dt);
 #pragma unroll 1
     for (int i = 0; i < a.n_layers; i++) {
         barrier_wait(b.told, i & 1);

@@ -9,7 +9,7 @@
 #ifndef SSM_KERNELS_CUDA_TOTALS_CUH
 #define SSM_KERNELS_CUDA_TOTALS_CUH
 
-#include "util.cuh"
+#include "hopper.cuh"
 
 namespace ssm {
 
