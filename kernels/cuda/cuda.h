@@ -136,9 +136,11 @@ struct device {
     const void *embedding, *lm_head;
     const float *norm_f;
     size_t weight_bytes, slot_bytes;
-    void *packed;        // in_proj and out_proj of all layers once more, in 12 bits a weight
-    bool weights_packed; // they are there
-    size_t packed_bytes; // of weight_bytes
+    void *packed;          // in_proj and out_proj of all layers once more, in 12 bits a weight
+    bool weights_packed;   // they are there
+    void *packed_head;     // lm_head once more, likewise, or NULL
+    float *packed_head_by; // [vocab] what its rows' sums are multiplied by
+    size_t packed_bytes;   // of weight_bytes
 
     // state: [layer][slot][...]
     void *ring;       // T [layer][slot][d_conv - 1][conv_dim]; H3: fp32, the shift SSM's state
@@ -240,7 +242,12 @@ void weights_free(device *d);
 int weights_upload(device *d, const ssm_weights *w, ssm_error *err);
 // packed.cu, once it is known which kernels there will be: d->weights_packed says whether
 int weights_pack(device *d, ssm_error *err);
-void weights_unpack(device *d); // no more: the memory is needed
+void weights_unpack(device *d); // no more, nor a head: the memory is needed
+// Memory for what one can do without: NULL where there is little of it.
+int packed_alloc(device *d, void **out, size_t bytes, ssm_error *err);
+// packed_head.cu: d->packed_head says whether
+int head_pack(device *d, ssm_error *err);
+void head_unpack(device *d);
 
 // ---- slots.cu
 
@@ -346,10 +353,20 @@ void products_free(device *d);
 int product(device *d, product_kind kind, const void *weight, const void *x, void *y, int32_t n,
             ssm_error *err);
 
-// head.cu: logits of d->u on Hopper. squares: partial sums of its tokens' squares, by whose norm
-// they are scaled; NULL: u is normed.
+// Partial sums of tokens' squares, n of each, `pitch` from the next token's: by whose norm the head
+// scales what it makes of d->u. NULL: that is normed.
+struct row_squares {
+    const float *sums;
+    int32_t n, pitch;
+};
+
+// head.cu: logits of d->u on Hopper
 bool head_fits(const device *d, int32_t n);
-cudaError_t head(device *d, int32_t n, const float *squares, int32_t n_squares);
+cudaError_t head(device *d, int32_t n, const row_squares &squares); // n == pitch
+
+// head_packed.cu: the same of up to 64 tokens, if d->packed_head is there
+bool head_packed_fits(const device *d, int32_t n);
+cudaError_t head_packed(device *d, int32_t n, const row_squares &squares);
 
 // skinny.cu: the same for few rows, with what comes before and after fused in
 bool skinny_fits(const device *d, int32_t n);
@@ -366,7 +383,8 @@ cudaError_t few_embed(device *d, const batch &b);
 cudaError_t few_in(device *d, int layer, const batch &b);
 cudaError_t few_advance(device *d, int layer, const batch &b);
 cudaError_t few_out(device *d, int layer, const batch &b, bool fold_norm);
-// n_squares: partial sums of the residual's squares; 0: a block of few_out's
+int few_squares(const device *d, int32_t n); // partial sums of the residual's squares by few_out()
+// n_squares: such sums, where somebody else left them; 0: few_out's
 cudaError_t few_head(device *d, const batch &b, int n_squares);
 
 // solo.cu: all layers of a step of one row of published models in one launch, on Hopper
@@ -396,7 +414,8 @@ size_t resident_tall_bytes(const device *d);
 bool resident_fits(const device *d, int32_t n);
 int32_t resident_rows(const device *d, int32_t n); // of a step that is best for n rows; 0: others'
 size_t resident_bytes(const device *d);            // of its scratch; 0: never used
-cudaError_t resident_layers(device *d, const batch &b);
+// left: of the last layer's residual r, whose r w (w: norm_f) is in d->u
+cudaError_t resident_layers(device *d, const batch &b, row_squares *left);
 
 // advance_replay.cu, advance_replay_fold.cu: Mamba-1's fp32 states in steps of so many rows, which
 // are written every second token

@@ -35,6 +35,8 @@
 //   + weights in 12 bits (packed.cu;              1.16
 //     predicted 1.25 to 1.3)
 //     b2 1.85, and 1.48 so (few_packed.cu)
+//   + the head's, too (head_packed.cu;     0.100    1.147
+//     predicted 0.105 and 1.15)
 //   + products of 9 to 64 rows                              3.45      9.4
 //     (medium.cu; predicted 2.4 at b64)
 //   + all layers in one launch                              2.78
@@ -270,7 +272,7 @@ static int allocate(device *d, ssm_error *err) {
     size_t free_bytes = 0, total = 0;
     SSM_CUDA(d, cudaMemGetInfo(&free_bytes, &total), err);
     int32_t fit = slots_that_fit(d, free_bytes);
-    if (d->weights_packed && bytes_for(d, d->options.n_slots) > free_bytes) { // sessions first
+    if (d->packed_bytes > 0 && bytes_for(d, d->options.n_slots) > free_bytes) { // sessions first
         weights_unpack(d);
         SSM_CUDA(d, cudaMemGetInfo(&free_bytes, &total), err);
         fit = slots_that_fit(d, free_bytes);
@@ -369,12 +371,18 @@ static int open_device(const ssm_weights *w, const ssm_device_options *o, ssm_de
     return 0;
 }
 
+static const char *packed_text(const device *d) {
+    return d->weights_packed ? d->packed_head ? " (in_proj, out_proj and lm_head in 12 bits, too)"
+                                              : " (in_proj and out_proj in 12 bits, too)"
+           : d->packed_head  ? " (lm_head in 12 bits, too)"
+                             : "";
+}
+
 static void get_info(const ssm_device *dev, ssm_device_info *out) {
     const device *d = (const device *)dev;
     *out = {};
     snprintf(out->text, sizeof out->text, "cuda:%d %s, %s weights%s and activations, %s state",
-             d->index, d->name, ssm_dtype_name(d->weight_type),
-             d->weights_packed ? " (in_proj and out_proj in 12 bits, too)" : "",
+             d->index, d->name, ssm_dtype_name(d->weight_type), packed_text(d),
              ssm_dtype_name(d->state_type));
     out->n_slots = d->n_slots, out->max_tokens = d->max_tokens;
     out->max_rows = d->max_rows, out->kept_rows = d->kept_rows;

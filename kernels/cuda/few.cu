@@ -382,6 +382,10 @@ bool few_fits(const device *d, int32_t n) {
            fits<FEW_HEAD>(d, head_arguments(d, n));
 }
 
+int few_squares(const device *d, int32_t n) {
+    return out_blocks(d, n);
+}
+
 bool few_head_fits(const device *d) {
     return d->weight_type == SSM_DTYPE_BF16 && d->arch >= 90 &&
            fits<FEW_HEAD>(d, head_arguments(d, 1));

@@ -8,10 +8,10 @@
 //   few.cu      3     up to 8 decode rows on Hopper and later (few_packed.cu: in_proj and out_proj
 //                     of up to 4 rows of 1.4b, 2.8b, mamba2-1.3b and 2.7b)
 //   skinny.cu   4     elsewhere and in odd shapes (Mamba-2: 3)
-//   resident.cu       5 to 64 rows of Mamba-1's published widths (790m to 2.8b: from 3 on,
+//   resident.cu       5 to 64 rows of Mamba-1's published widths (1.4b, 2.8b: from 3 on, 790m,
 //                     falcon-mamba-7b: from 2): one launch for all layers (resident_packed.cuh: to
 //                     16 of large ones but falcon; resident_tall.cu: 65 to 128, not of falcon)
-//   resident_heads.cu 2 to 64 rows of Mamba-2's (130m: 5 to 24, 370m: 5 to 40; fp32 states: to 8):
+//   resident_heads.cu 2 to 64 rows of Mamba-2's (130m: 3 to 24, 370m: 5 to 40; fp32 states: to 8):
 //                     the same (resident_heads_packed.cu: to 16 of all but 130m)
 //   medium.cu   4     to 64 rows (Mamba-2: 3, in_proj, advance and out_proj; of 7b from 1 or 2)
 //   product.cu  6 up  otherwise: norm, in_proj, conv, x_proj (xproj.cu, to a thousand tokens or
@@ -20,7 +20,8 @@
 //                     and out_proj with the norm between them
 //   conv_xproj.cu     convolution and x_proj of such steps in one, of some sizes
 //
-// and the head: few.cu's, skinny.cu's, head.cu on Hopper, or product.cu behind norm_f.
+// and the head: head_packed.cu on Hopper to 64 tokens and head.cu beyond, few.cu's, skinny.cu's, or
+// product.cu behind norm_f.
 //
 // Where a large step's time goes, and what was tried to make it less (halves beside each other,
 // products of our own with the convolution in them, convolution and x_proj in one kernel, all
@@ -134,17 +135,26 @@ static int few_layer(device *d, int layer, const batch &b, ssm_error *err) {
     return 0;
 }
 
+// Of a step whose last out_proj left r w and sums of r's squares, few_out()'s or as many as
+// few_head() says.
+static cudaError_t few_logits(device *d, const batch &b, int n_squares) {
+    if (!head_packed_fits(d, b.n))
+        return few_head(d, b, n_squares);
+    const int n = n_squares > 0 ? n_squares : few_squares(d, b.n);
+    return head_packed(d, b.n, {d->out_squares, n, d->n_sms});
+}
+
 static int few_step(device *d, const batch &b, ssm_error *err) {
     SSM_CUDA(d, few_embed(d, b), err);
     for (int i = 0; i < d->g.n_layers; i++)
         SSM_TRY(few_layer(d, i, b, err));
-    SSM_CUDA(d, few_head(d, b, 0), err);
+    SSM_CUDA(d, few_logits(d, b, 0), err);
     return 0;
 }
 
 static int solo_step(device *d, const batch &b, ssm_error *err) {
     SSM_CUDA(d, solo_layers(d, b), err);
-    SSM_CUDA(d, few_head(d, b, solo_squares(d)), err);
+    SSM_CUDA(d, few_logits(d, b, solo_squares(d)), err);
     return 0;
 }
 
@@ -163,6 +173,21 @@ static int medium_layer(device *d, int layer, const batch &b, ssm_error *err) {
     return 0;
 }
 
+// left: what the last layer left to scale logits by, of a decode step, if anything.
+static int logits(device *d, const batch &b, const row_squares &left, bool skinny, ssm_error *err) {
+    const bool packed = head_packed_fits(d, b.n_logits), own = packed || head_fits(d, b.n_logits);
+    if (skinny && !packed) {
+        SSM_CUDA(d, skinny_head(d, b), err);
+        return 0;
+    }
+    if (!left.sums || !own)
+        SSM_CUDA(d, norm(d, d->norm_f, d->residual, b.logit_tokens, d->u, b.n_logits, true), err);
+    if (!own)
+        return product(d, PRODUCT_HEAD, d->lm_head, d->u, d->logits, b.n_logits, err);
+    SSM_CUDA(d, packed ? head_packed(d, b.n_logits, left) : head(d, b.n_logits, left), err);
+    return 0;
+}
+
 int forward(device *d, const batch &b, ssm_error *err) {
     if (is_lti(d))
         return lti_forward(d, b, err);
@@ -172,9 +197,10 @@ int forward(device *d, const batch &b, ssm_error *err) {
     const bool medium = b.decode && medium_fits(d, b.n);
     if (!resident && !medium && b.decode && few_fits(d, b.n))
         return few_step(d, b, err);
-    const bool skinny = !medium && b.decode && skinny_fits(d, b.n);
+    const bool skinny = !resident && !medium && b.decode && skinny_fits(d, b.n);
+    row_squares left = {};
     if (resident)
-        SSM_CUDA(d, resident_layers(d, b), err);
+        SSM_CUDA(d, resident_layers(d, b, &left), err);
     else if (medium || skinny)
         SSM_CUDA(d, embed(d, b), err);
     else
@@ -183,22 +209,9 @@ int forward(device *d, const batch &b, ssm_error *err) {
         SSM_TRY(medium   ? medium_layer(d, i, b, err)
                 : skinny ? skinny_layer(d, i, b, err)
                          : wide_layer(d, i, b, err));
-    if (b.n_logits == 0)
-        return 0;
-    if (skinny) {
-        SSM_CUDA(d, skinny_head(d, b), err);
-        return 0;
-    }
-    if (!resident && !medium && head_norms(d, b)) {
-        SSM_CUDA(d, head(d, b.n, d->row_norms, wide_out_squares(d, b.n)), err);
-        return 0;
-    }
-    SSM_CUDA(d, norm(d, d->norm_f, d->residual, b.logit_tokens, d->u, b.n_logits, true), err);
-    if (head_fits(d, b.n_logits)) {
-        SSM_CUDA(d, head(d, b.n_logits, NULL, 0), err);
-        return 0;
-    }
-    return product(d, PRODUCT_HEAD, d->lm_head, d->u, d->logits, b.n_logits, err);
+    if (!resident && !medium && !skinny && head_norms(d, b))
+        left = {d->row_norms, wide_out_squares(d, b.n), wide_out_squares(d, b.n)};
+    return b.n_logits > 0 ? logits(d, b, left, skinny, err) : 0;
 }
 
 } // namespace ssm

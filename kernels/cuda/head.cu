@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // The logits of a step on Hopper: y [token][vocab] = u [token][d_model] W^T, bf16 in, fp32 out, in
-// place of cuBLASLt's product. Where wide_out.cu made u, a token's sums are scaled by its norm here
-// and norm_f has no kernel; and as this takes part in programmatic dependent launch, the first
-// weights are on their way before the last layer is done.
+// place of cuBLASLt's product (to 64 tokens where there is no copy in 12 bits: head_packed.cu).
+// Where wide_out.cu made u, a token's sums are scaled by its norm here and norm_f has no kernel;
+// and as this takes part in programmatic dependent launch, the first weights are on their way
+// before the last layer is done.
 //
 // A block makes tiles of 128 (64) tokens by 192 columns, as wide_turns.cuh does: a warp asks for
 // stages of 64 columns of k by tensor map into a ring, two groups of four warps take turns, each
@@ -267,9 +268,9 @@ bool head_fits(const device *d, int32_t n) {
            d->g.vocab_size >= head_shape<2, 1>::COLS;
 }
 
-cudaError_t head(device *d, int32_t n, const float *squares, int32_t n_squares) {
+cudaError_t head(device *d, int32_t n, const row_squares &squares) {
     head_args a = {};
-    a.squares = squares, a.n_squares = n_squares;
+    a.squares = squares.sums, a.n_squares = squares.n;
     return n <= 64                     ? run<head_shape<1, 1>>(d, n, a)
            : ceil_div(n, 128) % 2 == 0 ? run<head_shape<2, 2>>(d, n, a)
                                        : run<head_shape<2, 1>>(d, n, a);

@@ -170,8 +170,13 @@ static int pack_all(device *d, packed_facts *f, ssm_error *err) {
     return 0;
 }
 
-// Memory for the copy is not worth a failure.
-static int packed_alloc(device *d, void **out, size_t bytes, ssm_error *err) {
+// Memory for a copy is not worth a failure.
+int packed_alloc(device *d, void **out, size_t bytes, ssm_error *err) {
+    size_t free_bytes = 0, total = 0;
+    SSM_CUDA(d, cudaMemGetInfo(&free_bytes, &total), err);
+    *out = NULL;
+    if (bytes > free_bytes / PACKED_SHARE)
+        return 0;
     const cudaError_t rc = cudaMalloc(out, bytes);
     if (rc != cudaErrorMemoryAllocation)
         return device_check(d, rc, "cudaMalloc", err);
@@ -202,22 +207,16 @@ static void point_at(device *d, const uint32_t *most) {
 }
 
 void weights_unpack(device *d) {
-    if (d->weights_packed)
-        d->weight_bytes -= d->packed_bytes;
+    head_unpack(d);
+    d->weight_bytes -= d->packed_bytes;
     d->weights_packed = false;
     d->packed_bytes = 0;
     cudaFree(d->packed);
     d->packed = NULL;
 }
 
-int weights_pack(device *d, ssm_error *err) {
-    if (d->options.unpacked || !solo_reads_packed(d))
-        return 0;
+static int pack_layers(device *d, ssm_error *err) {
     const size_t bytes = layer_bytes(d) * d->g.n_layers;
-    size_t free_bytes = 0, total = 0;
-    SSM_CUDA(d, cudaMemGetInfo(&free_bytes, &total), err);
-    if (bytes > free_bytes / PACKED_SHARE)
-        return 0;
     packed_facts f = {(size_t)d->g.n_layers * 2, 0, NULL, NULL, NULL};
     f.sums = (size_t)in_rows(d) + 2 * d->g.d_model + d->g.d_inner;
     f.host = (unsigned *)calloc(facts_words(f), sizeof *f.host);
@@ -227,15 +226,24 @@ int weights_pack(device *d, ssm_error *err) {
                        : ssm_error_set(err, SSM_ENOMEM, NULL, "no memory to pack weights");
     if (rc == 0 && d->weights_packed) {
         point_at(d, f.most);
-        d->weight_bytes += d->packed_bytes = bytes;
+        d->weight_bytes += bytes, d->packed_bytes += bytes;
     } else {
         d->weights_packed = false;
-        weights_unpack(d);
+        cudaFree(d->packed);
+        d->packed = NULL;
     }
     cudaFree(f.card);
     free(f.host);
     free(f.most);
     return rc;
+}
+
+int weights_pack(device *d, ssm_error *err) {
+    if (d->options.unpacked)
+        return 0;
+    if (solo_reads_packed(d))
+        SSM_TRY(pack_layers(d, err));
+    return head_pack(d, err);
 }
 
 } // namespace ssm

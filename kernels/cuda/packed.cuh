@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // in_proj and out_proj in 12 bits a weight, for kernels whose time is that of reading weights
 // (solo_large.cu, solo_large_mamba2.cu, few_packed.cu, resident_packed.cuh): a copy beside the bf16
-// one, which all others read. Of Mamba-2's in_proj the rows of x and of z.
+// one, which all others read. Of Mamba-2's in_proj the rows of x and of z. The head is held so,
+// too, in an order of its own and with a power of two a row (head_packed.cu).
 //
 // A weight's eight exponent bits take few values: nearly all weights of a matrix are within 2^15 of
 // its largest. So they are kept as floats of four exponent bits, seven fraction bits and a sign,
@@ -58,6 +59,15 @@ __device__ __forceinline__ uint32_t given(uint32_t two) {
 }
 __device__ __forceinline__ uint4 given(const uint4 &v) {
     return make_uint4(given(v.x), given(v.y), given(v.z), given(v.w));
+}
+// The head's weights in their own size, but for their row's power of two: times 2^112.
+__device__ __forceinline__ uint32_t lifted(uint32_t two) {
+    uint32_t v;
+    asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(v) : "r"(two), "r"(0x77807780u));
+    return v;
+}
+__device__ __forceinline__ uint4 lifted(const uint4 &v) {
+    return make_uint4(lifted(v.x), lifted(v.y), lifted(v.z), lifted(v.w));
 }
 // c [16 token rows][8 weight rows] += a lane's sixteen columns of 64 (packed_format.h) of a tile of
 // weights, times its token rows' g and g + 8, two sixteen-byte parts of each.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Packed weights: the number format and where each weight lies. Plain integers, in C, for the
-// kernel that packs and for a test without a device; packed.cuh says what it is for.
+// kernels that pack and for a test without a device; packed.cuh says what it is for.
 //
 // A magnitude is a bf16's lower 15 bits: these are in the order of the values that they stand for.
 #ifndef SSM_KERNELS_CUDA_PACKED_FORMAT_H
@@ -88,6 +88,30 @@ SSM_BOTH bool packed_reaches(uint32_t magnitude, uint32_t most) {
     return magnitude == 0 || packed_base(most) == 0 || (magnitude >> 7) + PACKED_REACH >= most >> 7;
 }
 
+// ---- numbers of the head (head_packed.cuh), whose rows have factors of their own: a word that is
+// rare is as exact as one that is not
+
+enum {
+    PACKED_HEAD_LIFT = 112
+}; // unpacked weights are multiplied by 2^112: then nearly all are normal
+
+// What a row's sums are multiplied by, as bits of an fp32, given its largest magnitude; 0: there is
+// none, for some weights are no numbers.
+SSM_BOTH uint32_t packed_head_by(uint32_t most) {
+    return most >> 7 < 255 ? (uint32_t)(packed_base(most) + 127 - PACKED_HEAD_LIFT) << 23 : 0;
+}
+
+// How large a weight is beside its row's largest one, for the column's sake: 0 is for zero alone.
+SSM_BOTH uint32_t packed_head_told(uint32_t bits, uint32_t most) {
+    const int base = packed_base(most);
+    return (bits & 0x7fff) == 0 ? 0 : 1 + (base == 0 ? 15 << 7 : packed_of(bits, base) & 0x7ff);
+}
+
+// Whether a column counts, by the largest of what its weights told; one of zeros does.
+SSM_BOTH bool packed_head_reaches(uint32_t told) {
+    return told == 0 || told - 1 >= (15 - PACKED_REACH) << 7;
+}
+
 // ---- places, of a unit in bytes from a matrix's begin. nw: d_model / 32, a multiple of 16.
 
 typedef struct packed_place {
@@ -123,6 +147,32 @@ SSM_BOTH packed_place packed_place_of(bool in_proj, int nw, int row, int unit) {
     const int tile = both ? 2 * full : run * full + r / 8, g = both ? run * 4 + r % 4 : r % 8;
     const size_t before = ((size_t)z * (size_t)slots + (size_t)slot) * PACKED_BLOCKS;
     return packed_lane_place(nw, before + (size_t)block, warp, tile, g * 4 + q, unit % 2);
+}
+
+// ---- places in the head: tiles of 64 rows by 64 columns, a row of tiles after another
+
+enum {
+    PACKED_HEAD_ROWS = 64,
+    PACKED_HEAD_COLUMNS = 64,
+    PACKED_HEAD_WARP = 512,                  // bytes of 16 a lane
+    PACKED_HEAD_PART = 4 * PACKED_HEAD_WARP, // of all four warps: S of 32 columns, of 32 more, E
+    PACKED_HEAD_TILE = 3 * PACKED_HEAD_PART
+};
+
+// Of a row's unit; pieces: d_model / 64. A unit is what a lane has of a row for two matrix
+// instructions, its k-th weight is in the column below.
+SSM_BOTH packed_place packed_head_place(int pieces, int row, int unit) {
+    const int half = unit % 8 / 4, second = row % 16 / 8;
+    const size_t tile = (size_t)(row / PACKED_HEAD_ROWS) * (size_t)pieces + (size_t)(unit / 8);
+    const size_t at =
+        (size_t)(row % PACKED_HEAD_ROWS / 16 * PACKED_HEAD_WARP + (row % 8 * 4 + unit % 4) * 16);
+    packed_place place;
+    place.s = tile * PACKED_HEAD_TILE + (size_t)half * PACKED_HEAD_PART + at + (size_t)second * 8;
+    place.e = tile * PACKED_HEAD_TILE + 2 * PACKED_HEAD_PART + at + (size_t)(half * 8 + second * 4);
+    return place;
+}
+SSM_BOTH int packed_head_column(int unit, int k) {
+    return unit / 4 * 32 + k / 4 * 16 + k % 4 / 2 * 8 + unit % 4 * 2 + k % 2;
 }
 
 #endif

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// All layers of a decode step of 5 to 64 rows of Mamba-1 (790m to 2.8b: of 3 to 64,
+// All layers of a decode step of 5 to 64 rows of Mamba-1 (1.4b, 2.8b: of 3 to 64, 790m,
 // falcon-mamba-7b: of 2) on Hopper in one launch, whose blocks stay where they are: what they read
 // never stops coming. To 128 rows: resident_tall.cu.
 //
@@ -89,6 +89,9 @@
 //     1.67, now 1.60, b8 1.69, now 1.62)                                        1.68
 //   + up to 16 rows without releases (resident_exchanges.cuh): in turns,
 //     before 1.665 (b4 1.59, now 1.53, b8 1.61, now 1.55; 1.4b b8 1.00, 0.89)   1.604
+//   + the head's weights in 12 bits, no norm in front of it
+//     (head_packed.cu): whole steps, in turns, before 1.604 (b8 1.546, now
+//     1.497); b64 takes 2.22 to 2.27, before 2.24 to 2.28                       1.586
 // (In turns on one machine: rows 1 and 2 of H100, 1 and 3 of H200, and 1 and 4 at b16.) The fifth
 // line with fp32 states 3.05 to 2.86, the sixth 2.92 to 2.84; 130m b64 (whole steps) 0.451 to
 // 0.440. The seventh alone: 130m 0.393 to 0.385, and without the exchanges fp32 states 2.76 to
@@ -348,13 +351,15 @@ bool resident_room(const device *d) {
 }
 
 // Rows from which on it is faster than the kernels of few rows, ms a step, so and by these (H200,
-// fp16 states): 130m b4 0.301 and 0.262, b8 0.303 and 0.322; 370m b4 0.612 and 0.542; packed 790m
-// b2 0.697 and 0.682, b4 0.707 and 0.756, 1.4b b2 0.889 and 0.821, b4 0.894 and 0.981.
+// fp16 states): 130m b4 0.284 and 0.260, b8 0.303 and 0.322 *; 370m b4 0.594 and 0.525; packed 790m
+// b2 0.674 and 0.681, 1.4b b2 0.845 and 0.805, b4 0.894 and 0.981 *; 2.8b b2 1.475 and 1.456.
+// * before head_packed.cu.
 static int32_t fewest(const device *d) {
     if (d->g.kind == SSM_BLOCK_MAMBA2)
         return resident_heads_fewest(d);
     switch (d->g.d_model) {
     case 1536:
+        return d->weights_packed ? 2 : 5;
     case 2048:
         return d->weights_packed ? 3 : 5;
     case 2560:
@@ -396,15 +401,15 @@ size_t resident_bytes(const device *d) {
     return bytes;
 }
 
-cudaError_t resident_layers(device *d, const batch &b) {
+cudaError_t resident_layers(device *d, const batch &b, row_squares *left) {
     if (d->g.kind == SSM_BLOCK_MAMBA2)
-        return resident_heads_layers(d, b);
+        return resident_heads_layers(d, b, left);
     if (b.n > RESIDENT_ROWS)
-        return resident_tall_layers(d, b);
+        return resident_tall_layers(d, b, left);
     const bool few =
         b.n <= RESIDENT_PACKED_ROWS && (d->weights_packed || !has_packed_form(d->g.d_model));
     return with_state_type(d->state_type, [&](auto s) {
-        return resident_run(d, b, d->resident,
+        return resident_run(d, b, d->resident, left,
                             [&](auto f) { return with_width<decltype(s)>(d->g.d_model, few, f); });
     });
 }

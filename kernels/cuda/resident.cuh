@@ -34,7 +34,7 @@ struct resident_weights {   // of a layer, as boxes
 struct resident_layer {
     const bf16 *dt_proj;
     const float *conv_weight, *conv_bias, *dt_bias, *decay, *skip; // as layer_weights
-    const float *next_norm; // of the layer that follows; NULL: none
+    const float *next_norm; // of the layer that follows, or before the head
     const char *packed_in, *packed_out;
     float packed_in_by, packed_out_by; // what sums of these are multiplied by
 };
@@ -433,21 +433,21 @@ template <class SHAPE> static size_t resident_shape_bytes() {
 }
 
 // resident_tall.cu: steps of 65 to 128 rows, with a scratch of their own.
-cudaError_t resident_tall_layers(device *d, const batch &b);
+cudaError_t resident_tall_layers(device *d, const batch &b, row_squares *left);
 
 // resident_heads.cu: steps of Mamba-2, with resident.cu's scratch.
 bool resident_heads_room(const device *d);
 int32_t resident_heads_fewest(const device *d); // rows, if there is room
 int32_t resident_heads_most(const device *d);
 size_t resident_heads_bytes(const device *d);
-cudaError_t resident_heads_layers(device *d, const batch &b);
+cudaError_t resident_heads_layers(device *d, const batch &b, row_squares *left);
 // resident_heads_replay.cu: those that do not write states every token.
 bool resident_heads_replay_room(const device *d);
-cudaError_t resident_heads_replay_layers(device *d, const batch &b);
+cudaError_t resident_heads_replay_layers(device *d, const batch &b, row_squares *left);
 // resident_heads_packed.cu: those of few rows whose weights are packed.
 bool resident_heads_packs(const device *d); // whether it has the model's width
 bool resident_heads_packed_room(const device *d);
-cudaError_t resident_heads_packed_layers(device *d, const batch &b);
+cudaError_t resident_heads_packed_layers(device *d, const batch &b, row_squares *left);
 
 } // namespace ssm
 

@@ -300,18 +300,7 @@ template <class SHAPE, class S> struct resident_states {
     __device__ __forceinline__ void ask_sums(const resident_args &a, const resident_block<SHAPE> &b,
                                              const resident_worker<SHAPE> &w) const {
         barrier_wait(b.open, w.layer & 1);
-        char *dt = b.staged();
-        float *bc = x_bc_at<SHAPE>(dt);
-        const bf16 *from_dt = dt_of<SHAPE>(a, b.rank);
-        const float *from_bc = bc_of<SHAPE>(a, b.rank);
-#pragma unroll 4
-        for (int i = threadIdx.x; i < b.mine * (shape::RANK / 8); i += RESIDENT_WORKERS) {
-            const int r = i / (shape::RANK / 8), v = i % (shape::RANK / 8);
-            copy_async(dt + r * shape::DT_PITCH + v * 16, from_dt + i * 8, true);
-        }
-        for (int i = threadIdx.x; i < b.mine * 8; i += RESIDENT_WORKERS)
-            copy_async(bc + i / 8 * shape::BC_PITCH + i % 8 * 4, from_bc + i * 4, true);
-        copies_commit();
+        copy_x_sums<SHAPE, RESIDENT_WORKERS>(a, b, (int)threadIdx.x);
     }
     __device__ __forceinline__ void advance(const resident_args &a, const resident_block<SHAPE> &b,
                                             resident_worker<SHAPE> &w) {

@@ -65,6 +65,25 @@ template <class SHAPE> __device__ __forceinline__ float *x_bc_at(char *dt) {
     return (float *)(dt + SHAPE::HALF_ROWS * SHAPE::DT_PITCH);
 }
 
+// They come from memory, by THREADS threads: on their way.
+template <class SHAPE, int THREADS>
+__device__ __forceinline__ void copy_x_sums(const resident_args &a, const resident_block<SHAPE> &b,
+                                            int thread) {
+    constexpr int PARTS = SHAPE::RANK / 8; // of 16 bytes, of a token's dt
+    constexpr int BC_AT_ONCE = THREADS > 32 ? 4 : 2;
+    char *dt = b.staged();
+    float *bc = x_bc_at<SHAPE>(dt);
+    const bf16 *from_dt = dt_of<SHAPE>(a, b.rank);
+    const float *from_bc = bc_of<SHAPE>(a, b.rank);
+#pragma unroll 4
+    for (int i = thread; i < b.mine * PARTS; i += THREADS)
+        copy_async(dt + i / PARTS * SHAPE::DT_PITCH + i % PARTS * 16, from_dt + i * 8, true);
+#pragma unroll BC_AT_ONCE
+    for (int i = thread; i < b.mine * 8; i += THREADS)
+        copy_async(bc + i / 8 * SHAPE::BC_PITCH + i % 8 * 4, from_bc + i * 4, true);
+    copies_commit();
+}
+
 // A worker's tiles, every eighth, of the rank's tokens, the first eight of which there may be.
 template <class SHAPE, int A_WARP, int SIXTEENS>
 __device__ __forceinline__ void add_x_shares(const resident_args &a, const resident_block<SHAPE> &b,
@@ -114,8 +133,6 @@ __device__ __forceinline__ void carry_totals(const resident_args &a,
     uint64_t *totals = x_totals_of<SHAPE>(a, b.rank) + b.cluster * 64 + lane;
     bf16 *all_dt = dt_of<SHAPE>(a, b.rank);
     float *all_bc = bc_of<SHAPE>(a, b.rank);
-    char *dt = b.staged();
-    float *bc = x_bc_at<SHAPE>(dt);
 #pragma unroll 1
     for (int i = 0; i < a.n_layers; i++) {
         barrier_wait(b.told, i & 1);
@@ -138,14 +155,7 @@ __device__ __forceinline__ void carry_totals(const resident_args &a,
             count_wait(sums, RESIDENT_CLUSTERS * (i + 1));
         }
         __syncwarp();
-#pragma unroll 4
-        for (int k = lane; k < b.mine * (shape::RANK / 8); k += 32)
-            copy_async(dt + k / (shape::RANK / 8) * shape::DT_PITCH + k % (shape::RANK / 8) * 16,
-                       all_dt + k * 8, true);
-#pragma unroll 2
-        for (int k = lane; k < b.mine * 8; k += 32)
-            copy_async(bc + k / 8 * shape::BC_PITCH + k % 8 * 4, all_bc + k * 4, true);
-        copies_commit();
+        copy_x_sums<SHAPE, 32>(a, b, lane);
         copies_wait();
         __syncwarp();
         if (lane == 0)

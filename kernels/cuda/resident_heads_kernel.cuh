@@ -97,11 +97,12 @@ template <class SHAPE> static bool fill_heads(const device *d, const batch &b, h
 }
 
 template <bool P, template <class, class> class STATES, class S>
-static cudaError_t heads_run(const device *d, const batch &b) {
+static cudaError_t heads_run(const device *d, const batch &b, row_squares *left) {
     cudaError_t rc = cudaErrorNotSupported;
     with_heads<P, STATES, S>(d->g.d_model, [&](auto kernel, auto shape) {
         typedef decltype(shape) shape_of;
         heads_args a = {};
+        *left = squares_in<shape_of>(d->resident);
         if (fill_heads<shape_of>(d, b, &a))
             rc = resident_launch(d, shape_of::BYTES).run(kernel, a);
         return true;

@@ -57,11 +57,11 @@ bool resident_heads_packed_room(const device *d) {
     return heads_room<true, heads_at_once, f16>(d) && heads_room<true, heads_replay, f16>(d);
 }
 
-cudaError_t resident_heads_packed_layers(device *d, const batch &b) {
+cudaError_t resident_heads_packed_layers(device *d, const batch &b, row_squares *left) {
     if (d->state_type == SSM_DTYPE_F32)
-        return heads_run<true, heads_at_once, float>(d, b);
-    return d->replays && !b.at_once ? heads_run<true, heads_replay, f16>(d, b)
-                                    : heads_run<true, heads_at_once, f16>(d, b);
+        return heads_run<true, heads_at_once, float>(d, b, left);
+    return d->replays && !b.at_once ? heads_run<true, heads_replay, f16>(d, b, left)
+                                    : heads_run<true, heads_at_once, f16>(d, b, left);
 }
 
 } // namespace ssm

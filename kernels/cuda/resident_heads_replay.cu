@@ -51,8 +51,8 @@ bool resident_heads_replay_room(const device *d) {
     return heads_room<false, heads_replay, f16>(d);
 }
 
-cudaError_t resident_heads_replay_layers(device *d, const batch &b) {
-    return heads_run<false, heads_replay, f16>(d, b);
+cudaError_t resident_heads_replay_layers(device *d, const batch &b, row_squares *left) {
+    return heads_run<false, heads_replay, f16>(d, b, left);
 }
 
 } // namespace ssm

@@ -166,7 +166,7 @@ static bool fill_common(const device *d, const batch &b, void *scratch, resident
                           true, FETCH_128);
         l.conv_weight = w.conv_weight, l.conv_bias = w.conv_bias, l.dt_bias = w.dt_bias;
         l.decay = w.decay, l.skip = w.skip;
-        l.next_norm = i + 1 < g.n_layers ? d->layers[i + 1].norm : NULL;
+        l.next_norm = i + 1 < g.n_layers ? d->layers[i + 1].norm : d->norm_f;
         l.packed_in = (const char *)w.packed_in, l.packed_out = (const char *)w.packed_out;
         l.packed_in_by = packed_taken(w.packed_in_by);
         l.packed_out_by = packed_taken(w.packed_out_by);
@@ -208,14 +208,20 @@ template <class F> static bool with_channels(int d_model, F f) {
     }
 }
 
+// What a launch leaves beside its residuals.
+template <class SHAPE> static row_squares squares_in(void *scratch) {
+    return {((resident_scratch<SHAPE> *)scratch)->squares[0], SHAPE::OUT_TILES, SHAPE::OUT_TILES};
+}
+
 // with_width(f): f(kernel, shape) of the model's width, if there is one.
 template <class WITH_WIDTH>
-static cudaError_t resident_run(device *d, const batch &b, void *scratch,
+static cudaError_t resident_run(device *d, const batch &b, void *scratch, row_squares *left,
                                 const WITH_WIDTH &with_width) {
     cudaError_t rc = cudaErrorNotSupported;
     with_width([&](auto kernel, auto shape) {
         typedef decltype(shape) shape_of;
         resident_args a = {};
+        *left = squares_in<shape_of>(scratch);
         if (fill_arguments<shape_of>(d, b, scratch, &a))
             rc = resident_launch(d, shape_of::BYTES).run(kernel, a);
         return true;

@@ -96,8 +96,8 @@ template <class SHAPE> struct residual_part {
         for (int i = 0; i < A_LANE; i++)
             norm[i] = load_shared_sum(from + column + unit(i));
     }
-    // The next layer's input, if any, and its sums of squares.
-    __device__ __forceinline__ void give(const resident_args &a, int tile, bool next) const {
+    // The next layer's, or the head's, input and its sums of squares.
+    __device__ __forceinline__ void give(const resident_args &a, int tile) const {
 #pragma unroll
         for (int k = 0; k < TOKENS; k++) {
             if (!there(k))
@@ -109,7 +109,7 @@ template <class SHAPE> struct residual_part {
                 const float4 r = v[k][i];
                 const float of = (r.x * r.x + r.y * r.y) + (r.z * r.z + r.w * r.w);
                 square += at < UNITS * 4 ? of : 0.f;
-                if (next && at < UNITS * 4)
+                if (at < UNITS * 4)
                     *(uint2 *)(a.u + (size_t)token(k) * WIDTH + column + at) =
                         make_uint2(pack_bf16(r.x * norm[i].x, r.y * norm[i].y),
                                    pack_bf16(r.z * norm[i].z, r.w * norm[i].w));
@@ -151,7 +151,7 @@ __device__ __forceinline__ void first_input(const resident_args &a, const reside
                                            high_half(four.y));
             }
         }
-        part.give(a, b.tile, true);
+        part.give(a, b.tile);
     }
     workers_sync();
     if (threadIdx.x == 0) {
@@ -180,7 +180,6 @@ __device__ __forceinline__ void residual(const resident_args &a, const resident_
                                          const resident_worker<SHAPE> &w) {
     typedef SHAPE shape;
     enum { SPLITS = shape::OUT_SPLITS };
-    const float *next_norm = a.layers[w.layer].next_norm;
     residual_part<SHAPE> part(a, b, w);
     auto &v = part.v;
     if (part.live) {
@@ -191,8 +190,7 @@ __device__ __forceinline__ void residual(const resident_args &a, const resident_
             for (int i = 0; i < part.A_LANE; i++)
                 v[k][i] = load_shared_sum(before + part.unit(i));
         }
-        if (next_norm)
-            part.ask_norm(next_norm);
+        part.ask_norm(a.layers[w.layer].next_norm);
     }
     workers_wait(&scratch_of<SHAPE>(a).shares[b.tile], SPLITS * (w.layer + 1));
     if (part.live) {
@@ -224,11 +222,11 @@ __device__ __forceinline__ void residual(const resident_args &a, const resident_
                 add4(v[k][i], sum[k][i][0]);
             }
         }
-        part.give(a, b.tile, next_norm != NULL);
+        part.give(a, b.tile);
     }
     workers_sync();
     if (threadIdx.x == 0) {
-        if (next_norm)
+        if (w.layer + 1 < a.n_layers)
             count_up(&scratch_of<SHAPE>(a).input);
         else if (blockIdx.x == 0) // shares are here, so all have waited for the last input
             scratch_of<SHAPE>(a).input.n = 0;

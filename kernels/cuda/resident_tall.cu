@@ -56,9 +56,9 @@ size_t resident_tall_bytes(const device *d) {
     return bytes;
 }
 
-cudaError_t resident_tall_layers(device *d, const batch &b) {
+cudaError_t resident_tall_layers(device *d, const batch &b, row_squares *left) {
     return with_state_type(d->state_type, [&](auto s) {
-        return resident_run(d, b, d->resident_tall,
+        return resident_run(d, b, d->resident_tall, left,
                             [&](auto f) { return with_width<decltype(s)>(d->g.d_model, f); });
     });
 }

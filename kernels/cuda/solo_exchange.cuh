@@ -15,6 +15,7 @@
 #ifndef SSM_KERNELS_CUDA_SOLO_EXCHANGE_CUH
 #define SSM_KERNELS_CUDA_SOLO_EXCHANGE_CUH
 
+#include "poll.cuh"
 #include "solo.cuh"
 
 namespace ssm {
@@ -88,31 +89,6 @@ __device__ __forceinline__ uint2 packet(const uint2 *from) {
     uint64_t v;
     asm volatile("ld.relaxed.gpu.global.b64 %0, [%1];" : "=l"(v) : "l"(from) : "memory");
     return make_uint2((uint32_t)v, (uint32_t)(v >> 32));
-}
-__device__ __forceinline__ void give_up_after(int tries) {
-    if (tries > 1 << 22)
-        __trap();
-}
-// Waits for what load(i) gives until there(v[i]), of all lanes.
-template <int N, class T, class LOAD, class THERE>
-__device__ __forceinline__ void poll(T (&v)[N], const LOAD &load, const THERE &there) {
-#pragma unroll
-    for (int i = 0; i < N; i++)
-        load(i, v[i]);
-    for (int tries = 0;; tries++) {
-        bool all = true;
-#pragma unroll
-        for (int i = 0; i < N; i++)
-            all &= there(i, v[i]);
-        if (__all_sync(~0u, all))
-            break;
-#pragma unroll
-        for (int i = 0; i < N; i++) {
-            if (!there(i, v[i]))
-                load(i, v[i]);
-        }
-        give_up_after(tries);
-    }
 }
 // Packets of publish(): lane, 32 + lane, .. of `most`.
 template <int N>

@@ -9,7 +9,7 @@
 #ifndef SSM_KERNELS_CUDA_TOTALS_CUH
 #define SSM_KERNELS_CUDA_TOTALS_CUH
 
-#include "hopper.cuh"
+#include "poll.cuh"
 
 namespace ssm {
 
@@ -39,30 +39,9 @@ template <int ADDERS> __device__ __forceinline__ void add_to_total(uint64_t *tot
 template <int ADDERS, int N, class AT, class WANTED, class BEFORE>
 __device__ __forceinline__ void totals_wait(uint64_t (&since)[N], const AT &at,
                                             const WANTED &wanted, const BEFORE &before) {
-    auto look = [&](int i) { since[i] = load_total(at(i)) - before(i); };
-    auto there = [&](int i) { return (since[i] & 255) == ADDERS; };
-#pragma unroll
-    for (int i = 0; i < N; i++) {
-        since[i] = ADDERS;
-        if (wanted(i))
-            look(i);
-    }
-#pragma unroll 1
-    for (int tries = 0;; tries++) {
-        bool all = true;
-#pragma unroll
-        for (int i = 0; i < N; i++)
-            all &= there(i);
-        if (__all_sync(~0u, all))
-            return;
-#pragma unroll
-        for (int i = 0; i < N; i++) {
-            if (!there(i))
-                look(i);
-        }
-        if (tries > 1 << 22)
-            __trap();
-    }
+    poll(
+        since, [&](int i, uint64_t &v) { v = wanted(i) ? load_total(at(i)) - before(i) : ADDERS; },
+        [&](int, uint64_t v) { return (v & 255) == ADDERS; });
 }
 __device__ __forceinline__ float total_of(uint64_t since) {
     const int64_t sum = (int64_t)since >> 8;

@@ -170,6 +170,7 @@ void weights_free(device *d) {
     cudaFree((void *)d->embedding);
     cudaFree((void *)d->norm_f);
     cudaFree(d->packed);
+    cudaFree(d->packed_head);
     free(d->layers);
 }
 

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The warp groups' matrix instruction in the shapes that medium.cu, resident.cu and xproj.cu use:
+// The warp groups' matrix instruction in the shapes that medium.cu, resident.cu, xproj.cu and
+// head_packed.cu use:
 // d [64][N] += a [64][16] b [N][16]^T, both operands bf16 tiles in shared memory (hopper.cuh), sums
 // in fp32. Lane l of warp w of the group, g = l / 4, q = l % 4: d[4 j + i] is row 16 w + g + 8 (i /
 // 2), column 8 j + 2 q + i % 2.
@@ -87,6 +88,40 @@ __device__ __forceinline__ void wgmma(float (&d)[48], uint64_t a, uint64_t b) {
                  "}, %48, %49, 1, 1, 1, 0, 0;"
                  : D32(0), D16(32)
                  : "l"(a), "l"(b));
+}
+
+// The same with a from registers: of its rows g and g + 8 of the warp's 16 columns 2 q and 2 q + 1
+// as a pair, then 2 q + 8 and 2 q + 9 (util.cuh, mma()).
+__device__ __forceinline__ void wgmma_registers(float (&d)[4], const uint32_t (&a)[4], uint64_t b) {
+    asm volatile("wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {"
+                 "%0,%1,%2,%3"
+                 "}, {%4,%5,%6,%7}, %8, 1, 1, 1, 0;"
+                 : D4(0)
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
+__device__ __forceinline__ void wgmma_registers(float (&d)[8], const uint32_t (&a)[4], uint64_t b) {
+    asm volatile("wgmma.mma_async.sync.aligned.m64n16k16.f32.bf16.bf16 {"
+                 "%0,%1,%2,%3,%4,%5,%6,%7"
+                 "}, {%8,%9,%10,%11}, %12, 1, 1, 1, 0;"
+                 : D8(0)
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
+__device__ __forceinline__ void wgmma_registers(float (&d)[16], const uint32_t (&a)[4],
+                                                uint64_t b) {
+    asm volatile("wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {"
+                 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15"
+                 "}, {%16,%17,%18,%19}, %20, 1, 1, 1, 0;"
+                 : D16(0)
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
+__device__ __forceinline__ void wgmma_registers(float (&d)[32], const uint32_t (&a)[4],
+                                                uint64_t b) {
+    asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
+                 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,"
+                 "%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
+                 "}, {%32,%33,%34,%35}, %36, 1, 1, 1, 0;"
+                 : D32(0)
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
 }
 
 #undef D4

@@ -102,7 +102,7 @@ if command -v compute-sanitizer >/dev/null; then
     }
     beyond=(few_kernel few_packed_kernel solo_kernel large_kernel medium_kernel xproj_kernel
         resident_kernel heads_kernel wide_kernel wide_turns_kernel scan_roles_kernel scan_wgmma_kernel head_kernel
-        conv_xproj_kernel)
+        conv_xproj_kernel packed_head_kernel)
     ours=(--kernel-name kns=ssm)
     for kernel in "${beyond[@]}"; do
         ours+=(--kernel-name-exclude "kns=${#kernel}$kernel") # as it is mangled

@@ -173,6 +173,65 @@ START_TEST(no_byte_belongs_to_two_units) {
 }
 END_TEST
 
+// ---- the head
+
+START_TEST(words_have_factors_of_their_own) {
+    const uint32_t one = 127 << 7;
+    for (uint32_t most = 0; most < 255 << 7; most += 77) {
+        const uint32_t by = packed_head_by(most);
+        float factor;
+        memcpy(&factor, &by, sizeof factor);
+        // a weight times 2^-base, as unpack() leaves it, times 2^112
+        const double lifted = ldexp(ldexp(value(most), -packed_base(most)), PACKED_HEAD_LIFT);
+        if (lifted * (double)factor != value(most))
+            ck_abort_msg("%x: %g times %g", most, lifted, (double)factor);
+    }
+    ck_assert_uint_eq(packed_head_by(255 << 7), 0);
+    ck_assert_uint_eq(packed_head_by(0x7fff), 0);
+    ck_assert_uint_eq(packed_head_told(0, one), 0);
+    ck_assert_uint_eq(packed_head_told(0x8000, one), 0);
+    ck_assert(packed_head_reaches(0));
+    ck_assert(packed_head_reaches(packed_head_told(one, one)));
+    ck_assert(packed_head_reaches(packed_head_told(0x8000 | (one - (PACKED_REACH << 7)), one)));
+    ck_assert(!packed_head_reaches(packed_head_told(one - (PACKED_REACH << 7) - 1, one)));
+    ck_assert(!packed_head_reaches(packed_head_told(1, one)));
+    ck_assert(packed_head_reaches(packed_head_told(1, 15 << 7))); // base 0: all are exact
+}
+END_TEST
+
+// Lane l of warp w has rows 16 w + l / 4 and 8 more, of 16 columns 2 q, 2 q + 1, 2 q + 8, 2 q + 9
+// (q: l % 4), as the matrix instruction takes them; of 32 columns a unit a row.
+START_TEST(words_lie_where_lanes_take_them) {
+    enum { PIECES = 5, ROWS = 150, UNITS = 8 * PIECES, TILES = 3 };
+    const size_t words = (size_t)TILES * PIECES * PACKED_HEAD_TILE / 4;
+    unsigned char *taken = calloc(words, 1), columns[PACKED_HEAD_COLUMNS * PIECES];
+    ck_assert_ptr_nonnull(taken);
+    for (int row = 0; row < ROWS; row++) {
+        memset(columns, 0, sizeof columns);
+        for (int unit = 0; unit < UNITS; unit++) {
+            const packed_place p = packed_head_place(PIECES, row, unit);
+            const size_t tile = (size_t)(row / 64 * PIECES + unit / 8) * PACKED_HEAD_TILE;
+            const int lane = row % 8 * 4 + unit % 4, half = unit % 8 / 4, second = row / 8 % 2;
+            const size_t of_lane = tile + (size_t)(row % 64 / 16 * 512 + lane * 16);
+            if (p.s != of_lane + (size_t)(half * 2048 + second * 8) ||
+                p.e != of_lane + (size_t)(4096 + half * 8 + second * 4) || taken[p.s / 4]++ ||
+                taken[p.s / 4 + 1]++ || taken[p.e / 4]++)
+                ck_abort_msg("row %d, unit %d", row, unit);
+            for (int k = 0; k < PACKED_UNIT; k++) {
+                const int at = packed_head_column(unit, k), in = at % 16;
+                ck_assert_int_eq(at / 32, unit / 4);
+                ck_assert_int_eq(at / 16 % 2, k / 4);
+                ck_assert_int_eq(in, unit % 4 * 2 + k % 2 + k / 2 % 2 * 8);
+                columns[at]++;
+            }
+        }
+        for (size_t i = 0; i < sizeof columns; i++)
+            ck_assert_int_eq(columns[i], 1);
+    }
+    free(taken);
+}
+END_TEST
+
 int main(void) {
     Suite *suite = suite_create("packed");
     TCase *tc = tcase_create("packed");
@@ -183,6 +242,8 @@ int main(void) {
     tcase_add_loop_test(tc, units_unpack_to_their_weights, 0, N_BASES);
     tcase_add_loop_test(tc, units_lie_where_lanes_take_them, 0, N_WIDTHS);
     tcase_add_loop_test(tc, no_byte_belongs_to_two_units, 0, N_WIDTHS);
+    tcase_add_test(tc, words_have_factors_of_their_own);
+    tcase_add_test(tc, words_lie_where_lanes_take_them);
     suite_add_tcase(suite, tc);
     SRunner *sr = srunner_create(suite);
     srunner_run_all(sr, CK_NORMAL);

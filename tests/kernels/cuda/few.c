@@ -77,17 +77,25 @@ START_TEST(few_rows_of_published_widths_agree) {
     for (int i = 0; i < FEW_STEPS * 8; i++)
         tokens[i / 8][i % 8] = below(shape->vocab_size);
     few_rows(&p.reference, 8, 0, tokens);
-    for (int f = 1; f <= 3; f += 2) { // bf16 weights, f32 and f16 states
-        p.tolerance = formats[f].tolerance;
-        snprintf(p.what, sizeof p.what, "%s, %s state", shape->name,
-                 ssm_dtype_name(formats[f].state));
-        rig_open(&p.cuda, "cuda", &p.model.weights, SSM_DTYPE_BF16, formats[f].state);
+    // bf16 weights, f32 and f16 states; then without packed ones, whose heads are others
+    for (int i = 0; i < (shape->d_model <= 1024 ? 3 : 2); i++) {
+        const number_format *format = &formats[i == 1 ? 3 : 1];
+        p.tolerance = format->tolerance;
+        snprintf(p.what, sizeof p.what, "%s, %s state%s", shape->name,
+                 ssm_dtype_name(format->state), i == 2 ? ", unpacked" : "");
+        p.cuda = rig_open_with("cuda", &p.model.weights,
+                               (ssm_device_options){.n_slots = SLOTS,
+                                                    .max_rows = ROWS,
+                                                    .max_tokens = TOKENS,
+                                                    .weight_dtype = SSM_DTYPE_BF16,
+                                                    .state_dtype = format->state,
+                                                    .unpacked = i == 2});
         for (int32_t n = 1; n <= 8; n = n == 4 ? 8 : n + 1) {
             few_rows(&p.cuda, n, 3, tokens);
-            for (int32_t i = 0; i < n; i++) {
-                compare(&p, rig_logits(&p.cuda, i), rig_logits(&p.reference, i),
+            for (int32_t k = 0; k < n; k++) {
+                compare(&p, rig_logits(&p.cuda, k), rig_logits(&p.reference, k),
                         (size_t)p.cuda.vocab, "logits");
-                compare(&p, rig_state(&p.cuda, 3 + i), rig_state(&p.reference, i),
+                compare(&p, rig_state(&p.cuda, 3 + k), rig_state(&p.reference, k),
                         p.cuda.state_floats, "a state");
             }
             float *logits = rig_logits(&p.cuda, 0), *state = rig_state(&p.cuda, 3);

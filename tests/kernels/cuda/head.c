@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Logits of vocabularies of any size (head.cu): every column of some rows against the reference, in
-// steps of any number of rows; and nothing is written behind a step's rows.
+// Logits of vocabularies of any size (head.cu, head_packed.cu): every column of some rows against
+// the reference, in steps of any number of rows; and nothing is written behind a step's rows.
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -8,7 +8,8 @@
 #include "tests.h"
 
 // Narrow models, for the reference's sake. Two layers' widths are no multiple of a piece of 64
-// columns, vocabularies none of a tile; the last two are not head.cu's.
+// columns, vocabularies none of a tile; the last two are not head.cu's. Those of multiples of 64
+// are head_packed.cu's for up to 64 rows, unless there are no packed weights.
 static const small_shape heads[] = {
     {"50,280 of 136", SSM_BLOCK_MAMBA, 1, 136, 272, 16, 4, 9, 0, 0, 50280, false, false, true},
     {"50,288 of 64", SSM_BLOCK_MAMBA2, 1, 64, 128, 64, 4, 0, 2, 1, 50288, false, false, false},
@@ -23,10 +24,17 @@ enum { N_HEADS = sizeof heads / sizeof heads[0] };
 START_TEST(logits_of_any_vocabulary_agree) {
     static const int32_t counts[] = {1, 3, 9, 16, 33, 64, 65, 127, 129, 192, 250, 385, 600};
     pair p = {.tolerance = 2.5e-2}; // formats[] of bf16
-    small_model_create(&p.model, &heads[_i], SSM_DTYPE_BF16, (uint64_t)_i + 31);
-    snprintf(p.what, sizeof p.what, "head, %s", heads[_i].name);
-    rig_open_for(&p.cuda, "cuda", &p.model.weights, SSM_DTYPE_BF16, SSM_DTYPE_F32, MANY, MANY,
-                 MANY);
+    const small_shape *shape = &heads[_i % N_HEADS];
+    const bool unpacked = _i >= N_HEADS;
+    small_model_create(&p.model, shape, SSM_DTYPE_BF16, (uint64_t)_i + 31);
+    snprintf(p.what, sizeof p.what, "head, %s%s", shape->name, unpacked ? ", unpacked" : "");
+    p.cuda = rig_open_with("cuda", &p.model.weights,
+                           (ssm_device_options){.n_slots = MANY,
+                                                .max_rows = MANY,
+                                                .max_tokens = MANY,
+                                                .weight_dtype = SSM_DTYPE_BF16,
+                                                .state_dtype = SSM_DTYPE_F32,
+                                                .unpacked = unpacked});
     rig_open_for(&p.reference, "reference", &p.model.weights, SSM_DTYPE_BF16, SSM_DTYPE_F32, MANY,
                  MANY, MANY);
     for (size_t c = 0; c < sizeof counts / sizeof counts[0]; c++) {
@@ -81,6 +89,6 @@ END_TEST
 void head_tests(TCase *tc, cuda_part part) {
     if (part != PART_ALL && part != PART_HEAD)
         return;
-    tcase_add_loop_test(tc, logits_of_any_vocabulary_agree, 0, N_HEADS);
+    tcase_add_loop_test(tc, logits_of_any_vocabulary_agree, 0, 2 * N_HEADS);
     tcase_add_test(tc, kept_logits_stay_as_they_are);
 }

@@ -45,7 +45,9 @@ BODIES = {
     "wgmma_commit": "",
     "wgmma_wait": "",
     "wgmma": "emu_wgmma(d, a, b);",
+    "wgmma_registers": "emu_wgmma_registers(d, a, b);",
     "given": "return emu_bf16_pair(two, 0x1p90f);",
+    "lifted": "return emu_bf16_pair(two, 0x1p112f);",
     "mma": "emu_mma(c, a0, a1, a2, a3, b0, b1);",
     "mma_f16": "emu_mma(c, a0, a1, a2, a3, b0, b1, EMU_MMA_F16);",
     "mma_8": "emu_mma(c, a0, a1, 0, 0, b0, 0);",
@@ -86,11 +88,13 @@ BODIES = {
 ARGUMENTS = {
     "wgmma": "uint64_t a, uint64_t b",
     "given": "uint32_t two",
+    "lifted": "uint32_t two",
     "exchange": "uint32_t lo",
 }
 
 TEXTS = [  # what is not a function of its own
     ('asm volatile("" : "+f"(acc[i])::"memory");', ";"),
+    ('asm volatile("" : "+f"(d[i])::"memory");', ";"),
     (
         'asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(log2) : "f"(1.f + e));',
         "log2 = log2f(1.f + e);",
@@ -98,6 +102,7 @@ TEXTS = [  # what is not a function of its own
     ("extern __shared__ __align__(1024) char shared[];", "char *const shared = emu_shared();"),
     ("const __grid_constant__ resident_args a", "const resident_args &a"),
     ("const __grid_constant__ heads_args a", "const heads_args &a"),
+    ("const __grid_constant__ packed_head_args a", "const packed_head_args &a"),
 ]
 PATTERNS = {  # the same, over lines
     # two floats to a pair of fp16: the high half comes first

@@ -202,6 +202,23 @@ template <int N> void emu_wgmma(float (&d)[N], uint64_t a, uint64_t b) {
         }
     }
 }
+// The same with a from registers: four lanes have a row's.
+template <int N> void emu_wgmma_registers(float (&d)[N], const uint32_t (&a)[4], uint64_t b) {
+    const int q = emu_now->lane % 4;
+    float x[2][16], w[16];
+    for (int j = 0; j < 16; j++) {
+        const uint32_t pair = emu_shuffle(a[j / 4], emu_now->lane - q + j % 4);
+        float *to = x[j / 4 % 2] + j / 8 * 8 + j % 4 * 2;
+        to[0] = emu_bf16((uint16_t)pair), to[1] = emu_bf16((uint16_t)(pair >> 16));
+    }
+    for (int i = 0; i < N; i += 4) {
+        for (int c = 0; c < 2; c++) {
+            emu_operand(b, i * 2 + 2 * q + c, w);
+            for (int k = 0; k < 16; k++)
+                d[i + c] += x[0][k] * w[k], d[i + 2 + c] += x[1][k] * w[k];
+        }
+    }
+}
 
 // ---- what nvcc has for every thread
 

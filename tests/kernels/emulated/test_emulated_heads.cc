@@ -174,6 +174,7 @@ template <class SHAPE, class S> struct model {
     std::vector<layer<NW>> layers;
     weights embedding, u, y;
     numbers residual;
+    const numbers norm_f;
     slots<NW, S> all;
     std::vector<int> held;           // of slots: entries
     std::vector<row> rows;           // of this step
@@ -185,8 +186,9 @@ template <class SHAPE, class S> struct model {
     model(int n_tokens, int d_conv)
         : tokens(n_tokens), width(d_conv), embedding(random_matrix(VOCABULARY, of::M)),
           u((size_t)tokens * of::M, SPOILT), y((size_t)tokens * of::INNER, SPOILT),
-          residual((size_t)tokens * of::M, NAN), all((tokens + SPARE) | 1, d_conv), held(all.n),
-          rows((size_t)tokens), codes((size_t)tokens), ids((size_t)tokens), a() {
+          residual((size_t)tokens * of::M, NAN), norm_f(random_numbers(of::M, .5f, 1.5f)),
+          all((tokens + SPARE) | 1, d_conv), held(all.n), rows((size_t)tokens),
+          codes((size_t)tokens), ids((size_t)tokens), a() {
         for (uint16_t &one : embedding)
             one = to_bf16(normal());
         const size_t bytes = (resident_shape_bytes<shape>() + 255) / 256 * 256;
@@ -223,7 +225,7 @@ template <class SHAPE, class S> struct model {
         l->packed_out_by = packed_taken(packed_by(w.packed_out.most));
         l->conv_weight = w.conv.data(), l->conv_bias = w.conv_bias.data();
         l->dt_bias = w.dt_bias.data(), l->decay = w.decay.data(), l->skip = w.skip.data();
-        l->next_norm = i + 1 < LAYERS ? layers[(size_t)i + 1].norm.data() : NULL;
+        l->next_norm = i + 1 < LAYERS ? layers[(size_t)i + 1].norm.data() : norm_f.data();
         a.gate_norm[i] = w.gate_norm.data();
     }
     // The step's rows. The last ones have no slot, as where a step is filled up (lists.cu).
@@ -262,7 +264,7 @@ template <int NW, class S> struct comparison {
     typedef layer<NW> of;
     const slots<NW, S> &now;
     slots<NW, S> before;
-    difference residual, ring, base, x, b, dt;
+    difference residual, head, squares, ring, base, x, b, dt;
 
     explicit comparison(const slots<NW, S> &all) : now(all), before(all) {
     }
@@ -291,6 +293,7 @@ template <int NW, class S> struct comparison {
     }
     bool right(bool entries) const {
         bool right = residual.is_small("residual") & ring.is_small("inputs");
+        right &= head.is_small("for head") & squares.is_small("squares");
         right &= base.is_small("states", 0x1p-11); // half of fp16's last bit
         if (entries)
             right &= x.is_small("x") & b.is_small("B") & dt.is_small("delta");
@@ -336,8 +339,16 @@ static bool agrees(int tokens, int absent, int width, int steps, unsigned seed) 
                 if (r.slot >= 0)
                     compared.token(at, entry, to);
             }
-            for (int i = 0; i < of::M; i++)
-                compared.residual.add(x[i], m.residual[(size_t)k * of::M + i]);
+            double square = 0, left = 0;
+            for (int i = 0; i < of::M; i++) {
+                const size_t at = (size_t)k * of::M + i;
+                compared.residual.add(x[i], m.residual[at]);
+                compared.head.add(rounded(x[i] * m.norm_f[i]), number(m.u[at]));
+                square += x[i] * x[i];
+            }
+            for (float part : scratch_of<shape>(m.a).squares[k])
+                left += part;
+            compared.squares.add(square, left);
             if (r.slot >= 0)
                 m.held[(size_t)r.slot] = entry + 1;
         }

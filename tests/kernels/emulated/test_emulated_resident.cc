@@ -108,6 +108,24 @@ template <class SHAPE> static bool nothing_left(void) {
     return true;
 }
 
+// What the head scales its sums by, a token's residual's: by the kernel all tiles of its columns.
+template <class SHAPE> static doubles squares_left(void) {
+    doubles sums;
+    for (int k = 0; k < a.tokens; k++) {
+        const float *of = scratch_of<SHAPE>(a).squares[k];
+        sums.push_back(0);
+        for (int i = 0; i < SHAPE::OUT_TILES; i++)
+            sums.back() += of[i];
+    }
+    return sums;
+}
+static doubles squares_of(const doubles &x, int width) {
+    doubles sums(x.size() / (size_t)width);
+    for (size_t i = 0; i < x.size(); i++)
+        sums[i / (size_t)width] += x[i] * x[i];
+    return sums;
+}
+
 template <int NW, int MOST, bool P, bool T, class S>
 static bool agrees(int tokens, int width, unsigned seed) {
     typedef layer<NW> of;
@@ -128,6 +146,7 @@ static bool agrees(int tokens, int width, unsigned seed) {
         one = (S)normal();
     doubles want_ring = bf16_in_double(ring), want_state = in_double(state);
     numbers residual((size_t)tokens * of::M);
+    const numbers norm_f = random_numbers(of::M, .5f, 1.5f);
     std::vector<int32_t> ids((size_t)tokens);
     const int32_t drawn[] = {2, 1, 3};
     const size_t bytes = (resident_shape_bytes<shape>() + 255) / 256 * 256;
@@ -154,7 +173,7 @@ static bool agrees(int tokens, int width, unsigned seed) {
         l->dt_proj = (const bf16 *)w.dt.data(), l->conv_weight = w.conv.data();
         l->conv_bias = w.conv_bias.data(), l->dt_bias = w.dt_bias.data();
         l->decay = w.decay.data(), l->skip = w.skip.data();
-        l->next_norm = i + 1 < LAYERS ? layers[(size_t)i + 1].norm.data() : NULL;
+        l->next_norm = i + 1 < LAYERS ? layers[(size_t)i + 1].norm.data() : norm_f.data();
     }
     bool right = true;
     for (int step = 0; step < STEPS; step++) {
@@ -182,6 +201,10 @@ static bool agrees(int tokens, int width, unsigned seed) {
         printf("d_model %d, %s, to %d rows, %zu bytes a state: %d rows%s, step %d\n", of::M,
                P ? "packed" : "bf16", MOST, sizeof(S), tokens, T ? " by totals" : "", step);
         right &= near("residual", want, in_double(residual));
+        right &= near("squares", squares_of(want, of::M), squares_left<shape>());
+        for (size_t i = 0; i < want.size(); i++)
+            want[i] = rounded(want[i] * norm_f[i % of::M]);
+        right &= near("for head", want, bf16_in_double(u));
         right &= near("states", want_state, in_double(state));
         right &= near("inputs", want_ring, bf16_in_double(ring));
         right &= nothing_left<shape>();
