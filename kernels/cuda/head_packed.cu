@@ -30,10 +30,10 @@
 //   1.4b     0.644  0.631                0.888 0.851
 //   2.8b     1.164  1.147   1.526 1.486  1.546 1.497  1.604 1.586  1.98 1.95    2.257 2.249 *
 //   2.7b                                 1.723 1.711
-// * means of nine; each is 2.22 to 2.29, in two modes of some hundred ms 2% apart, whichever blocks
-// have which SMs (read by block) and at the same clock (1.81 GHz). Why is not known. Of 130m b64
-// 0.002, of b8 0.001 are the missing norm_f. Predicted by bytes: 130m b1 4 us less, 2.8b 14. More
-// where skinny.cu's made them, to eight rows of resident.cu.
+// * means of nine; each is 2.22 to 2.29 (large-steps.md, "Two modes"). Of 130m b64 0.002, of b8
+// 0.001 are the missing norm_f. Predicted by bytes: 130m b1 4 us less, 2.8b 14. More where
+// skinny.cu's made them, to eight rows of resident.cu. 130m b1 on other cards: 0.0995, 0.1015,
+// 0.1022.
 //
 // Where its time goes, 130m b1, us by %globaltimer: solo.cu leaves 36 SMs, whose blocks have full
 // rings for 80 us. The others begin as SMs become free, 0.3 later the last layer is done, 1.0

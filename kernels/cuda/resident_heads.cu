@@ -86,7 +86,10 @@ int32_t resident_heads_fewest(const device *d) {
     // 0.762, and of three rows 0.893 and 1.614.
     if (d->g.d_model >= 1536 && d->weights_packed)
         return 2;
-    // 130m's three rows 0.312 ms and so 0.302; 370m's four 0.574 and so 0.603.
+    // 130m's three rows 0.312 ms and so 0.307, four 0.317 and 0.305, but with fp32 states 0.339 and
+    // 0.353, 0.338 and 0.356; 370m's four 0.574 and 0.603.
+    if (d->g.d_model == 768)
+        return d->state_type == SSM_DTYPE_F16 ? 3 : 5;
     return d->g.d_model == 1024 ? 5 : 3;
 }
 int32_t resident_heads_most(const device *d) {
