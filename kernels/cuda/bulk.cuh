@@ -87,6 +87,15 @@ __device__ __forceinline__ void barrier_expect(uint32_t at, uint32_t bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(at), "r"(bytes)
                  : "memory");
 }
+// Once `sum` is there, and so all that it was made of: an arrive alone overtakes reads of shared
+// memory that queue (few.cu). No sum is this NaN.
+__device__ __forceinline__ void barrier_arrive_after(uint32_t at, float sum) {
+    asm volatile("{\n.reg .pred p;\n"
+                 "setp.ne.b32 p, %1, 0x7fc12345;\n"
+                 "@p mbarrier.arrive.shared::cta.b64 _, [%0];\n}" ::"r"(at),
+                 "r"(__float_as_uint(sum))
+                 : "memory");
+}
 // What this thread wrote to shared memory becomes visible to the copy engine and the matrix units
 // after a barrier.
 __device__ __forceinline__ void fence_async() {

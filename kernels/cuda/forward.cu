@@ -12,8 +12,7 @@
 //                     falcon-mamba-7b: from 2): one launch for all layers (resident_packed.cuh: to
 //                     16 of large ones but falcon; resident_tall.cu: 65 to 128, not of falcon)
 //   resident_heads.cu 2 to 64 rows of Mamba-2's (130m: 3 to 24, 370m: 5 to 40; fp32 states: to 8,
-//                     130m from 5):
-//                     the same (resident_heads_packed.cu: to 16 of all but 130m)
+//                     130m's from 5): the same (resident_heads_packed.cu: to 16 of all but 130m)
 //   medium.cu   4     to 64 rows (Mamba-2: 3, in_proj, advance and out_proj; of 7b from 1 or 2)
 //   product.cu  6 up  otherwise: norm, in_proj, conv, x_proj (xproj.cu, to a thousand tokens or
 //                     more), advance and / or scan, out_proj

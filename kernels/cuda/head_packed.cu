@@ -19,6 +19,8 @@
 //   up to 64           a box of 64 columns with each stage (wgmma). 33 and more: three tiles at a
 //                      time, for want of registers; one piece is waited for before the next one
 //
+// A stage is given back once the products of what was read from it are there, as in few.cu.
+//
 // A token's sums depend on no other one. They are scaled by its norm where the last layer leaves
 // squares, as all kernels of whole steps do: then there is no norm_f kernel.
 //
@@ -32,8 +34,8 @@
 //   2.7b                                 1.723 1.711
 // * means of nine; each is 2.22 to 2.29 (large-steps.md, "Two modes"). Of 130m b64 0.002, of b8
 // 0.001 are the missing norm_f. Predicted by bytes: 130m b1 4 us less, 2.8b 14. More where
-// skinny.cu's made them, to eight rows of resident.cu. 130m b1 on other cards: 0.0995, 0.1015,
-// 0.1022.
+// skinny.cu's made them, to eight rows of resident.cu. 130m b1 on seven machines: 0.0995
+// to 0.1022.
 //
 // Where its time goes, 130m b1, us by %globaltimer: solo.cu leaves 36 SMs, whose blocks have full
 // rings for 80 us. The others begin as SMs become free, 0.3 later the last layer is done, 1.0

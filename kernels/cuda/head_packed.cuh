@@ -111,9 +111,9 @@ template <class SHAPE> struct packed_head_tiles {
     }
 };
 
-// One lane: stage after stage of the block's tiles, until the ring is full before anybody waits for
-// the kernel before. What comes with the weights of that kernel's is asked for when it is there,
-// so that it does not queue behind all of them: of HEAD_AHEAD stages at first.
+// One lane: stage after stage of the block's tiles, as soon as there is room. Weights wait for
+// nobody. Where token rows come with them, which the kernel before makes, HEAD_AHEAD stages'
+// weights are asked for before it is done: rows queue behind what was asked for before.
 enum { HEAD_AHEAD = 2 };
 
 template <class SHAPE> struct packed_head_asker {
@@ -221,9 +221,14 @@ template <class SHAPE> struct packed_head_worker {
     __device__ __forceinline__ void take() const {
         barrier_wait(ring.full + ring.stage * 8, ring.phase);
     }
-    __device__ __forceinline__ void give() {
-        if (lane == 0)
-            barrier_arrive(ring.empty + ring.stage * 8);
+    // Once the products of what was read from the stage are there, if anything was.
+    __device__ __forceinline__ void give(bool mine, float sum) {
+        if (lane == 0) {
+            if (SHAPE::FEW && mine)
+                barrier_arrive_after(ring.empty + ring.stage * 8, sum);
+            else
+                barrier_arrive(ring.empty + ring.stage * 8);
+        }
         ring.next();
     }
     // d [16 rows][TOKENS] += the stage's weights times piece p of the tokens' rows.
@@ -236,7 +241,6 @@ template <class SHAPE> struct packed_head_worker {
             const int pitch = SHAPE::x_pitch(a.pieces);
             const char *x =
                 ring.x() + lane % 8 * pitch + p * PACKED_HEAD_COLUMNS * 2 + lane / 8 * 16;
-            // The slot is given back once what was read from it is here: all of it is in w.
 #pragma unroll
             for (int j = 0; j < SHAPE::TOKENS / 8; j++) {
                 float(&c)[4] = *(float(*)[4])(d + j * 4);
@@ -287,7 +291,7 @@ template <class SHAPE> struct packed_head_worker {
                 take();
                 if (mine)
                     multiply(d, p);
-                give();
+                give(mine, d[0]); // which all of a lane's weights have a part in
             }
 #pragma unroll
             for (int h = 0; h < 2; h++) {

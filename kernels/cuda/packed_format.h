@@ -89,11 +89,10 @@ SSM_BOTH bool packed_reaches(uint32_t magnitude, uint32_t most) {
 }
 
 // ---- numbers of the head (head_packed.cuh), whose rows have factors of their own: a word that is
-// rare is as exact as one that is not
+// rare is as exact as one that is not. Its weights are multiplied by 2^PACKED_HEAD_LIFT once they
+// are unpacked: then nearly all of them are normal numbers.
 
-enum {
-    PACKED_HEAD_LIFT = 112
-}; // unpacked weights are multiplied by 2^112: then nearly all are normal
+enum { PACKED_HEAD_LIFT = 112 };
 
 // What a row's sums are multiplied by, as bits of an fp32, given its largest magnitude; 0: there is
 // none, for some weights are no numbers.

@@ -145,9 +145,8 @@ int head_pack(device *d, ssm_error *err) {
         return ssm_error_set(err, SSM_ENOMEM, NULL, "no memory to pack the head");
     const int rc = pack(d, &p, err);
     free(p.host);
-    if (rc == 0 && d->packed_head) {
+    if (rc == 0 && d->packed_head)
         d->weight_bytes += p.bytes, d->packed_bytes += p.bytes;
-    }
     return rc;
 }
 

@@ -33,15 +33,6 @@ __device__ __forceinline__ void solo_wait(uint32_t barrier, int parity) {
     __trap();
 }
 
-// Once `sum` is there, and so all that it was made of (few.cu). No sum is this NaN.
-__device__ __forceinline__ void solo_arrive_after(uint32_t barrier, float sum) {
-    asm volatile("{\n.reg .pred p;\n"
-                 "setp.ne.b32 p, %1, 0x7fc12345;\n"
-                 "@p mbarrier.arrive.shared::cta.b64 _, [%0];\n}" ::"r"(barrier),
-                 "r"(__float_as_uint(sum))
-                 : "memory");
-}
-
 // Named barriers of a block: what `threads` in all give or wait for.
 enum { X_SUMS = 1, OWN_X, Z_SUMS };
 template <int ID> __device__ __forceinline__ void solo_sync(int threads) {

@@ -160,7 +160,7 @@ template <class SHAPE> struct large_packed : large_worker<SHAPE> {
         for (int t = 1; t < TILES; t++)
             all += c[t][0];
         if (lane == 0)
-            solo_arrive_after(b.empty + b.at * 8, all);
+            barrier_arrive_after(b.empty + b.at * 8, all);
         __syncwarp();
         b.template next<2>();
     }
@@ -188,7 +188,7 @@ template <class SHAPE> struct large_packed : large_worker<SHAPE> {
                 }
             }
             if (lane == 0)
-                solo_arrive_after(b.empty + b.at * 8, c[0][0] + c[1][0] + c[2][0]);
+                barrier_arrive_after(b.empty + b.at * 8, c[0][0] + c[1][0] + c[2][0]);
             __syncwarp();
             b.template next<2>();
         }

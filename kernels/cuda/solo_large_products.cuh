@@ -213,7 +213,7 @@ template <class SHAPE> struct large_products : large_worker<SHAPE> {
 #pragma unroll
             for (int i = 0; i < n; i++) {
                 if (lane == 0)
-                    solo_arrive_after(empty[i], c[2 * i][0] + c[2 * i + 1][0]);
+                    barrier_arrive_after(empty[i], c[2 * i][0] + c[2 * i + 1][0]);
                 if constexpr (NORMED) {
                     const float by = this->norm_of(part + i);
                     sum.x += (c[2 * i][0] + c[2 * i + 1][0]) * by;
@@ -250,7 +250,7 @@ template <class SHAPE> struct large_products : large_worker<SHAPE> {
         __syncwarp();
         const float even = c[0][0] + c[1][0], odd = c[0][1] + c[1][1];
         if (lane == 0)
-            solo_arrive_after(empty, even);
+            barrier_arrive_after(empty, even);
         return warp_sum(g >= PARTS || g / 2 != q ? 0.f : g % 2 ? odd : even);
     }
     // The first of four columns that are the chunk-th of the warp's.

@@ -90,7 +90,7 @@ template <int M, int CH, class S> struct in_role {
             parts[shape::SPLITS * CH] = c.x, parts[shape::SPLITS * CH + 8] = c.y;
         solo_signal<Z_SUMS>((shape::IN_WARPS + shape::STATE_WARPS) * 32);
         if (lane == 0)
-            solo_arrive_after(b.of(b.empty, layer), c.x + c.y);
+            barrier_arrive_after(b.of(b.empty, layer), c.x + c.y);
     }
 };
 

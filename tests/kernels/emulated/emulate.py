@@ -16,6 +16,7 @@ BODIES = {
     # bulk.cuh, hopper.cuh: barriers in shared memory, copies, clusters
     "barrier_init": "emu_barrier_init(at, arrivals);",
     "barrier_arrive": "emu_barrier_arrive(at);",
+    "barrier_arrive_after": "emu_barrier_arrive(at);",
     "barrier_arrive_as": "emu_barrier_arrive(at, N);",
     "named_sync": "emu_named(id, threads);",
     "barrier_test": "const bool is = emu_barrier_is(at, parity); if (!is) emu_yield(); return is;",
