@@ -51,23 +51,21 @@ __device__ __forceinline__ uint4 unpack(uint2 s, uint32_t e) {
     return make_uint4(s.x & KEPT, s.y & KEPT, e & KEPT, last);
 }
 
-// Two bf16 times PACKED_GIVEN.
-__device__ __forceinline__ uint32_t given(uint32_t two) {
+// Two bf16 by two more.
+__device__ __forceinline__ uint32_t times(uint32_t two, uint32_t by) {
     uint32_t v;
-    asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(v) : "r"(two), "r"(0x6c806c80u));
+    asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(v) : "r"(two), "r"(by));
     return v;
 }
-__device__ __forceinline__ uint4 given(const uint4 &v) {
-    return make_uint4(given(v.x), given(v.y), given(v.z), given(v.w));
+__device__ __forceinline__ uint4 times(const uint4 &v, uint32_t by) {
+    return make_uint4(times(v.x, by), times(v.y, by), times(v.z, by), times(v.w, by));
 }
-// The head's weights in their own size, but for their row's power of two: times 2^112.
-__device__ __forceinline__ uint32_t lifted(uint32_t two) {
-    uint32_t v;
-    asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(v) : "r"(two), "r"(0x77807780u));
-    return v;
+__device__ __forceinline__ uint4 given(const uint4 &v) { // by PACKED_GIVEN
+    return times(v, 0x6c806c80);
 }
+// The head's weights in their own size, but for their row's power of two: by 2^PACKED_HEAD_LIFT.
 __device__ __forceinline__ uint4 lifted(const uint4 &v) {
-    return make_uint4(lifted(v.x), lifted(v.y), lifted(v.z), lifted(v.w));
+    return times(v, 0x77807780);
 }
 // c [16 token rows][8 weight rows] += a lane's sixteen columns of 64 (packed_format.h) of a tile of
 // weights, times its token rows' g and g + 8, two sixteen-byte parts of each.

@@ -47,8 +47,7 @@ BODIES = {
     "wgmma_wait": "",
     "wgmma": "emu_wgmma(d, a, b);",
     "wgmma_registers": "emu_wgmma_registers(d, a, b);",
-    "given": "return emu_bf16_pair(two, 0x1p90f);",
-    "lifted": "return emu_bf16_pair(two, 0x1p112f);",
+    "times": "return emu_bf16_pair(two, emu_bf16((uint16_t)by));",
     "mma": "emu_mma(c, a0, a1, a2, a3, b0, b1);",
     "mma_f16": "emu_mma(c, a0, a1, a2, a3, b0, b1, EMU_MMA_F16);",
     "mma_8": "emu_mma(c, a0, a1, 0, 0, b0, 0);",
@@ -88,8 +87,7 @@ BODIES = {
 }
 ARGUMENTS = {
     "wgmma": "uint64_t a, uint64_t b",
-    "given": "uint32_t two",
-    "lifted": "uint32_t two",
+    "times": "uint32_t two",
     "exchange": "uint32_t lo",
 }
 
