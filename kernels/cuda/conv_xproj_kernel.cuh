@@ -177,11 +177,8 @@ __device__ __forceinline__ void cx_multiply(const cx_block<S> &b, float (&acc)[S
     }
     wgmma_wait<0>();
 #pragma unroll
-    for (int m = 0; m < S::MT; m++) {
-#pragma unroll
-        for (int i = 0; i < S::N / 2; i++) // nothing reads a sum before this
-            asm volatile("" : "+f"(acc[m][i])::"memory");
-    }
+    for (int m = 0; m < S::MT; m++)
+        wgmma_touch(acc[m]);
 }
 
 // The sums' way to memory. Of a cluster each block adds up its share of the tile's pairs of tokens,

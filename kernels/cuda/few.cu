@@ -307,7 +307,7 @@ static few_args arguments(const device *d, const void *weight, int rows, int col
 static bool packed(const device *d, int batch);
 
 // Blocks of out_proj, each of which leaves a sum of squares.
-static int out_blocks(const device *d, int batch) {
+int few_squares(const device *d, int32_t batch) {
     if (packed(d, batch))
         return few_packed_blocks();
     return d->g.d_model < d->n_sms ? d->g.d_model : d->n_sms;
@@ -323,7 +323,7 @@ static few_args in_arguments(const device *d, int layer, int batch) {
     a.width_out = d->n_in;
     a.x = (const bf16 *)d->u, a.bias = w.in_bias, a.eps = g.norm_eps;
     a.squares = d->out_squares, a.squares_pitch = d->n_sms;
-    a.n_squares = layer == 0 ? 1 : out_blocks(d, batch);
+    a.n_squares = layer == 0 ? 1 : few_squares(d, batch);
     a.xz = (bf16 *)d->xz, a.xc = (bf16 *)d->xc;
     a.ring = (bf16 *)d->ring + (size_t)layer * d->n_slots * (g.d_conv - 1) * g.conv_dim;
     a.conv_weight = w.conv_weight, a.conv_bias = w.conv_bias;
@@ -363,7 +363,7 @@ static few_args head_arguments(const device *d, int batch) {
     few_args a = arguments(d, d->lm_head, d->g.vocab_size, d->g.d_model, 1, batch);
     a.most_rows = 0;
     a.x = (const bf16 *)d->u, a.eps = d->g.norm_eps, a.residual = d->logits;
-    a.squares = d->out_squares, a.squares_pitch = d->n_sms, a.n_squares = out_blocks(d, batch);
+    a.squares = d->out_squares, a.squares_pitch = d->n_sms, a.n_squares = few_squares(d, batch);
     return a;
 }
 
@@ -380,10 +380,6 @@ bool few_fits(const device *d, int32_t n) {
                                8 * STREAM_GROUPS) &&
            fits<FEW_OUT>(d, out_arguments(d, 0, n, false)) &&
            fits<FEW_HEAD>(d, head_arguments(d, n));
-}
-
-int few_squares(const device *d, int32_t n) {
-    return out_blocks(d, n);
 }
 
 bool few_head_fits(const device *d) {

@@ -210,7 +210,7 @@ int forward(device *d, const batch &b, ssm_error *err) {
                 : skinny ? skinny_layer(d, i, b, err)
                          : wide_layer(d, i, b, err));
     if (!resident && !medium && !skinny && head_norms(d, b))
-        left = {d->row_norms, wide_out_squares(d, b.n), wide_out_squares(d, b.n)};
+        left.sums = d->row_norms, left.n = left.pitch = wide_out_squares(d, b.n);
     return b.n_logits > 0 ? logits(d, b, left, skinny, err) : 0;
 }
 

@@ -261,9 +261,7 @@ template <class SHAPE> struct packed_head_worker {
                 wgmma_registers(d, w[k], x + k * 2);
             wgmma_commit();
             wgmma_wait<0>();
-#pragma unroll
-            for (int i = 0; i < SHAPE::SUMS; i++) // nothing reads a sum before this
-                asm volatile("" : "+f"(d[i])::"memory");
+            wgmma_touch(d);
         }
     }
     __device__ __forceinline__ void store(const float (&d)[SHAPE::SUMS], int row, int h,

@@ -119,6 +119,12 @@ __device__ __forceinline__ void wgmma_commit() {
 template <int LEFT> __device__ __forceinline__ void wgmma_wait() {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(LEFT) : "memory");
 }
+// The compiler sees an accumulator change here: it cannot move reads or writes of it past this.
+template <int N> __device__ __forceinline__ void wgmma_touch(float (&d)[N]) {
+#pragma unroll
+    for (int i = 0; i < N; i++)
+        asm volatile("" : "+f"(d[i])::"memory");
+}
 
 #endif
 

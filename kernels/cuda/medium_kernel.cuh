@@ -146,9 +146,7 @@ __global__ void __launch_bounds__(MEDIUM_THREADS, 2)
             stage = 0, phase ^= 1;
     }
     wgmma_wait<0>();
-#pragma unroll
-    for (int i = 0; i < NW / 2; i++) // nothing reads a sum before this
-        asm volatile("" : "+f"(acc[i])::"memory");
+    wgmma_touch(acc);
     __syncthreads();
     cluster_arrive(); // this block's tiles are needed no more
     put_sums<NW>(a, s, acc, count, j * a.box_rows);

@@ -191,10 +191,10 @@ static int pack(device *d, packed_facts *f, size_t bytes, ssm_error *err) {
     SSM_TRY(packed_alloc(d, &card, facts_words(*f) * sizeof *f->card, err));
     f->card = (unsigned *)card;
     if (f->card)
-        SSM_TRY(find_most(d, f, &fit, err));
-    if (fit)
         SSM_TRY(packed_alloc(d, &d->packed, bytes, err));
-    return d->packed ? pack_all(d, f, err) : 0;
+    if (d->packed)
+        SSM_TRY(find_most(d, f, &fit, err));
+    return fit ? pack_all(d, f, err) : 0;
 }
 
 static void point_at(device *d, const uint32_t *most) {

@@ -102,9 +102,7 @@ __device__ __forceinline__ void columns(const resident_block<SHAPE> &b, resident
     }
     wgmma_wait<0>();
     done(kept > 0, true);
-#pragma unroll
-    for (int i = 0; i < ROWS / 2; i++) // nothing reads a sum before this
-        asm volatile("" : "+f"(acc[i])::"memory");
+    wgmma_touch(acc);
 }
 
 // Of in_proj's rows of x, or z. What x's last columns leave of u, z begins with.

@@ -59,13 +59,6 @@ __device__ __forceinline__ void wgmma_down_128(float (&d)[64], const uint32_t (&
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
 }
 
-// The compiler sees an accumulator change here: it cannot move reads or writes of it past this.
-template <int N> __device__ __forceinline__ void wgmma_touch(float (&d)[N]) {
-#pragma unroll
-    for (int i = 0; i < N; i++)
-        asm volatile("" : "+f"(d[i])::"memory");
-}
-
 #endif
 
 } // namespace ssm

@@ -204,11 +204,8 @@ __device__ __forceinline__ void wide_multiply(RING &ring, int n, int x,
     }
     wgmma_wait<0>();
 #pragma unroll
-    for (int m = 0; m < MT; m++) { // nothing reads a sum before this
-#pragma unroll
-        for (int k = 0; k < N / 2; k++)
-            asm volatile("" : "+f"(acc[m][k])::"memory");
-    }
+    for (int m = 0; m < MT; m++)
+        wgmma_touch(acc[m]);
     ring.give();
 }
 

@@ -122,9 +122,7 @@ __device__ __forceinline__ void xproj_multiply(const xproj_args &a, int first_pa
                 stage = 0, phase ^= 1;
         }
         wgmma_wait<0>();
-#pragma unroll
-        for (int i = 0; i < N; i++) // nothing reads a sum before this
-            asm volatile("" : "+f"(acc[i])::"memory");
+        wgmma_touch(acc);
         if (part % 2 == 1)
             add_to(sum[part - 1], acc);
         if (part % 4 == 3)

@@ -70,11 +70,12 @@ static ssm_device_info info_of(const rig *r) {
     return info;
 }
 
-// Where kernels read them, on these cards at least, they are there. what: "lm_head" or "in_proj".
+// what: "lm_head" or "in_proj".
 static bool has_packed(const rig *r, const char *what) {
     return strstr(info_of(r).text, what) != NULL;
 }
 
+// Where kernels read them, on these cards at least, they are there.
 static bool is_packed(const rig *r, const char *what) {
     const ssm_device_info info = info_of(r);
     if (strstr(info.text, " H100") || strstr(info.text, " H200"))
@@ -121,9 +122,8 @@ static void make_exact(small_model *m) {
     const ssm_geometry *g = &m->weights.geometry;
     for (int row = 0; row < g->vocab_size; row++)
         round_all(head_row(m, row), (size_t)g->d_model);
-    for (int i = 0; i < 2 * m->weights.geometry.n_layers; i++) {
+    for (int i = 0; i < 2 * g->n_layers; i++)
         round_all(numbers(m, i / 2, i % 2), count(m, i / 2, i % 2));
-    }
 }
 
 // ---- packed and not

@@ -45,6 +45,7 @@ BODIES = {
     "wgmma_fence": "",
     "wgmma_commit": "",
     "wgmma_wait": "",
+    "wgmma_touch": "",
     "wgmma": "emu_wgmma(d, a, b);",
     "wgmma_registers": "emu_wgmma_registers(d, a, b);",
     "times": "return emu_bf16_pair(two, emu_bf16((uint16_t)by));",
@@ -92,8 +93,6 @@ ARGUMENTS = {
 }
 
 TEXTS = [  # what is not a function of its own
-    ('asm volatile("" : "+f"(acc[i])::"memory");', ";"),
-    ('asm volatile("" : "+f"(d[i])::"memory");', ";"),
     (
         'asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(log2) : "f"(1.f + e));',
         "log2 = log2f(1.f + e);",

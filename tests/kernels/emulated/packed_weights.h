@@ -6,6 +6,21 @@
 #include "emulated_test.h"
 #include "kernels/cuda/packed_format.h"
 
+// A unit, whose k-th weight is at(k) behind `from`, and becomes what the copy says.
+template <class AT>
+static void pack_unit(std::vector<uint32_t> *words, const packed_place &place, uint16_t *from,
+                      int base, const AT &at) {
+    uint32_t *const to[] = {&(*words)[place.s / 4], &(*words)[place.s / 4 + 1],
+                            &(*words)[place.e / 4]};
+    for (int k = 0; k < PACKED_UNIT; k++) {
+        uint16_t *one = from + at(k);
+        const uint32_t packed = packed_of(*one, base);
+        for (int word = 0; word < 3; word++)
+            *to[word] |= packed_word(word, k, packed);
+        *one = (uint16_t)packed_bf16(packed, base);
+    }
+}
+
 struct packed_weights {
     std::vector<uint32_t> words;
     uint32_t most = 0; // largest magnitude
@@ -21,24 +36,13 @@ struct packed_weights {
         for (int r = 0; r < rows; r++) {
             const int at = !z_first ? r : r < inner ? r + inner : r - inner;
             for (int i = 0; i < units; i++)
-                unit(packed_place_of(in_proj, nw, at, i),
-                     &(*w)[((size_t)r * (size_t)units + (size_t)i) * PACKED_UNIT]);
+                pack_unit(&words, packed_place_of(in_proj, nw, at, i),
+                          &(*w)[((size_t)r * (size_t)units + (size_t)i) * PACKED_UNIT],
+                          packed_base(most), [](int k) { return k; });
         }
     }
     const char *data() const {
         return (const char *)words.data();
-    }
-
-  private:
-    void unit(const packed_place &place, uint16_t *eight) {
-        const int base = packed_base(most);
-        uint32_t *const to[] = {&words[place.s / 4], &words[place.s / 4 + 1], &words[place.e / 4]};
-        for (int k = 0; k < PACKED_UNIT; k++) {
-            const uint32_t packed = packed_of(eight[k], base);
-            for (int word = 0; word < 3; word++)
-                *to[word] |= packed_word(word, k, packed);
-            eight[k] = (uint16_t)packed_bf16(packed, base);
-        }
     }
 };
 

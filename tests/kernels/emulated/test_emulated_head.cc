@@ -4,6 +4,7 @@
 // double.
 #include "emulated_test.h"
 #include "kernels/cuda/head_packed.cuh"
+#include "packed_weights.h"
 
 using namespace ssm;
 
@@ -31,17 +32,9 @@ struct head_weights {
             most = std::max(most, of[i] & 0x7fffu);
         }
         by.push_back(__uint_as_float(packed_head_by(most)));
-        for (int unit = 0; unit < columns / PACKED_UNIT; unit++) {
-            const packed_place p = packed_head_place(columns / PACKED_HEAD_COLUMNS, row, unit);
-            uint32_t *const to[] = {&words[p.s / 4], &words[p.s / 4 + 1], &words[p.e / 4]};
-            for (int k = 0; k < PACKED_UNIT; k++) {
-                uint16_t *one = &of[packed_head_column(unit, k)];
-                const uint32_t packed = packed_of(*one, packed_base(most));
-                for (int word = 0; word < 3; word++)
-                    *to[word] |= packed_word(word, k, packed);
-                *one = (uint16_t)packed_bf16(packed, packed_base(most));
-            }
-        }
+        for (int unit = 0; unit < columns / PACKED_UNIT; unit++)
+            pack_unit(&words, packed_head_place(columns / PACKED_HEAD_COLUMNS, row, unit), of,
+                      packed_base(most), [=](int k) { return packed_head_column(unit, k); });
     }
 };
 
