@@ -102,6 +102,13 @@ __device__ __forceinline__ void fence_async() {
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
+// A shared address that the compiler cannot make anew from where shared memory begins, which takes
+// longer than keeping it.
+__device__ __forceinline__ uint32_t kept_address(uint32_t address) {
+    asm volatile("" : "+r"(address));
+    return address;
+}
+
 // ---- copies of bytes in a row
 
 __device__ __forceinline__ void copy_run(uint32_t to, const void *from, uint32_t bytes,

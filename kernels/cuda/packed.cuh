@@ -40,6 +40,7 @@ namespace ssm {
 // What such weights, times 2^-base and some of them subnormal, are multiplied by is given this, so
 // that sums are far from that.
 constexpr float PACKED_GIVEN = 0x1p90f;
+constexpr uint32_t PACKED_GIVEN_TWICE = 0x6c806c80; // as two bf16
 
 // A unit's weights in bf16, in order, times 2^-base.
 __device__ __forceinline__ uint4 unpack(uint2 s, uint32_t e) {
@@ -61,7 +62,7 @@ __device__ __forceinline__ uint4 times(const uint4 &v, uint32_t by) {
     return make_uint4(times(v.x, by), times(v.y, by), times(v.z, by), times(v.w, by));
 }
 __device__ __forceinline__ uint4 given(const uint4 &v) { // by PACKED_GIVEN
-    return times(v, 0x6c806c80);
+    return times(v, PACKED_GIVEN_TWICE);
 }
 // The head's weights in their own size, but for their row's power of two: by 2^PACKED_HEAD_LIFT.
 __device__ __forceinline__ uint4 lifted(const uint4 &v) {

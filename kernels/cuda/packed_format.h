@@ -148,6 +148,16 @@ SSM_BOTH packed_place packed_place_of(bool in_proj, int nw, int row, int unit) {
     return packed_lane_place(nw, before + (size_t)block, warp, tile, g * 4 + q, unit % 2);
 }
 
+// Where columns of 64 lie in token rows for resident_packed_rows.cuh: a lane's sixteen columns of
+// weights are those that it has in four of the warp groups' matrix instructions then. Of a pair of
+// columns; of the first pair of eight places, whose others are 16 columns on each.
+SSM_BOTH int packed_rows_place(int column) {
+    return column % 16 / 4 * 16 + column % 4 / 2 * 8 + column / 16 * 2;
+}
+SSM_BOTH int packed_rows_column(int place) {
+    return place / 16 * 4 + place % 16 / 8 * 2;
+}
+
 // ---- places in the head: tiles of 64 rows by 64 columns, a row of tiles after another
 
 enum {

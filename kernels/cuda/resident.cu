@@ -297,32 +297,45 @@ namespace ssm {
 
 enum { LARGEST = 4096 }; // d_model of falcon-mamba-7b
 
-// few: up to RESIDENT_PACKED_ROWS, and the weights packed or of a width that is not.
-template <class S, class F> static bool with_width(int d_model, bool few, F f) {
-#define WIDTH(NW, P, T)                                                                            \
-    f(resident_kernel<resident_shape<NW, RESIDENT_ROWS, P, T>, S, P>,                              \
-      resident_shape<NW, RESIDENT_ROWS, P, T>())
+// Which of a width's kernels: for any rows or RESIDENT_PACKED_ROWS; for packed weights of these, of
+// 32, of any.
+enum form { OF_ANY, OF_FEW, OF_FEW_PACKED, OF_32_PACKED, OF_ANY_PACKED };
+static const form forms[] = {OF_ANY, OF_FEW, OF_FEW_PACKED, OF_32_PACKED, OF_ANY_PACKED};
+
+static form form_of(const device *d, int32_t rows) {
+    if (!d->weights_packed)
+        return rows <= RESIDENT_PACKED_ROWS ? OF_FEW : OF_ANY;
+    return rows <= RESIDENT_PACKED_ROWS ? OF_FEW_PACKED : rows <= 32 ? OF_32_PACKED : OF_ANY_PACKED;
+}
+
+// f(kernel, shape), of another form where a width does not have this one.
+template <class S, class F> static bool with_width(int d_model, form of, F f) {
+#define WIDTH_OF(NW, ROWS, P, T)                                                                   \
+    f(resident_kernel<resident_shape<NW, ROWS, P, T>, S, P>, resident_shape<NW, ROWS, P, T>())
+#define WIDTH(NW, P, T) WIDTH_OF(NW, RESIDENT_ROWS, P, T)
+    const bool few = of == OF_FEW || of == OF_FEW_PACKED;
     switch (d_model) {
     case 32 * 24:
         return few ? WIDTH(24, false, true) : WIDTH(24, false, false);
     case 32 * 32:
         return few ? WIDTH(32, false, true) : WIDTH(32, false, false);
     case 32 * 48:
-        return few ? WIDTH(48, true, true) : WIDTH(48, false, false);
+        return of == OF_FEW_PACKED ? WIDTH(48, true, true) : WIDTH(48, false, false);
     case 32 * 64:
-        return few ? WIDTH(64, true, true) : WIDTH(64, false, false);
+        return of == OF_FEW_PACKED ? WIDTH(64, true, true) : WIDTH(64, false, false);
     case 32 * 80:
-        return few ? WIDTH(80, true, true) : WIDTH(80, false, false);
+        return of == OF_FEW_PACKED ? WIDTH(80, true, true) : WIDTH(80, false, false);
     case 32 * 128:
-        return few ? WIDTH(128, false, true) : WIDTH(128, false, false);
+        return of == OF_FEW_PACKED   ? WIDTH(128, true, true)
+               : of == OF_32_PACKED  ? WIDTH_OF(128, 32, true, false)
+               : of == OF_ANY_PACKED ? WIDTH(128, true, false)
+               : of == OF_FEW        ? WIDTH(128, false, true)
+                                     : WIDTH(128, false, false);
     default:
         return false;
     }
 #undef WIDTH
-}
-
-static bool has_packed_form(int d_model) { // of its weights, for few rows
-    return d_model >= 32 * 48 && d_model < LARGEST;
+#undef WIDTH_OF
 }
 
 static bool resident_model_fits(const device *d) {
@@ -340,7 +353,11 @@ template <class S> static bool holds_all(const device *d) {
     auto holds = [&](auto kernel, auto shape) {
         return resident_launch(d, decltype(shape)::BYTES).most(kernel) >= RESIDENT_CLUSTERS;
     };
-    return with_width<S>(d->g.d_model, false, holds) && with_width<S>(d->g.d_model, true, holds);
+    for (form of : forms) {
+        if (!with_width<S>(d->g.d_model, of, holds))
+            return false;
+    }
+    return true;
 }
 
 bool resident_room(const device *d) {
@@ -390,12 +407,15 @@ bool resident_fits(const device *d, int32_t n) {
 }
 
 size_t resident_bytes(const device *d) {
-    size_t bytes = 0;
-    if (d->resident_room && d->g.kind == SSM_BLOCK_MAMBA2)
-        bytes = resident_heads_bytes(d);
-    else if (d->resident_room)
-        with_width<float>(d->g.d_model, false, [&](auto, auto shape) {
-            bytes = resident_shape_bytes<decltype(shape)>();
+    if (!d->resident_room)
+        return 0;
+    if (d->g.kind == SSM_BLOCK_MAMBA2)
+        return resident_heads_bytes(d);
+    size_t bytes = 0; // the forms take turns at it
+    for (form of : forms)
+        with_width<float>(d->g.d_model, of, [&](auto, auto shape) {
+            const size_t these = resident_shape_bytes<decltype(shape)>();
+            bytes = these > bytes ? these : bytes;
             return true;
         });
     return bytes;
@@ -406,11 +426,10 @@ cudaError_t resident_layers(device *d, const batch &b, row_squares *left) {
         return resident_heads_layers(d, b, left);
     if (b.n > RESIDENT_ROWS)
         return resident_tall_layers(d, b, left);
-    const bool few =
-        b.n <= RESIDENT_PACKED_ROWS && (d->weights_packed || !has_packed_form(d->g.d_model));
+    const form of = form_of(d, b.n);
     return with_state_type(d->state_type, [&](auto s) {
         return resident_run(d, b, d->resident, left,
-                            [&](auto f) { return with_width<decltype(s)>(d->g.d_model, few, f); });
+                            [&](auto f) { return with_width<decltype(s)>(d->g.d_model, of, f); });
     });
 }
 

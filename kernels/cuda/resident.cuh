@@ -66,21 +66,26 @@ struct resident_args {
 template <int CHANNELS, int MOST, bool P = false, bool T = P> struct resident_shape {
     enum {
         NW = CHANNELS,
+        PACKED = P,
         ROWS = MOST,
         EXCHANGED = T, // x_proj's sums and y are told without releases (resident_exchanges.cuh)
-        FEW = P && NW > 64, // room for no more rows than these, and slots as small as packed ones
+        FEW = P && T && NW > 64, // room for no more rows than these, slots as small as packed ones
+        MANY = P && !T,          // packed, of more rows: resident_packed_rows.cuh
         HALF_ROWS = FEW ? 16 : MOST / 2, // room for a rank's, in sixteens
         OWN_ROWS = T ? 16 : HALF_ROWS,   // that there can be, the same
-        SETS = MOST / 64,                // of 64 token rows, a matrix instruction's
+        SETS = (MOST + 63) / 64,         // of 64 token rows, a matrix instruction's
         TALL = SETS > 1,
         HALVES = false, // the tokens are dealt to the ranks by eights
         APART = false,  // rows of x that no second group has
         GATED = false,
         WIDE = NW == 128,                         // falcon-mamba-7b's
         NORMS = WIDE,                             // dt, B and C may be normed (falcon_mamba)
-        SMALL = WIDE || TALL,                     // slots, or there were room for two or three
+        SMALL = (WIDE && !P) || TALL,             // slots, or there were room for two or three
         OUT_TILES = SMALL ? 32 : 16,              // of out_proj's rows
         OUT_SPLITS = RESIDENT_BLOCKS / OUT_TILES, // of its columns
+        // A width's forms take turns at one scratch: as many as any of them has
+        MOST_TILES = WIDE ? 32 : OUT_TILES,
+        MOST_SPLITS = WIDE ? 8 : OUT_SPLITS,
         TILE_ROWS = 32 * NW / OUT_TILES,
         OUT_GROUP = TALL ? TILE_ROWS : TILE_ROWS / 2, // rows of a group of warps
         WIDTH = 32 * NW,                              // d_model
@@ -90,18 +95,25 @@ template <int CHANNELS, int MOST, bool P = false, bool T = P> struct resident_sh
         N_X = RANK + 32,
         IN_PIECES = NW / 4, // pieces of 64 columns of a block's share
         OUT_PIECES = NW / OUT_SPLITS,
-        SLOT = FEW ? NW / 16 * PACKED_TILE : TILE_ROWS * 128,
-        X_STAGES = SMALL ? 4 : 6,              // of token rows
-        X_STAGE = MOST * 128,                  // 64 columns of all token rows
-        X_PROJ_ROWS = SMALL || FEW ? 64 : 128, // of x_proj, and
-        DT_ROWS = SMALL || FEW ? 32 : 64,      // of dt_proj in a slot of the ring
+        SLOT = FEW || MANY ? NW / 16 * PACKED_TILE : TILE_ROWS * 128,
+        X_STAGES = MANY    ? 256 / MOST
+                   : SMALL ? 4
+                           : 6,           // of token rows
+        X_STAGE = MOST * 128,             // 64 columns of all token rows
+        X_PROJ_ROWS = WIDE && P      ? 96 // of x_proj, and
+                      : SMALL || FEW ? 64
+                                     : 128,
+        DT_ROWS = WIDE && P      ? 48
+                  : SMALL || FEW ? 32
+                                 : 64, // of dt_proj in a slot of the ring
         X_SLOTS = (N_X + X_PROJ_ROWS - 1) / X_PROJ_ROWS,
         DT_SLOTS = (NW + DT_ROWS - 1) / DT_ROWS,
-        // in_proj: slots of all rows of x, or of z, and one or two pieces of columns
+        // in_proj: slots of all rows of x, or of z, and one or two pieces of columns (packed: half
+        // of the rows and twice as many)
         A_SLOT = TILE_ROWS / NW,
         IN_SLOTS = IN_PIECES / A_SLOT,
         // packed: a stage a slot
-        X_BARRIERS = SMALL || (int)X_STAGES > (int)IN_SLOTS ? (int)X_STAGES : (int)IN_SLOTS,
+        X_BARRIERS = SMALL || MANY || (int)X_STAGES > (int)IN_SLOTS ? (int)X_STAGES : (int)IN_SLOTS,
         KEPT_SLOTS = X_STAGES / A_SLOT,                // of x, whose token rows z begins with
         GROUP_ROWS = TALL ? NW : (NW / 8 + 1) / 2 * 8, // of a group of warps
         IN_BLOCKS = GROUP_ROWS / 8,
@@ -122,13 +134,15 @@ template <int CHANNELS, int MOST, bool P = false, bool T = P> struct resident_sh
         SHARE = HALF_ROWS * N_X * 4,
         // the share of x_proj, a 64th of all shares, its sums
         STAGED = SHARE > SUMMED ? SHARE : SUMMED,
-        CONSTANTS = NW * 18 * 4, // of the states: decay, skip, bias of delta
-        BESIDE = X_STAGES * X_STAGE + PEER + 2 * ACTS + STAGED,
+        CONSTANTS = NW * 18 * 4,               // of the states: decay, skip, bias of delta
+        SCALES = MANY ? 2 * HALF_ROWS * 4 : 0, // of tokens, each group's
+        BESIDE = X_STAGES * X_STAGE + PEER + 2 * ACTS + STAGED + SCALES,
         BARRIERS = NW > 32 ? 512 : 640,
         ROOM = (RESIDENT_SHARED - BESIDE - BARRIERS) / SLOT,
         SLOTS = ROOM < 16 ? ROOM : 16,
         BYTES = SLOTS * SLOT + BESIDE + BARRIERS,
-        SLOTS_FLIGHT = FLIGHT / SLOT < SLOTS ? FLIGHT / SLOT : SLOTS,
+        SLOTS_MOST = P ? SLOTS - 2 : SLOTS, // packed_shape: turns
+        SLOTS_FLIGHT = FLIGHT / SLOT < SLOTS_MOST ? FLIGHT / SLOT : SLOTS_MOST,
         SLOTS_AHEAD = AHEAD / SLOT,
         // x_proj's totals, of a rank: zeros between launches, whether a step uses them or not
         X_TOTALS = TALL ? 0 : 8 * N_X,
@@ -154,14 +168,14 @@ template <int CHANNELS, int MOST, bool P = false, bool T = P> struct resident_sh
 
 template <class SHAPE> struct resident_scratch {
     typedef SHAPE shape;
-    enum { WIPED = 4 + shape::OUT_SPLITS + shape::OUT_TILES }; // counters, at a launch's begin
+    enum { WIPED = 4 + shape::MOST_SPLITS + shape::MOST_TILES }; // counters, at a launch's begin
 
     resident_counter parts[2]; // a rank's blocks have left their shares of x_proj's sums
     resident_counter sums[2];  // and these are added up
-    resident_counter y[shape::OUT_SPLITS];     // as many blocks as there are tiles have left y
-    resident_counter shares[shape::OUT_TILES]; // and as splits their shares of out_proj's sums
+    resident_counter y[shape::MOST_SPLITS];     // as many blocks as there are tiles have left y
+    resident_counter shares[shape::MOST_TILES]; // and as splits their shares of out_proj's sums
     resident_counter input; // all blocks have left the next layer's input; 0 between launches
-    float squares[SHAPE::ROWS][shape::OUT_TILES]; // of the residual, by tile
+    float squares[SHAPE::ROWS][shape::MOST_TILES]; // of the residual, by tile
     // and behind it
     // uint64_t x_totals[2][X_TOTALS] (resident_exchanges.cuh)
     // float x_parts[2][RESIDENT_CLUSTERS][HALF_ROWS][n_x]

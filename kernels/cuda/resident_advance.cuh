@@ -3,6 +3,7 @@
 #ifndef SSM_KERNELS_CUDA_RESIDENT_ADVANCE_CUH
 #define SSM_KERNELS_CUDA_RESIDENT_ADVANCE_CUH
 
+#include "packed.cuh"
 #include "resident_x_proj.cuh"
 
 namespace ssm {
@@ -81,7 +82,13 @@ template <class SHAPE, class S> struct resident_states {
     }
     // B and C are normed where they lie, dt's products later. Eight threads a token.
     static __device__ __forceinline__ void norm_sums(const resident_args &a, char *dt) {
-        const int token = threadIdx.x / 8, part = threadIdx.x % 8;
+        const int token = threadIdx.x / 8;
+        if (token < shape::HALF_ROWS) // whole warps
+            norm_token(a, dt, token, threadIdx.x % 8);
+        workers_sync();
+    }
+    static __device__ __forceinline__ void norm_token(const resident_args &a, char *dt, int token,
+                                                      int part) {
         float *four = x_bc_at<SHAPE>(dt) + token * shape::BC_PITCH + part * 4, square = 0;
         const uint4 *from =
             (const uint4 *)(dt + token * shape::DT_PITCH + part * (shape::RANK / 4));
@@ -106,7 +113,6 @@ template <class SHAPE, class S> struct resident_states {
         if (part == 0)
             *norm_at(dt, token) =
                 a.bc_dt_eps < 0 ? 1 : rsqrtf(square * (1.f / shape::RANK) + a.bc_dt_eps);
-        workers_sync();
     }
 
     // delta and delta x of all channels and the rank's tokens, to shared memory. dt: rows of
@@ -274,6 +280,15 @@ template <class SHAPE, class S> struct resident_states {
         if (more)
             give(b, w, next);
     }
+    // Sixteen bytes of a token's y, as out_proj takes them.
+    static __device__ __forceinline__ uint4 y_unit(const bf16 *of, int at) {
+        if constexpr (shape::MANY) { // packed_rows_place() of these are in a row
+            const uint32_t *from =
+                (const uint32_t *)(of + at / 64 * 64 + packed_rows_column(at % 64));
+            return given(make_uint4(from[0], from[8], from[16], from[24]));
+        }
+        return *(const uint4 *)(of + at);
+    }
     // The warp's rows of y. Returns whether others see them already.
     __device__ __forceinline__ bool store_y(const resident_args &a, const resident_block<SHAPE> &b,
                                             const resident_worker<SHAPE> &w) const {
@@ -285,7 +300,7 @@ template <class SHAPE, class S> struct resident_states {
             const int r = i / UNITS * 8 + w.warp, v = i % UNITS * 8;
             if (r >= b.mine)
                 continue;
-            const uint4 y = *(const uint4 *)(b.x() + r * shape::PITCH + v);
+            const uint4 y = y_unit(b.x() + r * shape::PITCH, v);
             uint4 *to = (uint4 *)(a.y + (size_t)token_of(b.rank, r) * shape::INNER +
                                   b.cluster * SHAPE::NW + v);
             if constexpr (shape::EXCHANGED)

@@ -11,9 +11,35 @@ namespace ssm {
 
 #if SSM_HOPPER
 
+// A turn of the warp that fills the ring. With packed weights one that tests where it is told to,
+// copies in a loop of lanes and makes addresses anew takes 1,000 cycles, longer than memory does
+// for the slot. Others are no faster by a faster one, or slower (1.4b, 64 rows, 1.34 ms and
+// not 1.30): copies that come in bursts hold up what blocks tell each other.
+template <class SHAPE> struct ring_turn {
+    static constexpr bool FAST = SHAPE::PACKED;
+
+    // The lane that asks for what one lane asks for.
+    static __device__ __forceinline__ bool leads(int lane) {
+        if constexpr (FAST)
+            return one_lane();
+        return lane == 0;
+    }
+    // Whether for the ring, and not L2.
+    template <bool TO_L2> static __device__ __forceinline__ bool in_ring(int place) {
+        if constexpr (FAST)
+            return !TO_L2;
+        return place >= 0;
+    }
+    static __device__ __forceinline__ uint32_t kept(uint32_t address) {
+        if constexpr (FAST)
+            return kept_address(address);
+        return address;
+    }
+};
+
 // Packed weights through the ring, by all lanes of its warp. Of a slot, by its barrier and place,
-// or (below 0) to L2.
-template <class SHAPE> struct packed_source {
+// or to L2.
+template <class SHAPE, bool TO_L2> struct packed_source {
     typedef packed_shape<SHAPE> packed;
     const resident_block<SHAPE> &b;
     const uint64_t once;
@@ -22,21 +48,23 @@ template <class SHAPE> struct packed_source {
     // A group's rows of x or z, those of one of solo_large.cu's blocks, by the rank's (at / 2)-th
     // 256 columns. more: bytes that follow.
     __device__ __forceinline__ void in(const char *weights, int at, bool z, int more, uint32_t full,
-                                       uint32_t to, int place) const {
+                                       uint32_t to) const {
         const int slot = (z ? SHAPE::NW / 8 : 0) + b.rank * packed::TURNS + at / 2;
         const char *from =
             weights + ((size_t)slot * PACKED_BLOCKS + b.cluster * 2 + at % 2) * packed::TAKEN;
-        if (lane == 0 && place >= 0) {
+        if (!one_lane())
+            return;
+        if constexpr (TO_L2) {
+            prefetch_run(from, packed::TAKEN);
+        } else {
             barrier_expect(full, packed::TAKEN + more);
             copy_run(to, from, packed::TAKEN, full, once);
-        } else if (lane == 0) {
-            prefetch_run(from, packed::TAKEN);
         }
     }
     // A group's rows of out_proj, those of four of solo_large.cu's blocks, by the split's (j /
     // 2)-th 128 columns: a lane a block's S, or E.
-    __device__ __forceinline__ void out(const char *weights, int j, uint32_t full, uint32_t to,
-                                        int place) const {
+    __device__ __forceinline__ void out(const char *weights, int j, uint32_t full,
+                                        uint32_t to) const {
         enum : uint32_t { S_BYTES = packed::TILES * 512, E_BYTES = S_BYTES / 2 };
         const int column = b.split * packed::OUT_TURNS + j / 2; // of 128
         const int block = b.tile * 8 + j % 2 * 4 + lane % 4;
@@ -44,14 +72,16 @@ template <class SHAPE> struct packed_source {
         const char *from = weights +
                            ((size_t)(column / 4) * PACKED_BLOCKS + block) * packed::TAKEN +
                            (e ? packed::TAKEN_E : 0) + column % 4 * (e ? E_BYTES : S_BYTES);
-        if (lane == 0 && place >= 0)
+        if (!TO_L2 && lane == 0)
             barrier_expect(full, packed::TAKEN);
         __syncwarp();
-        if (lane < 8 && place >= 0)
+        if (lane >= 8)
+            return;
+        if constexpr (TO_L2)
+            prefetch_run(from, e ? E_BYTES : S_BYTES);
+        else
             copy_run(to + (e ? packed::OUT_E : 0) + lane % 4 * (e ? E_BYTES : S_BYTES), from,
                      e ? E_BYTES : S_BYTES, full, once);
-        else if (lane < 8)
-            prefetch_run(from, e ? E_BYTES : S_BYTES);
     }
 };
 
@@ -61,6 +91,7 @@ template <class SHAPE> struct packed_source {
 template <class SHAPE, class S, bool P> struct ring_source {
     typedef SHAPE shape;
     typedef resident_states<SHAPE, S> states;
+    static constexpr int KEPT = kept_slots<SHAPE, P>();
     const resident_args &a;
     const resident_block<SHAPE> &b;
     const uint64_t once;
@@ -103,31 +134,35 @@ template <class SHAPE, class S, bool P> struct ring_source {
         }
     }
 
-    // Slot j of a layer into the ring's slot `place`, or (-1) to L2.
-    __device__ __forceinline__ void ask(int layer, int j, int place) const {
+    // Slot j of a layer into the ring's slot `place`, or (-1) to L2. slots, fulls: where all are.
+    template <bool TO_L2>
+    __device__ __forceinline__ void ask(int layer, int j, int place, uint32_t slots,
+                                        uint32_t fulls) const {
+        typedef ring_turn<SHAPE> turn_of;
         const resident_weights &l = a.weights[layer];
-        const uint32_t full = b.full + place * 8, to = b.slots + place * shape::SLOT;
-        const bool leads = lane == 0;
+        const uint32_t full = fulls + place * 8, to = slots + place * shape::SLOT;
+        const bool leads = turn_of::leads(lane);
+        auto in_ring = [&] { return turn_of::template in_ring<TO_L2>(place); };
         auto expect = [&](int bytes) {
-            if (leads && place >= 0)
+            if (leads && in_ring())
                 barrier_expect(full, (uint32_t)bytes);
         };
         auto box = [&](int offset, const CUtensorMap *map, int column, int row) {
-            if (leads && place >= 0)
+            if (leads && in_ring())
                 copy_box(to + offset, map, column, row, full, once);
             else if (leads)
                 prefetch_box(map, column, row);
         };
         auto run = [&](bool on, int offset, const void *from, int bytes) {
-            if (on && place >= 0)
+            if (on && in_ring())
                 copy_run(to + offset, from, (uint32_t)bytes, full, once);
             else if (on)
                 prefetch_run(from, (uint32_t)bytes);
         };
         auto in = [&](int at, int row) {
             if constexpr (P)
-                return packed_source<SHAPE>{b, once, lane}.in(a.layers[layer].packed_in, at,
-                                                              row > 0, 0, full, to, place);
+                return packed_source<SHAPE, TO_L2>{b, once, lane}.in(a.layers[layer].packed_in, at,
+                                                                     row > 0, 0, full, to);
             const int column = (b.rank * shape::IN_PIECES + shape::A_SLOT * at) * PIECE;
             expect(shape::SLOT);
             box(0, &l.in, column, row + b.cluster * SHAPE::NW);
@@ -145,10 +180,10 @@ template <class SHAPE, class S, bool P> struct ring_source {
             return box(0, &l.x, b.cluster * SHAPE::NW, j * shape::X_PROJ_ROWS);
         }
         j -= shape::X_SLOTS;
-        if (!P && j < shape::KEPT_SLOTS) // of z: those whose token rows are still there
-            return in(j + shape::IN_SLOTS - shape::KEPT_SLOTS, shape::INNER);
+        if (j < KEPT) // of z: those whose token rows are still there
+            return in(j + shape::IN_SLOTS - KEPT, shape::INNER);
         if (j < shape::IN_SLOTS)
-            return in(j - (P ? 0 : (int)shape::KEPT_SLOTS), shape::INNER);
+            return in(j - KEPT, shape::INNER);
         j -= shape::IN_SLOTS;
         if (j < shape::DT_SLOTS) {
             const int row = j * shape::DT_ROWS;
@@ -176,8 +211,8 @@ template <class SHAPE, class S, bool P> struct ring_source {
         }
         j -= n_states;
         if constexpr (P)
-            return packed_source<SHAPE>{b, once, lane}.out(a.layers[layer].packed_out, j, full, to,
-                                                           place);
+            return packed_source<SHAPE, TO_L2>{b, once, lane}.out(a.layers[layer].packed_out, j,
+                                                                  full, to);
         expect(shape::SLOT);
         box(0, &l.out, (b.split * shape::OUT_PIECES + j) * PIECE, b.tile * shape::TILE_ROWS);
     }
@@ -193,6 +228,7 @@ __device__ __forceinline__ void fill_ring(const ARGS &a, const resident_block<SH
     enum { PACE = shape::SLOT / 20 }; // cycles
     const SOURCE source(a, b);
     const int in_layer = source.in_layer(b.mine), n = in_layer * a.n_layers;
+    const uint32_t slots = ring_turn<SHAPE>::kept(b.slots), full = ring_turn<SHAPE>::kept(b.full);
     turn<shape::SLOTS> slot, landing, last;
     int ahead = 0, asked_at = 0; // the next slot that L2 is not asked for yet
     int j = 0, layer = 0, next = 0, next_layer = 0;
@@ -201,11 +237,11 @@ __device__ __forceinline__ void fill_ring(const ARGS &a, const resident_block<SH
             *at = 0, ++*at_layer;
     };
     auto look_ahead = [&](int i) {
-        const bool all_there = i > 0 && barrier_test(b.full + last.at * 8, last.phase);
+        const bool all_there = i > 0 && barrier_test(full + last.at * 8, last.phase);
         const int now = (int)clock();
         if (!__all_sync(~0u, all_there && now - asked_at > PACE))
             return;
-        source.ask(next_layer, next, -1);
+        source.template ask<true>(next_layer, next, -1, slots, full);
         on(&next, &next_layer), ahead++;
         asked_at = now;
     };
@@ -213,10 +249,11 @@ __device__ __forceinline__ void fill_ring(const ARGS &a, const resident_block<SH
 #pragma unroll 1
     for (int i = 0; i < n; i++) {
         if (i >= shape::SLOTS_FLIGHT) {
-            barrier_wait(b.full + landing.at * 8, landing.phase);
+            barrier_wait(full + landing.at * 8, landing.phase);
             landing.next();
         }
-        while (!__all_sync(~0u, barrier_test(b.empty + slot.at * 8, slot.phase ^ 1))) {
+        const uint32_t empty = ring_turn<SHAPE>::FAST ? full + shape::SLOTS * 8 : b.empty;
+        while (!__all_sync(~0u, barrier_test(empty + slot.at * 8, slot.phase ^ 1))) {
             if (ahead < n && ahead - i < shape::SLOTS_AHEAD)
                 look_ahead(i);
         }
@@ -225,7 +262,7 @@ __device__ __forceinline__ void fill_ring(const ARGS &a, const resident_block<SH
         __syncwarp();
         if (j == 0)
             source.fetch_maps(layer + 1);
-        source.ask(layer, j, slot.at);
+        source.template ask<false>(layer, j, slot.at, slots, full);
         last = slot;
         slot.next(), on(&j, &layer);
         if (ahead == i)
@@ -288,7 +325,7 @@ __device__ __forceinline__ void fill_x(const resident_args &a, const resident_bl
     }
 }
 
-// The same for packed weights: 128 columns of 16 rows a stage, u once.
+// The same for packed weights: 128 columns of 16 rows a stage.
 template <class SHAPE>
 __device__ __forceinline__ void fill_x_packed(const resident_args &a,
                                               const resident_block<SHAPE> &b, int thread) {
@@ -322,7 +359,9 @@ __device__ __forceinline__ void fill_x_packed(const resident_args &a,
 #pragma unroll 1
     for (int i = 0; i < a.n_layers; i++) {
         hear(&scratch_of<SHAPE>(a).input, RESIDENT_BLOCKS * (i + 1), b.go, i, thread);
-        ask(a.u + b.rank * shape::IN_PIECES * PIECE, shape::WIDTH, shape::STAGES);
+        const bf16 *u = a.u + b.rank * shape::IN_PIECES * PIECE;
+        ask(u, shape::WIDTH, shape::IN_SLOTS);
+        ask(u, shape::WIDTH, shape::IN_SLOTS - shape::STAGES); // z's turn, as above
         hear(&scratch_of<SHAPE>(a).y[b.split], shape::OUT_TILES * (i + 1), b.y_go, i, thread);
         ask(a.y + b.split * shape::OUT_PIECES * PIECE, shape::INNER, shape::OUT_TURNS);
     }

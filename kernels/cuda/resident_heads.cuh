@@ -28,11 +28,14 @@ template <int CHANNELS, bool P, bool E> struct heads_shape {
         GATED = true,  // out_proj's sums are scaled by the gated norm
         OUT_TILES = 16,
         OUT_SPLITS = RESIDENT_BLOCKS / OUT_TILES,
+        MOST_TILES = OUT_TILES,
+        MOST_SPLITS = OUT_SPLITS,
         TILE_ROWS = 32 * NW / OUT_TILES,
         OUT_GROUP = TILE_ROWS / 2,
         WIDTH = 32 * NW,
         INNER = 64 * NW,
         HEADS = NW,
+        MANY = false,
         EXCHANGED = P, // B, C, dt and y are told without releases (resident_exchanges.cuh)
         CONV = INNER + 2 * HEAD_STATES,
         EXTRA = 8,                        // rows of B, C, dt behind those of x, and

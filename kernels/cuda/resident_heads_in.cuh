@@ -56,6 +56,7 @@ template <class SHAPE, class S, bool REPLAY> struct heads_source {
     static_assert((int)PART_BYTES + (REPLAY ? shape::HEADS_AT_ONCE * HEAD_BYTES : 0) <=
                       (int)shape::SLOT,
                   "a slot");
+    static constexpr int KEPT = kept_slots<SHAPE, (bool)shape::PACKED>();
     const heads_args &a;
     const resident_block<SHAPE> &b;
     const uint64_t once;
@@ -106,13 +107,13 @@ template <class SHAPE, class S, bool REPLAY> struct heads_source {
     }
 
     // Packed rows of x or z; the second group's of x have extra ones behind them, four boxes.
-    template <class BOX>
+    template <bool TO_L2, class BOX>
     __device__ __forceinline__ void packed_in(int layer, int at, bool is_x, uint32_t full,
-                                              uint32_t to, int place, const BOX &box) const {
+                                              uint32_t to, const BOX &box) const {
         typedef packed_shape<SHAPE> packed;
         const bool more = is_x && extra >= 0 && at % 2;
-        packed_source<SHAPE>{b, once, lane}.in(a.layers[layer].packed_in, at, !is_x,
-                                               more ? packed::EXTRA_BYTES : 0, full, to, place);
+        packed_source<SHAPE, TO_L2>{b, once, lane}.in(a.layers[layer].packed_in, at, !is_x,
+                                                      more ? packed::EXTRA_BYTES : 0, full, to);
         if (!more)
             return;
         const int column = (b.rank * shape::IN_PIECES + at / 2 * 4) * PIECE;
@@ -121,23 +122,28 @@ template <class SHAPE, class S, bool REPLAY> struct heads_source {
             box(packed::TAKEN + i * 1024, &a.weights[layer].x, column + i * PIECE,
                 2 * shape::INNER + extra);
     }
-    // Slot j of a layer into the ring's slot `place`, or (-1) to L2.
-    __device__ __forceinline__ void ask(int layer, int j, int place) const {
+    // Slot j of a layer into the ring's slot `place`, or (-1) to L2. slots, fulls: where all are.
+    template <bool TO_L2>
+    __device__ __forceinline__ void ask(int layer, int j, int place, uint32_t slots,
+                                        uint32_t fulls) const {
+        typedef ring_turn<SHAPE> turn_of;
         const resident_weights &l = a.weights[layer];
-        const uint32_t full = b.full + place * 8, to = b.slots + place * shape::SLOT;
+        const uint32_t full = fulls + place * 8, to = slots + place * shape::SLOT;
+        const bool leads = turn_of::leads(lane);
+        auto in_ring = [&] { return turn_of::template in_ring<TO_L2>(place); };
         auto expect = [&](int bytes) {
-            if (lane == 0 && place >= 0)
+            if (leads && in_ring())
                 barrier_expect(full, (uint32_t)bytes);
         };
         auto box = [&](int offset, const CUtensorMap *map, int column, int row) {
-            if (lane == 0 && place >= 0)
+            if (leads && in_ring())
                 copy_box(to + offset, map, column, row, full, once);
-            else if (lane == 0)
+            else if (leads)
                 prefetch_box(map, column, row);
         };
         auto in = [&](int at, int row, bool more) { // rows of x, or z
             if constexpr (shape::PACKED)
-                return packed_in(layer, at, more, full, to, place, box);
+                return packed_in<TO_L2>(layer, at, more, full, to, box);
             enum { X_BYTES = shape::X_ROWS * 128, Z_BYTES = shape::NW * 128 };
             const int column = (b.rank * shape::IN_PIECES + shape::A_SLOT * at) * PIECE;
             expect(shape::A_SLOT * (more && extra >= 0 ? X_BYTES : Z_BYTES));
@@ -153,21 +159,18 @@ template <class SHAPE, class S, bool REPLAY> struct heads_source {
             return in(j, shape::INNER, true);
         j -= shape::IN_SLOTS;
         if (j < shape::IN_SLOTS) // of z: those first whose token rows are still there
-            return in(shape::PACKED           ? j
-                      : j < shape::KEPT_SLOTS ? j + shape::IN_SLOTS - shape::KEPT_SLOTS
-                                              : j - shape::KEPT_SLOTS,
-                      0, false);
+            return in(j < KEPT ? j + shape::IN_SLOTS - KEPT : j - KEPT, 0, false);
         j -= shape::IN_SLOTS;
         if (j < b.mine * PARTS) { // lane k: of its token k
             const int k = j / PARTS, part = j % PARTS;
             const bool now = there && lane == k;
             const int more = REPLAY ? __shfl_sync(~0u, held, k) * ENTRY * n_heads : 0;
             expect(__any_sync(~0u, now) ? PART_BYTES + more : 0);
-            if (REPLAY && lane == 0 && place >= 0)
+            if (REPLAY && leads && in_ring())
                 barrier_arrive(b.asked + j % ASKED * 8);
             __syncwarp();
             const char *from = state + layer * a.state_pitch + part * PART_BYTES;
-            if (now && place >= 0)
+            if (now && in_ring())
                 copy_once(to, from, PART_BYTES, full);
             else if (now)
                 prefetch_run(from, PART_BYTES);
@@ -175,8 +178,8 @@ template <class SHAPE, class S, bool REPLAY> struct heads_source {
         }
         j -= b.mine * PARTS;
         if constexpr (shape::PACKED)
-            return packed_source<SHAPE>{b, once, lane}.out(a.layers[layer].packed_out, j, full, to,
-                                                           place);
+            return packed_source<SHAPE, TO_L2>{b, once, lane}.out(a.layers[layer].packed_out, j,
+                                                                  full, to);
         expect(shape::TILE_ROWS * 128);
         box(0, &l.out, (b.split * shape::OUT_PIECES + j) * PIECE, b.tile * shape::TILE_ROWS);
     }

@@ -20,12 +20,13 @@ __device__ __forceinline__ void heads_work(const heads_args &a, const resident_b
     STATES states(a, b);
     w.in_layer = STATES::source::in_layer(b.mine);
     first_input(a, b, w);
-    worker_of<SHAPE, SHAPE::PACKED> products(b, w);
+    typedef typename products_of<SHAPE, SHAPE::PACKED>::worker worker;
+    worker products(b, w);
 #pragma unroll 1
     for (int i = 0; i < a.n_layers; i++, w.first += w.in_layer) {
         w.layer = i;
-        uint32_t raw[SHAPE::X_BLOCKS];
-        float z[SHAPE::GROUP_ROWS / 2] = {};
+        typename worker::inputs raw;
+        typename worker::gates z = {};
         const float by = products.in_proj_x(a, raw);
         if (w.lane == 0) // behind a barrier of all that gave extra rows
             barrier_arrive(b.told);

@@ -23,6 +23,10 @@ template <class SHAPE> struct resident_worker {
         group = warp / 4, layer = 0, first = 0, in_layer = 0, zero = (uint32_t)a.tokens >> 16;
     }
     __device__ __forceinline__ int own_place() const { // among the rank's tokens
+        if constexpr (SHAPE::MANY)
+            return (warp % 4) * (SHAPE::HALF_ROWS / 4) + g % (SHAPE::HALF_ROWS / 4);
+        if constexpr (SHAPE::PACKED)
+            return g;
         if constexpr (SHAPE::TALL)
             return group * 32 + warp % 4 * 8 + g;
         return warp % 4 * 8 + g;
@@ -180,25 +184,31 @@ __device__ __forceinline__ int convolved(const resident_block<SHAPE> &b,
 }
 
 // What the convolution of a thread's pairs of channels needs, asked for ahead of time.
-template <class SHAPE> struct resident_taps {
-    enum { BLOCKS = SHAPE::X_BLOCKS };
+template <class SHAPE, int BLOCKS = SHAPE::X_BLOCKS> struct resident_taps {
     float2 taps[BLOCKS][5];      // of the input 0 to 3 tokens ago; the bias
     uint32_t history[BLOCKS][3]; // the inputs 1 to 3 tokens ago
 
     __device__ __forceinline__ void ask(const resident_args &a, const resident_block<SHAPE> &b,
                                         const resident_worker<SHAPE> &w) {
+        const int first =
+            b.cluster * SHAPE::NW + w.group * (SHAPE::X_ROWS - SHAPE::X_GROUP) + 2 * w.q;
+        int last = (BLOCKS - 1) * 8;
+        if constexpr (SHAPE::EXTRA > 0)
+            last = convolved(b, w, BLOCKS - 1, row_of_x(w, BLOCKS - 1)) - first;
+        ask(
+            a, w, first, [=](int i) { return SHAPE::EXTRA && i == BLOCKS - 1 ? last : i * 8; },
+            [](int) { return true; });
+    }
+    // The i-th pair is behind(i) channels behind `first`, if is_there(i).
+    template <class BEHIND, class IS_THERE>
+    __device__ __forceinline__ void ask(const resident_args &a, const resident_worker<SHAPE> &w,
+                                        int first, BEHIND behind, IS_THERE is_there) {
         typedef SHAPE shape;
         const resident_layer &l = a.layers[w.layer];
-        const int first =
-            b.cluster * shape::NW + w.group * (shape::X_ROWS - shape::X_GROUP) + 2 * w.q;
-        int last = (BLOCKS - 1) * 8;
-        if constexpr (shape::EXTRA > 0)
-            last = convolved(b, w, BLOCKS - 1, row_of_x(w, BLOCKS - 1)) - first;
         const int kept = a.width - 1;
         const bool there = w.own.slot >= 0 && !w.own.fresh;
         const bf16 *from = a.ring + w.layer * a.ring_pitch +
                            (size_t)(there ? w.own.slot : 0) * kept * shape::CONV + first;
-        auto behind = [&](int i) { return shape::EXTRA && i == BLOCKS - 1 ? last : i * 8; };
         int e = w.own.ring;
 #pragma unroll
         for (int k = 0; k < 3; k++) {
@@ -206,7 +216,7 @@ template <class SHAPE> struct resident_taps {
 #pragma unroll
             for (int i = 0; i < BLOCKS; i++) {
                 history[i][k] = 0;
-                if (there && k < kept)
+                if (there && k < kept && is_there(i))
                     history[i][k] = load_word(from + (size_t)e * shape::CONV + behind(i));
             }
         }
@@ -215,11 +225,13 @@ template <class SHAPE> struct resident_taps {
 #pragma unroll
             for (int k = 0; k < 4; k++) {
                 taps[i][k] = make_float2(0, 0);
-                if (k < a.width)
+                if (k < a.width && is_there(i))
                     taps[i][k] = load_pair(l.conv_weight + (size_t)(kept - k) * shape::CONV +
                                            first + behind(i));
             }
-            taps[i][4] = load_pair(l.conv_bias + first + behind(i));
+            taps[i][4] = make_float2(0, 0);
+            if (is_there(i))
+                taps[i][4] = load_pair(l.conv_bias + first + behind(i));
         }
     }
 
@@ -239,16 +251,16 @@ template <class SHAPE> struct resident_taps {
 // A pair of channels of this step into the slot's ring.
 template <class SHAPE>
 __device__ __forceinline__ void keep_input(const resident_args &a, const resident_worker<SHAPE> &w,
-                                           int channel, uint32_t raw) {
+                                           const row &own, int channel, uint32_t raw) {
     enum { CONV = SHAPE::CONV };
     const int kept = a.width - 1;
-    bf16 *entries = a.ring + w.layer * a.ring_pitch + (size_t)w.own.slot * kept * CONV + channel;
-    if (w.own.fresh) { // before a sequence all reads as zero from now on
+    bf16 *entries = a.ring + w.layer * a.ring_pitch + (size_t)own.slot * kept * CONV + channel;
+    if (own.fresh) { // before a sequence all reads as zero from now on
 #pragma unroll 1
         for (int e = 0; e < kept; e++)
             *(uint32_t *)(entries + (size_t)e * CONV) = 0;
     }
-    *(uint32_t *)(entries + (size_t)w.own.ring * CONV) = raw;
+    *(uint32_t *)(entries + (size_t)own.ring * CONV) = raw;
 }
 
 // All of the thread's: called once the share of x_proj is on its way, for nothing waits for them.
@@ -267,7 +279,7 @@ __device__ __forceinline__ void keep_inputs(const resident_args &a, const reside
         }
         const int row = row_of_x(w, i);
         if (w.own.slot >= 0)
-            keep_input(a, w, convolved(b, w, i, row), raw[i]);
+            keep_input(a, w, w.own, convolved(b, w, i, row), raw[i]);
     }
 }
 

@@ -7,7 +7,7 @@
 
 #include "clusters.cuh"
 #include "resident_fill.cuh"
-#include "resident_out.cuh"
+#include "resident_packed_rows.cuh"
 
 namespace ssm {
 
@@ -15,6 +15,8 @@ namespace ssm {
 
 // in_proj and out_proj of weights as they are, as packed_worker has those of packed ones.
 template <class SHAPE> struct unpacked_worker {
+    typedef uint32_t inputs[SHAPE::X_BLOCKS];
+    typedef float gates[SHAPE::GROUP_ROWS / 2];
     const resident_block<SHAPE> &b;
     resident_worker<SHAPE> &w;
 
@@ -22,20 +24,17 @@ template <class SHAPE> struct unpacked_worker {
                                                resident_worker<SHAPE> &worker)
         : b(block), w(worker) {
     }
-    __device__ __forceinline__ float in_proj_x(const resident_args &a,
-                                               uint32_t (&raw)[SHAPE::X_BLOCKS]) {
+    __device__ __forceinline__ float in_proj_x(const resident_args &a, inputs &raw) {
         return ssm::in_proj_x(a, b, w, raw);
     }
-    __device__ __forceinline__ void keep_inputs(const resident_args &a,
-                                                const uint32_t (&raw)[SHAPE::X_BLOCKS]) const {
+    __device__ __forceinline__ void keep_inputs(const resident_args &a, const inputs &raw) const {
         ssm::keep_inputs(a, b, w, raw);
     }
-    __device__ __forceinline__ void in_proj_z(float (&z)[SHAPE::GROUP_ROWS / 2]) {
+    __device__ __forceinline__ void in_proj_z(gates &z) {
         in_columns_z(b, w, z);
         send_z(b, w, z);
     }
-    __device__ __forceinline__ void keep_z(const float (&z)[SHAPE::GROUP_ROWS / 2],
-                                           float by) const {
+    __device__ __forceinline__ void keep_z(const gates &z, float by) const {
         ssm::keep_z(b, w, z, by);
     }
     __device__ __forceinline__ void out_proj_shares(const resident_args &a) {
@@ -43,8 +42,13 @@ template <class SHAPE> struct unpacked_worker {
     }
 };
 
-template <class SHAPE, bool P>
-using worker_of = std::conditional_t<P, packed_worker<SHAPE>, unpacked_worker<SHAPE>>;
+template <class SHAPE, bool P> struct products_of {
+    typedef std::conditional_t<P, packed_worker<SHAPE>, unpacked_worker<SHAPE>> worker;
+};
+template <int CHANNELS, int MOST>
+struct products_of<resident_shape<CHANNELS, MOST, true, false>, true> {
+    typedef packed_rows_worker<resident_shape<CHANNELS, MOST, true, false>> worker;
+};
 
 template <class SHAPE>
 __device__ __forceinline__ void carry(const resident_args &a, const resident_block<SHAPE> &b) {
@@ -57,7 +61,6 @@ __device__ __forceinline__ void carry(const resident_args &a, const resident_blo
 // P: in_proj and out_proj are packed.
 template <class SHAPE, class S, bool P>
 __device__ __forceinline__ void work(const resident_args &a, const resident_block<SHAPE> &b) {
-    typedef SHAPE shape;
     resident_worker<SHAPE> w(a);
     const int token = token_of(b.rank, w.own_place());
     w.own = {-1, -1, 0, 1};
@@ -66,12 +69,13 @@ __device__ __forceinline__ void work(const resident_args &a, const resident_bloc
     resident_states<SHAPE, S> states(a, b, w.warp);
     w.in_layer = ring_source<SHAPE, S, P>::in_layer(b.mine);
     first_input(a, b, w);
-    worker_of<SHAPE, P> products(b, w);
+    typedef typename products_of<SHAPE, P>::worker worker;
+    worker products(b, w);
 #pragma unroll 1
     for (int i = 0; i < a.n_layers; i++, w.first += w.in_layer) {
         w.layer = i;
-        uint32_t raw[shape::X_BLOCKS];
-        float z[shape::GROUP_ROWS / 2] = {};
+        typename worker::inputs raw;
+        typename worker::gates z = {};
         const float by = products.in_proj_x(a, raw);
         x_proj_parts(a, b, w);
         products.keep_inputs(a, raw);
@@ -124,11 +128,12 @@ __global__ void __launch_bounds__(RESIDENT_THREADS, 1)
     resident_kernel(const __grid_constant__ resident_args a) {
 #if SSM_HOPPER
     extern __shared__ __align__(1024) char shared[];
+    constexpr bool FEW = P && !SHAPE::MANY; // token rows that are not there are not multiplied
     const resident_block<SHAPE> b(shared, a.tokens);
     in_roles(
-        b, a.tokens, !P, [&] { work<SHAPE, S, P>(a, b); },
+        b, a.tokens, !FEW, [&] { work<SHAPE, S, P>(a, b); },
         [&] { fill_ring<SHAPE, ring_source<SHAPE, S, P>>(a, b); },
-        [&](int thread) { fill_rows<P>(a, b, thread); }, [&] { carry<SHAPE>(a, b); });
+        [&](int thread) { fill_rows<FEW>(a, b, thread); }, [&] { carry<SHAPE>(a, b); });
 #endif
 }
 
@@ -210,7 +215,7 @@ template <class F> static bool with_channels(int d_model, F f) {
 
 // What a launch leaves beside its residuals.
 template <class SHAPE> static row_squares squares_in(void *scratch) {
-    return {((resident_scratch<SHAPE> *)scratch)->squares[0], SHAPE::OUT_TILES, SHAPE::OUT_TILES};
+    return {((resident_scratch<SHAPE> *)scratch)->squares[0], SHAPE::OUT_TILES, SHAPE::MOST_TILES};
 }
 
 // with_width(f): f(kernel, shape) of the model's width, if there is one.

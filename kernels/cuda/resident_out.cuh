@@ -5,6 +5,7 @@
 
 #include <type_traits>
 
+#include "packed.cuh"
 #include "resident_in.cuh"
 
 namespace ssm {
@@ -67,8 +68,9 @@ out_proj_shares(const resident_args &a, const resident_block<SHAPE> &b, resident
 template <class SHAPE> struct residual_part {
     typedef SHAPE shape;
     enum {
-        TOKENS = SHAPE::ROWS / shape::OUT_SPLITS / RESIDENT_WARPS, // of a warp, at most
-        UNITS = shape::TILE_ROWS / 4,                              // of four
+        TOKENS =
+            (SHAPE::ROWS / shape::OUT_SPLITS + RESIDENT_WARPS - 1) / RESIDENT_WARPS, // a warp's
+        UNITS = shape::TILE_ROWS / 4,                                                // of four
         A_LANE = (UNITS + 31) / 32,
         WIDTH = shape::WIDTH
     };
@@ -96,8 +98,18 @@ template <class SHAPE> struct residual_part {
         for (int i = 0; i < A_LANE; i++)
             norm[i] = load_shared_sum(from + column + unit(i));
     }
+    // Four columns of an input from `at` on. head: nobody's but the head's.
+    __device__ __forceinline__ void store_input(bf16 *u, int at, uint2 four, bool head) const {
+        if (shape::MANY && !head) { // packed_rows_place(): two pairs
+            u += at / 64 * 64 + packed_rows_place(at % 64);
+            *(uint32_t *)u = times(four.x, PACKED_GIVEN_TWICE);
+            *(uint32_t *)(u + 8) = times(four.y, PACKED_GIVEN_TWICE);
+        } else {
+            *(uint2 *)(u + at) = four;
+        }
+    }
     // The next layer's, or the head's, input and its sums of squares.
-    __device__ __forceinline__ void give(const resident_args &a, int tile) const {
+    __device__ __forceinline__ void give(const resident_args &a, int tile, bool head) const {
 #pragma unroll
         for (int k = 0; k < TOKENS; k++) {
             if (!there(k))
@@ -110,9 +122,10 @@ template <class SHAPE> struct residual_part {
                 const float of = (r.x * r.x + r.y * r.y) + (r.z * r.z + r.w * r.w);
                 square += at < UNITS * 4 ? of : 0.f;
                 if (at < UNITS * 4)
-                    *(uint2 *)(a.u + (size_t)token(k) * WIDTH + column + at) =
-                        make_uint2(pack_bf16(r.x * norm[i].x, r.y * norm[i].y),
-                                   pack_bf16(r.z * norm[i].z, r.w * norm[i].w));
+                    store_input(a.u + (size_t)token(k) * WIDTH + column, at,
+                                make_uint2(pack_bf16(r.x * norm[i].x, r.y * norm[i].y),
+                                           pack_bf16(r.z * norm[i].z, r.w * norm[i].w)),
+                                head);
             }
             square = warp_sum(square);
             if (lane == 0)
@@ -151,7 +164,7 @@ __device__ __forceinline__ void first_input(const resident_args &a, const reside
                                            high_half(four.y));
             }
         }
-        part.give(a, b.tile);
+        part.give(a, b.tile, false);
     }
     workers_sync();
     if (threadIdx.x == 0) {
@@ -222,7 +235,7 @@ __device__ __forceinline__ void residual(const resident_args &a, const resident_
                 add4(v[k][i], sum[k][i][0]);
             }
         }
-        part.give(a, b.tile);
+        part.give(a, b.tile, w.layer + 1 == a.n_layers);
     }
     workers_sync();
     if (threadIdx.x == 0) {

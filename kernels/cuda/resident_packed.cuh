@@ -12,16 +12,18 @@
 // A slot of the ring in in_proj is one of solo_large.cu's slots as it lies there: half of the
 // cluster's rows, a group of warps', by 256 columns, a quarter of which is a warp's. So four warps'
 // sums are added up, with four of the peer's: what is the peer's goes there from each warp, the
-// rest to the group's first warp, which has the channels from then on (of 16 rows each block ends
-// eight). In out_proj a slot has a group's rows by 128 columns, a warp's its quarter of the rows.
+// rest to the group's warps, which have every fourth eight of the channels from then on (of 16 rows
+// each block ends eight). In out_proj a slot has a group's rows by 128 columns, a warp's its
+// quarter of the rows.
 //
 // Room for 16 token rows, not 64, and slots no larger than packed ones make more of them than
 // resident.cu has (2.8b: nine, not six), so that more has come by the time that a phase begins.
 // Where slots are small anyway it loses: 1.4b b8 1.04 ms, 790m 0.81, on other cards 1.01 and 0.77
 // without.
 //
-// All of a block's columns of u stay in shared memory from x to z: stages of token rows have 128
-// columns of 16 rows, as two tiles of 128 bytes a row, 16-byte parts swapped by row.
+// All of a block's columns of u that there is room for (all but falcon-mamba-7b's, half of these)
+// stay in shared memory from x to z, which begins with them: stages of token rows have 128 columns
+// of 16 rows, as two tiles of 128 bytes a row, 16-byte parts swapped by row.
 #ifndef SSM_KERNELS_CUDA_RESIDENT_PACKED_CUH
 #define SSM_KERNELS_CUDA_RESIDENT_PACKED_CUH
 
@@ -42,15 +44,17 @@ template <class BASE> struct packed_shape : BASE {
         OUT_ROWS = NW / 4,             // of out_proj, a block's
         OUT_FULL = OUT_ROWS / 8,       // tiles of each 64 columns; four rows may be left
         MIXED = OUT_ROWS % 8 != 0,
-        OUT_E = TAKEN_E, // of four blocks' rows by 128 columns
-        STAGE = RESIDENT_PACKED_ROWS * 256,
-        STAGES = base::IN_SLOTS,
-        TURNS = base::IN_PIECES / 4,      // of 256 columns
-        OUT_TURNS = base::OUT_PIECES / 2, // of 128
-        PART = TILES * 256,               // bytes of a warp's sums of eight tokens
+        OUT_E = TAKEN_E,    // of four blocks' rows by 128 columns
+        PART = TILES * 256, // bytes of a warp's sums of eight tokens
         PARTS = base::X_STAGES * base::X_STAGE -
-                6 * PART,               // where those that stay here lie behind the stages
-        EXTRA_BYTES = base::EXTRA * 512 // of 256 columns
+                6 * PART, // where those that stay here lie behind the stages
+        STAGE = RESIDENT_PACKED_ROWS * 256,
+        STAGES_ROOM = PARTS / STAGE / 2 * 2, // a turn has two
+        STAGES = (int)STAGES_ROOM < (int)base::IN_SLOTS ? STAGES_ROOM : base::IN_SLOTS,
+        TURNS = base::IN_PIECES / 4,      // of 256 columns
+        KEPT_FROM = TURNS - STAGES / 2,   // x's turns whose token rows z begins with
+        OUT_TURNS = base::OUT_PIECES / 2, // of 128
+        EXTRA_BYTES = base::EXTRA * 512   // of 256 columns
     };
     static_assert(TAKEN + EXTRA_BYTES <= (int)base::SLOT, "a slot");
     static_assert(TAKEN % 1024 == 0 && (base::EXTRA == 0 || base::EXTRA == 8), "swizzled boxes");
@@ -58,7 +62,7 @@ template <class BASE> struct packed_shape : BASE {
     static_assert(base::EXTRA == 0 || 6 * 256 <= (int)base::ACTS,
                   "extra rows' sums, for z's place");
     static_assert(base::X_GROUP + base::GROUP_ROWS == base::X_ROWS, "and the others' behind them");
-    static_assert(STAGES * STAGE <= PARTS, "stages");
+    static_assert(STAGES % 2 == 0, "both stages of a turn");
     static_assert((int)STAGES <= (int)base::X_BARRIERS, "barriers");
     // A group never waits for the other's slots. Before it comes to such a place again, one or two
     // turns on from what it waited for last, that slot must have come, or the wait, which knows odd
@@ -67,20 +71,51 @@ template <class BASE> struct packed_shape : BASE {
     static_assert((int)base::SLOTS_FLIGHT + 2 <= (int)base::SLOTS, "turns");
 };
 
+// Slots of z that come first: those of the last columns of x, whose token rows are still there.
+template <class SHAPE, bool P> constexpr int kept_slots() {
+    if constexpr (P && SHAPE::EXCHANGED)
+        return packed_shape<SHAPE>::STAGES;
+    else
+        return SHAPE::KEPT_SLOTS;
+}
+
 #if SSM_HOPPER
+
+// A group of warps takes every other slot of the ring.
+template <class BASE> struct packed_slots {
+    const resident_block<BASE> &b;
+    resident_worker<BASE> &w;
+
+    // The group's next slot, once it is there.
+    __device__ __forceinline__ int wait() const {
+        if (w.group)
+            w.slot.next();
+        barrier_wait(b.full + w.slot.at * 8, w.slot.phase);
+        return w.slot.at;
+    }
+    __device__ __forceinline__ void next() const {
+        w.slot.next();
+        if (!w.group)
+            w.slot.next();
+    }
+};
 
 template <class BASE> struct packed_worker {
     typedef packed_shape<BASE> shape;
     typedef BASE base;
-    enum { TILES = shape::TILES, X_TILES = base::X_BLOCKS }; // X_TILES: with the extra rows'
+    enum { TILES = shape::TILES, X_TILES = base::X_BLOCKS };       // X_TILES: with the extra rows'
+    enum { OWNED = (TILES + 3) / 4, X_OWNED = (X_TILES + 3) / 4 }; // that a warp ends, by turn
+    typedef uint32_t inputs[X_OWNED];
+    typedef float2 gates[OWNED];
     const resident_block<base> &b;
     resident_worker<base> &w;
+    packed_slots<base> slots;
     turn<shape::STAGES> x;
     int part; // of a slot's columns, or rows
 
     __device__ __forceinline__ packed_worker(const resident_block<base> &block,
                                              resident_worker<base> &worker)
-        : b(block), w(worker), part(worker.warp % 4) {
+        : b(block), w(worker), slots{block, worker}, part(worker.warp % 4) {
     }
     // A lane's sixteen columns of 64, of tokens g and g + 8.
     struct operand {
@@ -100,20 +135,11 @@ template <class BASE> struct packed_worker {
                                                     const uint4 &lower, const uint2 &upper) {
         multiply_packed(c, o.v[0], o.v[1], lower, upper);
     }
-    // The group's next slot, once it is there.
-    __device__ __forceinline__ int slot_wait() {
-        if (w.group)
-            w.slot.next();
-        barrier_wait(b.full + w.slot.at * 8, w.slot.phase);
-        return w.slot.at;
-    }
     // bits: of sums that all that was read of it has gone into (give_back).
     __device__ __forceinline__ void slot_done(uint32_t bits) {
         if (w.lane == 0)
             barrier_arrive_as<2>(b.empty + w.slot.at * 8 + (bits & w.zero));
-        w.slot.next();
-        if (!w.group)
-            w.slot.next();
+        slots.next();
     }
 
     // Extra rows' tile of the warp's 64 columns.
@@ -137,7 +163,7 @@ template <class BASE> struct packed_worker {
                 x.next();
             barrier_wait(b.x_full + x.at * 8, x.phase);
             load(o, x.at, part % 2);
-            const char *from = b.slot(slot_wait());
+            const char *from = b.slot(slots.wait());
             const uint4 *s = (const uint4 *)from + part * TILES * 32 + w.lane;
             const uint2 *e = (const uint2 *)(from + shape::TAKEN_E) + part * TILES * 32 + w.lane;
             uint32_t bits = 0;
@@ -152,7 +178,7 @@ template <class BASE> struct packed_worker {
             for (int t = 0; t < N / 4; t++)
                 bits |= __float_as_uint(c[t][0]);
             __syncwarp();
-            if (w.lane == 0 && is_z)
+            if (w.lane == 0 && (is_z || i < shape::KEPT_FROM))
                 barrier_arrive_as<2>(b.x_empty + x.at * 8 + (bits & w.zero));
             slot_done(bits);
             x.next();
@@ -163,47 +189,63 @@ template <class BASE> struct packed_worker {
             x.phase ^= 1; // as it was
     }
 
-    // The peer's tokens' sums to it, the own ones to the group's first warp. place: for the peer's.
-    template <int N>
-    __device__ __forceinline__ void give(const float (&acc)[N], char *place,
+    // The j-th tile that the warp ends of its group's, if it is one; the extra rows' is behind the
+    // second group's.
+    __device__ __forceinline__ int tile_of(int j) const {
+        return j * 4 + part;
+    }
+    __device__ __forceinline__ bool is_extra_tile(int t) const {
+        return base::EXTRA > 0 && w.group && t == TILES;
+    }
+    __device__ __forceinline__ int row_of(int t) const { // among the cluster's
+        return w.group * shape::GROUP_ROWS + t * 8 + 2 * w.q;
+    }
+
+    // The peer's tokens' sums to it, the own ones to the warp whose tile it is. place: for the
+    // peer's.
+    template <int N, int OWNED>
+    __device__ __forceinline__ void give(const float (&acc)[N], float2 (&mine)[OWNED], char *place,
                                          uint32_t barriers) const {
         to_peer(b, w, acc, place, barriers);
-        if (part > 0) {
 #pragma unroll
-            for (int i = 0; i < N / 4; i++)
-                *parts(part - 1, i) = own(acc, i);
+        for (int i = 0; i < N / 4; i++) {
+            const float2 own = b.rank ? make_float2(acc[4 * i + 2], acc[4 * i + 3])
+                                      : make_float2(acc[4 * i], acc[4 * i + 1]);
+            if (i % 4 == part)
+                mine[i / 4] = own;
+            else
+                *parts((part - i + 3) & 3, i) = own;
         }
         named_sync(w.group + 2, 128);
     }
-    template <int N> __device__ __forceinline__ float2 own(const float (&acc)[N], int i) const {
-        return b.rank ? make_float2(acc[4 * i + 2], acc[4 * i + 3])
-                      : make_float2(acc[4 * i], acc[4 * i + 1]);
-    }
-    // The i-th tile's of the group's (k + 1)-th warp. Of the extra rows: where z goes later on.
+    // The i-th tile's, of the group's k-th warp behind the one whose it is. Of the extra rows:
+    // where z goes later on.
     __device__ __forceinline__ float2 *parts(int k, int i) const {
         char *at = b.x_place() + shape::PARTS + (w.group * 3 + k) * shape::PART + i * 256;
         if (base::EXTRA > 0 && i >= TILES)
             at = (char *)b.z() + (w.group * 3 + k) * 256;
         return (float2 *)at + w.lane;
     }
-    // By the group's first warp, once the peer's are there.
     __device__ __forceinline__ void wait_peer(uint32_t barriers) const {
 #pragma unroll
         for (int k = 0; k < 4; k++)
-            barrier_wait(barriers + (w.warp + k) * 8, w.layer & 1);
+            barrier_wait(barriers + (w.group * 4 + k) * 8, w.layer & 1);
     }
-    // The i-th pair of channels, all columns: as both().
+    // The pair of channels of tile t, all columns, once the peer's are there: as both(). Those of
+    // either rank's columns are added up from the same warp on, so that bits do not depend on whose
+    // token it is. N: tiles that the peer sends.
     template <int N>
-    __device__ __forceinline__ uint32_t all(const float (&acc)[N], const char *place, int i,
+    __device__ __forceinline__ uint32_t all(const float2 &mine, const char *place, int t,
                                             float by) const {
         float2 v[8];
-        v[0] = own(acc, i);
+        v[0] = mine;
 #pragma unroll
         for (int k = 1; k < 4; k++)
-            v[k] = *parts(k - 1, i);
+            v[k] = *parts(k - 1, t);
 #pragma unroll
         for (int k = 0; k < 4; k++)
-            v[4 + k] = ((const float2 *)(place + (w.warp + k) * (N * 64)))[w.lane + i * 32];
+            v[4 + k] = ((const float2 *)(place + (w.group * 4 + (part + k & 3)) *
+                                                     (N * 256)))[w.lane + t * 32];
 #pragma unroll
         for (int k = 0; k < 8; k += 4) {
             v[k].x = (v[k].x + v[k + 1].x) + (v[k + 2].x + v[k + 3].x);
@@ -213,31 +255,36 @@ template <class BASE> struct packed_worker {
     }
 
     // in_proj_x() and what follows it there.
-    __device__ __forceinline__ float in_proj_x(const resident_args &a,
-                                               uint32_t (&raw)[base::X_BLOCKS]) {
-        resident_taps<base> conv;
-        conv.ask(a, b, w);
+    __device__ __forceinline__ float in_proj_x(const resident_args &a, inputs &raw) {
+        resident_taps<base, X_OWNED> conv;
+        const int first = b.cluster * base::NW + row_of(0);
+        int last = (TILES - 1) * 8; // of tiles that are none: any
+        if constexpr (base::EXTRA > 0)
+            last = w.group ? extra_channel(b) + 2 * w.q - first : last;
+        conv.ask(
+            a, w, first, [&](int j) { return tile_of(j) < TILES ? tile_of(j) * 8 : last; },
+            [&](int j) { return tile_of(j) < TILES || is_extra_tile(tile_of(j)); });
         const int token = b.token(w.own_place());
         barrier_wait(b.go, w.layer & 1);
         const resident_squares<base> squares(a, token, w.q);
         float acc[4 * X_TILES] = {};
         in_columns(false, acc);
-        give(acc, b.peer_place(), b.arrived);
+        float2 mine[X_OWNED];
+        give(acc, mine, b.peer_place(), b.arrived);
         const float scale = squares.scale(a), by = scale * a.layers[w.layer].packed_in_by;
-        if (part == 0) {
-            wait_peer(b.arrived);
-            uint32_t *to = (uint32_t *)(b.x() + w.own_place() * shape::PITCH) +
-                           (w.group * shape::GROUP_ROWS + 2 * w.q) / 2;
+        wait_peer(b.arrived);
+        uint32_t *to = (uint32_t *)(b.x() + w.own_place() * shape::PITCH);
 #pragma unroll
-            for (int i = 0; i < shape::IN_BLOCKS; i++) {
-                raw[i] = all(acc, b.peer_place(), i, by);
-                to[i * 4] = conv.convolve(i, raw[i]);
+        for (int j = 0; j < X_OWNED; j++) {
+            const int t = tile_of(j);
+            if (t < TILES) {
+                raw[j] = all<X_TILES>(mine[j], b.peer_place(), t, by);
+                to[row_of(t) / 2] = conv.convolve(j, raw[j]);
             }
             if constexpr (base::EXTRA > 0) {
-                if (w.group) {
-                    raw[TILES] = all(acc, b.peer_place(), TILES, scale * (1.f / PACKED_GIVEN));
-                    give_extra(a, b, w,
-                               extra_convolved(b) ? conv.convolve(TILES, raw[TILES]) : raw[TILES]);
+                if (is_extra_tile(t)) {
+                    raw[j] = all<X_TILES>(mine[j], b.peer_place(), t, scale * (1.f / PACKED_GIVEN));
+                    give_extra(a, b, w, extra_convolved(b) ? conv.convolve(j, raw[j]) : raw[j]);
                 }
             }
         }
@@ -246,26 +293,35 @@ template <class BASE> struct packed_worker {
             b.ask_up_to(w.first + shape::IN_SLOTS + shape::X_SLOTS);
         return by;
     }
-    // By those who have the channels.
-    __device__ __forceinline__ void keep_inputs(const resident_args &a,
-                                                const uint32_t (&raw)[base::X_BLOCKS]) const {
-        if (part == 0)
-            ssm::keep_inputs(a, b, w, raw);
-    }
-    __device__ __forceinline__ void in_proj_z(float (&z)[4 * TILES]) {
-        in_columns(true, z);
-        give(z, b.peer_place() + shape::FROM_PEER, b.z_arrived);
-    }
-    __device__ __forceinline__ void keep_z(const float (&acc)[4 * TILES], float by) const {
-        if (part > 0)
+    // As resident_in.cuh has it.
+    __device__ __forceinline__ void keep_inputs(const resident_args &a, const inputs &raw) const {
+        if (w.own.slot < 0)
             return;
-        const char *place = b.peer_place() + shape::FROM_PEER;
-        wait_peer(b.z_arrived);
-        uint32_t *z = (uint32_t *)(b.z() + w.own_place() * shape::PITCH) +
-                      (w.group * shape::GROUP_ROWS + 2 * w.q) / 2;
 #pragma unroll
-        for (int i = 0; i < shape::IN_BLOCKS; i++)
-            z[i * 4] = all(acc, place, i, by);
+        for (int j = 0; j < X_OWNED; j++) {
+            const int t = tile_of(j);
+            if (t < TILES)
+                keep_input(a, w, w.own, b.cluster * base::NW + row_of(t), raw[j]);
+            if constexpr (base::EXTRA > 0) {
+                if (is_extra_tile(t) && extra_convolved(b))
+                    keep_input(a, w, w.own, extra_channel(b) + 2 * w.q, raw[j]);
+            }
+        }
+    }
+    __device__ __forceinline__ void in_proj_z(gates &z) {
+        float acc[4 * TILES] = {};
+        in_columns(true, acc);
+        give(acc, z, b.peer_place() + shape::FROM_PEER, b.z_arrived);
+    }
+    __device__ __forceinline__ void keep_z(const gates &mine, float by) const {
+        wait_peer(b.z_arrived);
+        uint32_t *z = (uint32_t *)(b.z() + w.own_place() * shape::PITCH);
+#pragma unroll
+        for (int j = 0; j < OWNED; j++) {
+            const int t = tile_of(j);
+            if (t < TILES)
+                z[row_of(t) / 2] = all<TILES>(mine[j], b.peer_place() + shape::FROM_PEER, t, by);
+        }
     }
 
     __device__ __forceinline__ void out_proj_shares(const resident_args &a) {
@@ -278,7 +334,7 @@ template <class BASE> struct packed_worker {
             operand o[2];
             barrier_wait(b.x_full + x.at * 8, x.phase);
             load(o[0], x.at, 0), load(o[1], x.at, 1);
-            const char *from = b.slot(slot_wait());
+            const char *from = b.slot(slots.wait());
             const uint4 *s = (const uint4 *)from + part * TILES * 32 + w.lane;
             const uint2 *e = (const uint2 *)(from + shape::OUT_E) + part * TILES * 32 + w.lane;
 #pragma unroll

@@ -130,9 +130,10 @@ static void make_exact(small_model *m) {
 
 static void same_rows(pair *p, rig *without, int32_t n, bool exact) {
     // Where the layers' copy is read sums are of another order; steps of more than 16 rows read the
-    // head's alone.
+    // head's alone, but for falcon-mamba-7b's.
     enum { ORDER = 1 << 20 }; // of its norm's sum: 2^-20
-    exact = exact && n > 16;
+    const ssm_geometry *g = &p->model.weights.geometry;
+    exact = exact && n > 16 && !(g->kind == SSM_BLOCK_MAMBA && g->d_model == 4096);
     run(&p->cuda, n, 1);
     run(without, n, 1);
     for (int32_t k = 0; k<n; k += n> 16 ? 3 : 1) {
@@ -151,7 +152,7 @@ static void same_rows(pair *p, rig *without, int32_t n, bool exact) {
 }
 
 START_TEST(packed_weights_give_what_weights_do) {
-    static const int32_t counts[] = {1, 2, 3, 4, 7, 8, 12, 16, 40, 64};
+    static const int32_t counts[] = {1, 2, 3, 4, 7, 8, 12, 16, 24, 40, 64};
     const small_shape *shape = &published[_i];
     pair p = {0};
     small_model_create(&p.model, shape, SSM_DTYPE_BF16, (uint64_t)_i + 71);

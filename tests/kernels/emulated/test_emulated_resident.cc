@@ -9,7 +9,7 @@
 
 using namespace ssm;
 
-enum { LAYERS = 2, STEPS = 2, VOCABULARY = 7, STATES = 16, SPARE = 5 };
+enum { VOCABULARY = 7, STATES = 16, SPARE = 5 };
 template <int NW> struct layer {
     enum { M = 32 * NW, INNER = 2 * M, RANK = M / 16, N_X = RANK + 2 * STATES };
     weights in, x, dt, out;
@@ -127,21 +127,22 @@ static doubles squares_of(const doubles &x, int width) {
 }
 
 template <int NW, int MOST, bool P, bool T, class S>
-static bool agrees(int tokens, int width, unsigned seed) {
+static bool agrees(int tokens, int width, unsigned seed, int n_layers = 2, int steps = 2,
+                   bool turned = false) {
     typedef layer<NW> of;
     typedef resident_shape<NW, MOST, P, T> shape;
     const int kept = width - 1, slots = (tokens + SPARE) | 1;
     std::vector<layer<NW>> layers;
-    for (int i = 0; i < LAYERS; i++)
+    for (int i = 0; i < n_layers; i++)
         layers.emplace_back(width, P);
     weights embedding = random_matrix(VOCABULARY, of::M);
     for (uint16_t &one : embedding)
         one = to_bf16(normal());
-    weights ring((size_t)LAYERS * slots * kept * of::INNER), u((size_t)tokens * of::M),
+    weights ring((size_t)n_layers * slots * kept * of::INNER), u((size_t)tokens * of::M),
         y((size_t)tokens * of::INNER);
     for (uint16_t &one : ring)
         one = to_bf16(normal());
-    std::vector<S> state((size_t)LAYERS * slots * of::INNER * STATES);
+    std::vector<S> state((size_t)n_layers * slots * of::INNER * STATES);
     for (S &one : state)
         one = (S)normal();
     doubles want_ring = bf16_in_double(ring), want_state = in_double(state);
@@ -160,12 +161,13 @@ static bool agrees(int tokens, int width, unsigned seed) {
     a.state = (char *)state.data(), a.scratch = scratch;
     a.ring_pitch = (size_t)slots * kept * of::INNER;
     a.state_pitch = (size_t)slots * of::INNER * STATES * sizeof(S);
-    a.tokens = tokens, a.n_layers = LAYERS, a.width = width, a.eps = 1e-5f, a.bc_dt_eps = -1;
-    for (int i = 0; i < LAYERS; i++) {
+    a.tokens = tokens, a.n_layers = n_layers, a.width = width, a.eps = 1e-5f, a.bc_dt_eps = -1;
+    for (int i = 0; i < n_layers; i++) {
         const layer<NW> &w = layers[(size_t)i];
         resident_layer *l = &a.layers[i];
         set_map(&a.weights[i].in, w.in, of::M, 2 * of::INNER, 64, NW, true);
-        set_map(&a.weights[i].x, w.x, of::INNER, of::N_X, NW, shape::X_PROJ_ROWS, false);
+        set_map(&a.weights[i].x, w.x, of::INNER, of::N_X, shape::WIDE ? 64 : NW, shape::X_PROJ_ROWS,
+                shape::WIDE);
         set_map(&a.weights[i].out, w.out, of::INNER, of::M, 64, shape::TILE_ROWS, true);
         l->packed_in = w.packed_in.data(), l->packed_out = w.packed_out.data();
         l->packed_in_by = packed_taken(packed_by(w.packed_in.most));
@@ -173,16 +175,48 @@ static bool agrees(int tokens, int width, unsigned seed) {
         l->dt_proj = (const bf16 *)w.dt.data(), l->conv_weight = w.conv.data();
         l->conv_bias = w.conv_bias.data(), l->dt_bias = w.dt_bias.data();
         l->decay = w.decay.data(), l->skip = w.skip.data();
-        l->next_norm = i + 1 < LAYERS ? layers[(size_t)i + 1].norm.data() : norm_f.data();
+        l->next_norm = i + 1 < n_layers ? layers[(size_t)i + 1].norm.data() : norm_f.data();
     }
     bool right = true;
-    for (int step = 0; step < STEPS; step++) {
+    for (int step = 0; step < steps; step++) {
         const std::vector<row> rows = rows_of(tokens, step, kept);
         a.rows = rows.data();
         for (int k = 0; k < tokens; k++)
             ids[(size_t)k] = k % 5 == 4 ? -1 - k % 3 : (k * 3 + step) % VOCABULARY;
-        emu_launch(RESIDENT_BLOCKS, RESIDENT_THREADS, shape::BYTES, kernel<shape, P, S>, &a,
-                   seed + (unsigned)step);
+        auto launch = [&](unsigned more) {
+            emu_launch(RESIDENT_BLOCKS, RESIDENT_THREADS, shape::BYTES, kernel<shape, P, S>, &a,
+                       seed + (unsigned)step + more);
+        };
+        // All rows in each other's places first, of the other rank: the same bits.
+        std::vector<row> there(rows.rbegin(), rows.rend());
+        weights ring_there(ring);
+        std::vector<S> state_there(state);
+        numbers residual_there;
+        if (turned) {
+            for (int k = 0; k < tokens; k++)
+                there[(size_t)k].at = k;
+            std::reverse(ids.begin(), ids.end());
+            a.rows = there.data();
+            a.ring = (bf16 *)ring_there.data(), a.state = (char *)state_there.data();
+            launch(1000);
+            residual_there = residual;
+            std::reverse(ids.begin(), ids.end());
+            a.rows = rows.data(), a.ring = (bf16 *)ring.data(), a.state = (char *)state.data();
+        }
+        launch(0);
+        for (int k = 0; turned && k < tokens; k++) {
+            if (memcmp(&residual[(size_t)k * of::M],
+                       &residual_there[(size_t)(tokens - 1 - k) * of::M],
+                       of::M * sizeof(float)) != 0) {
+                printf("  row %d has other bits in the place of row %d\n", k, tokens - 1 - k);
+                right = false;
+            }
+        }
+        if (turned && (ring != ring_there ||
+                       memcmp(state.data(), state_there.data(), state.size() * sizeof(S)) != 0)) {
+            printf("  states are of other bits\n");
+            right = false;
+        }
         doubles want;
         for (int k = 0; k < tokens; k++) {
             const row &r = rows[(size_t)k];
@@ -190,7 +224,7 @@ static bool agrees(int tokens, int width, unsigned seed) {
             doubles x(of::M);
             for (int i = 0; i < of::M; i++)
                 x[i] = emu_bf16(embedding[(size_t)id * of::M + i]);
-            for (int i = 0; i < LAYERS; i++) {
+            for (int i = 0; i < n_layers; i++) {
                 const size_t slot = (size_t)i * slots + (size_t)max(r.slot, 0);
                 reference(layers[(size_t)i], r, width, &x,
                           r.slot < 0 ? NULL : &want_ring[slot * kept * of::INNER],
@@ -239,8 +273,11 @@ int main(void) {
     right &= agrees<24, 128, false, false, float>(104, 3, 3);
     right &= agrees<24, 128, false, false, __half>(72, 4, 4);
     right &= agrees<32, 128, false, false, __half>(128, 2, 5);
-    right &= agrees<48, 64, true, true, float>(16, 4, 6);
+    right &= agrees<48, 64, true, true, float>(16, 4, 6, 2, 2, true);
     right &= agrees<80, 64, true, true, __half>(8, 3, 7);
-    right &= agrees<24, 64, false, true, __half>(16, 4, 8);
+    right &= agrees<24, 64, false, true, __half>(16, 4, 8, 2, 2, true);
+    right &= agrees<128, 64, true, true, __half>(16, 4, 9, 1, 1); // falcon-mamba-7b's width
+    right &= agrees<128, 32, true, false, __half>(32, 4, 10, 2, 1, true);
+    right &= agrees<128, 64, true, false, float>(40, 3, 11, 1, 1);
     return right ? 0 : 1;
 }
