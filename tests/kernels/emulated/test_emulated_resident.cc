@@ -276,7 +276,7 @@ int main(void) {
     right &= agrees<48, 64, true, true, float>(16, 4, 6, 2, 2, true);
     right &= agrees<80, 64, true, true, __half>(8, 3, 7);
     right &= agrees<24, 64, false, true, __half>(16, 4, 8, 2, 2, true);
-    right &= agrees<128, 64, true, true, __half>(16, 4, 9, 1, 1); // falcon-mamba-7b's width
+    right &= agrees<128, 64, true, true, __half>(16, 4, 9, 1, 1, true); // falcon-mamba-7b's width
     right &= agrees<128, 32, true, false, __half>(32, 4, 10, 2, 1, true);
     right &= agrees<128, 64, true, false, float>(40, 3, 11, 1, 1);
     return right ? 0 : 1;
