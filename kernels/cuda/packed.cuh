@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // in_proj and out_proj in 12 bits a weight, for kernels whose time is that of reading weights
-// (solo_large.cu, solo_large_mamba2.cu, few_packed.cu, resident_packed.cuh): a copy beside the bf16
-// one, which all others read. Of Mamba-2's in_proj the rows of x and of z. The head is held so,
-// too, in an order of its own and with a power of two a row (head_packed.cu).
+// (solo_large.cu, solo_large_mamba2.cu, few_packed.cu, resident_packed.cuh,
+// resident_packed_rows.cuh): a copy beside the bf16 one, which all others read. Of Mamba-2's
+// in_proj the rows of x and of z. The head is held so, too, in an order of its own and with a power
+// of two a row (head_packed.cu).
 //
 // A weight's eight exponent bits take few values: nearly all weights of a matrix are within 2^15 of
 // its largest. So they are kept as floats of four exponent bits, seven fraction bits and a sign,

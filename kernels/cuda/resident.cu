@@ -32,13 +32,12 @@
 //     shares    8 blocks    an eighth of a tile's tokens is added up: residual, next input
 //     input     all         the next layer
 //   All is added up in one order: a row's bits depend on nothing around it.
-// - Up to 16 rows tell each other x_proj's sums and y in another way, without releases, and the
-// ring
+// - Up to 16 rows tell each other x_proj's sums and y in another way, without releases: the ring
 //   stops once a layer (resident_exchanges.cuh).
-// - falcon-mamba-7b (resident_shape::WIDE) has dt, B and C normed by who reads them, and 128
-// channels
-//   a cluster: slots of 16 KB, or there were room for two. Its out_proj is dealt out by 32 row
-//   tiles and 4 parts of the columns: 64 rows a group of warps, as in_proj.
+// - falcon-mamba-7b (resident_shape::WIDE) has dt, B and C normed by who reads them; a cluster has
+//   128 channels: slots of 16 KB, or there were room for two. Its out_proj is dealt out by 32 row
+//   tiles and 4 parts of the columns: 64 rows a group of warps, as in_proj. Packed it has slots of
+//   24 KB, and 16 tiles and 8 parts as other widths.
 // - Nobody waits for ever: counters end the launch with an error after seconds of asking. Where
 //   the card, or the part of it that a process is given, does not hold all clusters at once, other
 //   kernels run (resident_room).
@@ -92,6 +91,9 @@
 //   + the head's weights in 12 bits, no norm in front of it
 //     (head_packed.cu): whole steps, in turns, before 1.604 (b8 1.546, now
 //     1.497); b64 takes 2.22 to 2.27, before 2.24 to 2.28                       1.586
+//   + a quicker ring of packed weights (ring_turn), their x and z ended
+//     by four warps of a group: in turns, before 1.586 (b4 1.483, now
+//     1.423, b8 1.501, 1.453)                                                   1.538
 // (In turns on one machine: rows 1 and 2 of H100, 1 and 3 of H200, and 1 and 4 at b16.) The fifth
 // line with fp32 states 3.05 to 2.86, the sixth 2.92 to 2.84; 130m b64 (whole steps) 0.451 to
 // 0.440. The seventh alone: 130m 0.393 to 0.385, and without the exchanges fp32 states 2.76 to
@@ -262,7 +264,9 @@
 //
 // falcon-mamba-7b, ms a step, fp16 states, one H200 (medium.cu; the bytes' time 3.4 to 3.9):
 // b2 4.05 (4.90), b8 4.08 (5.02), b16 4.36 (5.19), b32 4.52 (5.60), b64 4.96 (6.44); fp32 states
-// b64 5.91. With six stages of token rows and five slots b8 4.26, b64 5.17 (4.16, 5.05 in that
+// b64 5.91. Packed (resident_packed.cuh, resident_packed_rows.cuh), in turns: b2 2.92 (3.77), b8
+// 3.02 (3.91), b16 3.18 (4.07), b17 3.40 (4.33), b32 3.65 (4.49), b40 4.45 (4.71), b64 4.94 (5.04).
+// With six stages of token rows and five slots b8 4.26, b64 5.17 (4.16, 5.05 in that
 // run); L2 asked for 16 slots in front, and for eight while the ring is held up: no difference
 // beyond the run's 1%.
 //

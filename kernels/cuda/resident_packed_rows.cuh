@@ -13,6 +13,17 @@
 // z, a group half of them; a group of out_proj has 128. Of other widths' shares (80 rows at 2.8b)
 // something is left over, which cost more than fewer bytes gained (large-steps.md).
 //
+// H200 (2026-11-30), falcon-mamba-7b, fp16 states, ms a step:  b17   b32   b40   b64
+//   bf16 weights, in each of these runs                        4.26  4.39  4.61  4.89
+//   slots of 12 KB, 64 token rows                              4.52  4.66  4.86  5.24
+//   32 token rows where there are no more, eight stages        4.24  4.31
+//   slots of 24 KB (bf16 in that run 4.38, 4.46, 4.73, 5.02)   3.42  3.62  4.45  5.03
+//   + the ring's quicker turns (ring_turn; 4.33, 4.49, 4.71,
+//     5.04)                                                    3.40  3.65  4.45  4.94
+// Predicted for 17 to 32 rows: 3.4. What the second and third line waited for was the ring's warp,
+// 1,000 cycles a slot (large-steps.md). From 33 rows on shared memory has room for four slots, of
+// which two can be under way.
+//
 // A lane has sixteen neighbouring columns of 64 (packed_format.h), the instruction wants four here
 // and there. So u and y lie in the order of packed_rows_place() in memory; and they are given
 // PACKED_GIVEN there, for what comes from shared memory cannot be multiplied on its way. The last
