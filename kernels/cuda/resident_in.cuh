@@ -183,10 +183,24 @@ __device__ __forceinline__ int convolved(const resident_block<SHAPE> &b,
     return b.cluster * SHAPE::NW + row;
 }
 
+// Convolution and SiLU of a pair of channels. taps: of the input 0 to 3 tokens ago; the bias.
+// history: the inputs 1 to 3 tokens ago.
+__device__ __forceinline__ uint32_t convolve_pair(const float2 (&taps)[5],
+                                                  const uint32_t (&history)[3], uint32_t raw) {
+    float lo = taps[4].x + taps[0].x * low_half(raw);
+    float hi = taps[4].y + taps[0].y * high_half(raw);
+#pragma unroll
+    for (int k = 0; k < 3; k++) {
+        lo += taps[k + 1].x * low_half(history[k]);
+        hi += taps[k + 1].y * high_half(history[k]);
+    }
+    return pack_bf16(silu(lo), silu(hi));
+}
+
 // What the convolution of a thread's pairs of channels needs, asked for ahead of time.
 template <class SHAPE, int BLOCKS = SHAPE::X_BLOCKS> struct resident_taps {
-    float2 taps[BLOCKS][5];      // of the input 0 to 3 tokens ago; the bias
-    uint32_t history[BLOCKS][3]; // the inputs 1 to 3 tokens ago
+    float2 taps[BLOCKS][5]; // convolve_pair()
+    uint32_t history[BLOCKS][3];
 
     __device__ __forceinline__ void ask(const resident_args &a, const resident_block<SHAPE> &b,
                                         const resident_worker<SHAPE> &w) {
@@ -235,16 +249,8 @@ template <class SHAPE, int BLOCKS = SHAPE::X_BLOCKS> struct resident_taps {
         }
     }
 
-    // Convolution and SiLU of the i-th pair.
     __device__ __forceinline__ uint32_t convolve(int i, uint32_t raw) const {
-        float lo = taps[i][4].x + taps[i][0].x * low_half(raw);
-        float hi = taps[i][4].y + taps[i][0].y * high_half(raw);
-#pragma unroll
-        for (int k = 0; k < 3; k++) {
-            lo += taps[i][k + 1].x * low_half(history[i][k]);
-            hi += taps[i][k + 1].y * high_half(history[i][k]);
-        }
-        return pack_bf16(silu(lo), silu(hi));
+        return convolve_pair(taps[i], history[i], raw);
     }
 };
 

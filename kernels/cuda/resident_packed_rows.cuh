@@ -58,9 +58,9 @@ template <class BASE> struct packed_rows_worker {
 
     // ---- convolution: a lane has a pair of the group's channels of the warp's tokens
 
-    struct taps {
-        float2 by[4], bias;          // of the input 0 to 3 tokens ago
-        uint32_t history[A_WARP][3]; // the inputs 1 to 3 tokens ago
+    struct convolution {
+        float2 taps[5]; // convolve_pair()
+        uint32_t history[A_WARP][3];
     };
     // Of the warp's k-th token, by a lane whose own_place() it is.
     __device__ __forceinline__ row own(int k) const {
@@ -73,7 +73,7 @@ template <class BASE> struct packed_rows_worker {
     __device__ __forceinline__ int channel() const {
         return b.cluster * shape::NW + w.group * 64 + 2 * w.lane;
     }
-    __device__ __forceinline__ void ask(const resident_args &a, taps &t) const {
+    __device__ __forceinline__ void ask(const resident_args &a, convolution &c) const {
         const resident_layer &l = a.layers[w.layer];
         const int kept = a.width - 1;
 #pragma unroll
@@ -86,31 +86,19 @@ template <class BASE> struct packed_rows_worker {
 #pragma unroll
             for (int j = 0; j < 3; j++) {
                 e = e == 0 ? kept - 1 : e - 1;
-                t.history[k][j] = 0;
+                c.history[k][j] = 0;
                 if (there && j < kept)
-                    t.history[k][j] = load_word(from + (size_t)e * shape::CONV);
+                    c.history[k][j] = load_word(from + (size_t)e * shape::CONV);
             }
         }
 #pragma unroll
         for (int j = 0; j < 4; j++) {
-            t.by[j] = make_float2(0, 0);
+            c.taps[j] = make_float2(0, 0);
             if (j < a.width)
-                t.by[j] = load_pair(l.conv_weight + (size_t)(kept - j) * shape::CONV + channel());
+                c.taps[j] = load_pair(l.conv_weight + (size_t)(kept - j) * shape::CONV + channel());
         }
-        t.bias = load_pair(l.conv_bias + channel());
+        c.taps[4] = load_pair(l.conv_bias + channel());
     }
-    // As resident_taps' of the k-th token.
-    static __device__ __forceinline__ uint32_t convolve(const taps &t, int k, uint32_t raw) {
-        float lo = t.bias.x + t.by[0].x * low_half(raw);
-        float hi = t.bias.y + t.by[0].y * high_half(raw);
-#pragma unroll
-        for (int j = 0; j < 3; j++) {
-            lo += t.by[j + 1].x * low_half(t.history[k][j]);
-            hi += t.by[j + 1].y * high_half(t.history[k][j]);
-        }
-        return pack_bf16(silu(lo), silu(hi));
-    }
-
     // ---- products
 
     // A lane's weights of two tiles, rows g and g + 8, as four matrix instructions take them.
@@ -213,8 +201,8 @@ template <class BASE> struct packed_rows_worker {
 
     // As resident_in.cuh's; z's factors are left in shared memory.
     __device__ __forceinline__ float in_proj_x(const resident_args &a, inputs &raw) {
-        taps t;
-        ask(a, t);
+        convolution c;
+        ask(a, c);
         const int token = b.token(w.own_place());
         barrier_wait(b.go, w.layer & 1);
         const resident_squares<BASE> squares(a, token, w.q);
@@ -234,7 +222,7 @@ template <class BASE> struct packed_rows_worker {
 #pragma unroll
         for (int k = 0; k < A_WARP; k++) {
             raw[k] = x[k * (shape::PITCH / 2)];
-            x[k * (shape::PITCH / 2)] = convolve(t, k, raw[k]);
+            x[k * (shape::PITCH / 2)] = convolve_pair(c.taps, c.history[k], raw[k]);
         }
         workers_sync();
         if (threadIdx.x == 0)
