@@ -94,8 +94,10 @@ def test_stop_of_many_bytes(client):
 
 
 def test_stop_usage_counts_what_was_drawn(client):
-    answer = client.complete(PROMPT, temperature=0, max_tokens=48, stop="sir")
-    assert 0 < answer["usage"]["completion_tokens"] < 48
+    """The engine is some tokens ahead of who looks for the string: on two busy cores it drew 48."""
+    answer = client.complete(PROMPT, temperature=0, max_tokens=4000, stop="sir")
+    assert answer["choices"][0]["finish_reason"] == "stop"
+    assert 0 < answer["usage"]["completion_tokens"] < 4000
 
 
 def test_stop_frees_the_other_choices_not(client):
