@@ -312,11 +312,28 @@ static form form_of(const device *d, int32_t rows) {
     return rows <= RESIDENT_PACKED_ROWS ? OF_FEW_PACKED : rows <= 32 ? OF_32_PACKED : OF_ANY_PACKED;
 }
 
+// Whether they find counters and x_proj's totals, zeros between launches, where the other does.
+template <class SHAPE, class OTHER> constexpr bool takes_turns_with() {
+    return sizeof(resident_scratch<SHAPE>) == sizeof(resident_scratch<OTHER>) &&
+           (int)resident_scratch<SHAPE>::WIPED == (int)resident_scratch<OTHER>::WIPED &&
+           (int)SHAPE::X_TOTALS == (int)OTHER::X_TOTALS;
+}
+template <int NW, int ROWS, bool P, bool T>
+constexpr bool is_form = takes_turns_with<resident_shape<NW, ROWS, P, T>,
+                                          resident_shape<NW, RESIDENT_ROWS, false, false>>();
+
 // f(kernel, shape), of another form where a width does not have this one.
 template <class S, class F> static bool with_width(int d_model, form of, F f) {
 #define WIDTH_OF(NW, ROWS, P, T)                                                                   \
     f(resident_kernel<resident_shape<NW, ROWS, P, T>, S, P>, resident_shape<NW, ROWS, P, T>())
 #define WIDTH(NW, P, T) WIDTH_OF(NW, RESIDENT_ROWS, P, T)
+    static_assert(is_form<24, 64, false, true> && is_form<32, 64, false, true>, "a scratch");
+    static_assert(is_form<48, 64, true, true> && is_form<64, 64, true, true> &&
+                      is_form<80, 64, true, true>,
+                  "a scratch");
+    static_assert(is_form<128, 64, false, true> && is_form<128, 64, true, true> &&
+                      is_form<128, 32, true, false> && is_form<128, 64, true, false>,
+                  "a scratch");
     const bool few = of == OF_FEW || of == OF_FEW_PACKED;
     switch (d_model) {
     case 32 * 24:

@@ -86,6 +86,7 @@ template <int CHANNELS, int MOST, bool P = false, bool T = P> struct resident_sh
         // A width's forms take turns at one scratch: as many as any of them has
         MOST_TILES = WIDE ? 32 : OUT_TILES,
         MOST_SPLITS = WIDE ? 8 : OUT_SPLITS,
+        SQUARE_ROWS = (TALL ? ROWS : RESIDENT_ROWS) * MOST_TILES / OUT_TILES,
         TILE_ROWS = 32 * NW / OUT_TILES,
         OUT_GROUP = TALL ? TILE_ROWS : TILE_ROWS / 2, // rows of a group of warps
         WIDTH = 32 * NW,                              // d_model
@@ -175,7 +176,7 @@ template <class SHAPE> struct resident_scratch {
     resident_counter y[shape::MOST_SPLITS];     // as many blocks as there are tiles have left y
     resident_counter shares[shape::MOST_TILES]; // and as splits their shares of out_proj's sums
     resident_counter input; // all blocks have left the next layer's input; 0 between launches
-    float squares[SHAPE::ROWS][shape::MOST_TILES]; // of the residual, by tile
+    float squares[SHAPE::SQUARE_ROWS][shape::OUT_TILES]; // of the residual, by tile
     // and behind it
     // uint64_t x_totals[2][X_TOTALS] (resident_exchanges.cuh)
     // float x_parts[2][RESIDENT_CLUSTERS][HALF_ROWS][n_x]

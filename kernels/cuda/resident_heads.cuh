@@ -30,6 +30,7 @@ template <int CHANNELS, bool P, bool E> struct heads_shape {
         OUT_SPLITS = RESIDENT_BLOCKS / OUT_TILES,
         MOST_TILES = OUT_TILES,
         MOST_SPLITS = OUT_SPLITS,
+        SQUARE_ROWS = ROWS,
         TILE_ROWS = 32 * NW / OUT_TILES,
         OUT_GROUP = TILE_ROWS / 2,
         WIDTH = 32 * NW,

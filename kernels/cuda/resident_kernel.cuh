@@ -215,7 +215,7 @@ template <class F> static bool with_channels(int d_model, F f) {
 
 // What a launch leaves beside its residuals.
 template <class SHAPE> static row_squares squares_in(void *scratch) {
-    return {((resident_scratch<SHAPE> *)scratch)->squares[0], SHAPE::OUT_TILES, SHAPE::MOST_TILES};
+    return {((resident_scratch<SHAPE> *)scratch)->squares[0], SHAPE::OUT_TILES, SHAPE::OUT_TILES};
 }
 
 // with_width(f): f(kernel, shape) of the model's width, if there is one.

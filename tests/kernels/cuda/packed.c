@@ -152,7 +152,8 @@ static void same_rows(pair *p, rig *without, int32_t n, bool exact) {
 }
 
 START_TEST(packed_weights_give_what_weights_do) {
-    static const int32_t counts[] = {1, 2, 3, 4, 7, 8, 12, 16, 24, 40, 64};
+    // Steps of few rows also behind ones of more, with which they take turns at a scratch.
+    static const int32_t counts[] = {1, 2, 3, 4, 7, 24, 8, 12, 40, 16, 64};
     const small_shape *shape = &published[_i];
     pair p = {0};
     small_model_create(&p.model, shape, SSM_DTYPE_BF16, (uint64_t)_i + 71);
