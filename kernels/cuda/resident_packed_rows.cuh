@@ -99,6 +99,7 @@ template <class BASE> struct packed_rows_worker {
         }
         c.taps[4] = load_pair(l.conv_bias + channel());
     }
+
     // ---- products
 
     // A lane's weights of two tiles, rows g and g + 8, as four matrix instructions take them.
@@ -140,9 +141,9 @@ template <class BASE> struct packed_rows_worker {
             const char *slot = b.slot(slots.wait());
 #pragma unroll
             for (int i = 0; i < A_SLOT; i++) {
+                // Tiles of a slot, of in_proj: [piece][tile]; of out_proj: [warp][piece][tile].
 #pragma unroll
-                for (int m = 0; m < SETS;
-                     m++) // in_proj: [piece][tile]; out_proj: [warp][piece][tile]
+                for (int m = 0; m < SETS; m++)
                     take(v[i % 2][m], slot,
                          SETS == 1 ? i * TILES + part * 2 : part * TILES + i * (TILES / 2) + m * 2);
                 barrier_wait(b.x_full + w.x.at * 8, w.x.phase);
