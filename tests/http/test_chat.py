@@ -306,6 +306,6 @@ def test_a_broken_template_is_refused_at_start(tmp_path, text, complaint):
 def test_what_chats_of_a_base_model_are_is_said_after_the_address(start):
     plain = start()
     wait_until(lambda: "no chat template" in plain.tail(), 10, "the log says it")
-    assert plain.output[0].startswith("ssmd ")
+    assert plain.log().startswith("ssmd ")
     chosen = start("--chat-template", "plain")
     assert chosen.stop() == 0 and "no chat template" not in chosen.log()

@@ -2,7 +2,9 @@
 """The program under test: starts build/ssmd on a free port and stops it again.
 
 SSMD_BINARY picks another build. SSMD_TIME_SCALE multiplies every waiting time, for sanitized
-builds. Everything that the program prints is kept; a test that fails shows its end.
+builds. Everything that the program prints is kept; a test that fails shows its end. It prints into
+a file and not into a pipe that a thread here reads: what it wrote before it answered can be read
+once the answer has come, however late that thread would have been.
 """
 
 import ctypes
@@ -11,7 +13,7 @@ import pathlib
 import re
 import signal
 import subprocess
-import threading
+import tempfile
 import time
 
 from .client import Client
@@ -19,7 +21,7 @@ from .client import Client
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 BINARY = pathlib.Path(os.environ.get("SSMD_BINARY", ROOT / "build" / "ssmd"))
 SCALE = float(os.environ.get("SSMD_TIME_SCALE", "1"))
-LISTENING = re.compile(r"http://(?:127\.0\.0\.1|localhost|\[::1\]):(\d+)")
+LISTENING = re.compile(r"http://(?:127\.0\.0\.1|localhost|\[::1\]):(\d+)\D")  # a line may be seen half written
 SANITIZERS = {
     "ASAN_OPTIONS": "detect_stack_use_after_return=1:strict_string_checks=1:allocator_may_return_null=1",
     "UBSAN_OPTIONS": "print_stacktrace=1",
@@ -62,50 +64,45 @@ class Program:
     def __init__(self, *options, environment=None, binary=BINARY):
         command = [str(binary), "serve", "--port", "0", *map(str, options)]
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("SSMD_")}
+        self._output = tempfile.TemporaryFile()
         self.process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
+            stdout=self._output,
             stderr=subprocess.STDOUT,
             env={**SANITIZERS, **inherited, **(environment or {})},
             cwd="/",  # nothing may depend on the directory it is started from
             start_new_session=True,
             preexec_fn=_end_with_parent,
         )
-        self.output = []
-        self._port = None
-        self._heard = threading.Event()
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-        if not self._heard.wait(60 * SCALE) or self._port is None:
-            self.process.kill()
-            self._reader.join(5)
-            raise AssertionError(f"{' '.join(command)} did not start:\n{self.tail()}")
-        self.client = Client("127.0.0.1", self._port)
-        self.port = self._port
-        wait_until(self._is_ready, 60, "GET /readyz answers 200")
+        try:
+            self.port = wait_until(self._listening, 60, f"{' '.join(command)} listens")
+            self.client = Client("127.0.0.1", self.port)
+            wait_until(self._is_ready, 60, "GET /readyz answers 200")
+        except Exception as error:
+            self.kill()
+            raise AssertionError(f"{error}\n{self.tail()}") from error
 
-    def _read(self):
-        for line in self.process.stdout:
-            text = line.decode("utf-8", "replace")
-            self.output.append(text)
-            found = LISTENING.search(text)
-            if found and self._port is None:
-                self._port = int(found.group(1))
-                self._heard.set()
-        self._heard.set()
+    def _listening(self):
+        """The port, once it has said it."""
+        running = self.is_running()  # asked first: what it printed before it ended is all there then
+        found = LISTENING.search(self.log())
+        if not found and not running:
+            raise AssertionError("the program ended while starting")
+        return found and int(found.group(1))
 
     def _is_ready(self):
-        if self.process.poll() is not None:
-            raise AssertionError(f"the program ended while starting:\n{self.tail()}")
+        if not self.is_running():
+            raise AssertionError("the program ended while starting")
         return self.client.get("/readyz").status == 200
 
     def log(self):
         """All that it has printed so far."""
-        return "".join(self.output)
+        descriptor = self._output.fileno()  # its offset is the program's: it is not to move
+        return os.pread(descriptor, os.fstat(descriptor).st_size, 0).decode("utf-8", "replace")
 
     def tail(self, lines=40):
-        return "".join(self.output[-lines:])
+        return "".join(self.log().splitlines(keepends=True)[-lines:])
 
     def is_running(self):
         return self.process.poll() is None
@@ -115,9 +112,7 @@ class Program:
 
     def wait(self, seconds):
         """The exit status, once it has ended by itself."""
-        status = self.process.wait(seconds * SCALE)
-        self._reader.join(5)
-        return status
+        return self.process.wait(seconds * SCALE)
 
     def stop(self, seconds=40):
         """SIGTERM, drain, exit: the status, or a failure with what it printed."""
