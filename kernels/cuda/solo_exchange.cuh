@@ -50,7 +50,7 @@ __device__ __forceinline__ void send(uint32_t to, uint32_t word, uint32_t barrie
         "r"(word), "r"(barrier)
         : "memory");
 }
-__device__ __forceinline__ void send(uint32_t to, uint32_t v, uint32_t w, uint32_t barrier) {
+__device__ __forceinline__ void send_two(uint32_t to, uint32_t v, uint32_t w, uint32_t barrier) {
     asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.b32 [%0], {%1,%2}, "
                  "[%3];" ::"r"(to),
                  "r"(v), "r"(w), "r"(barrier)
@@ -70,11 +70,13 @@ __device__ __forceinline__ void send_words(uint32_t to, uint32_t word, uint32_t 
 __device__ __forceinline__ uint32_t first_tag(const solo_args &a) {
     return *a.launches * SOLO_LAYERS + 1;
 }
-__device__ __forceinline__ void publish(uint2 *to, float a, float b, uint32_t tag) {
-    const uint32_t v = (__float_as_uint(a) & ~15u) | (tag & 15);
-    const uint32_t w = (__float_as_uint(b) & ~15u) | (tag >> 4 & 15);
+__device__ __forceinline__ void store_packet(uint2 *to, uint32_t v, uint32_t w) {
     asm volatile("st.relaxed.gpu.global.b64 [%0], %1;" ::"l"(to), "l"((uint64_t)w << 32 | v)
                  : "memory");
+}
+__device__ __forceinline__ void publish(uint2 *to, float a, float b, uint32_t tag) {
+    store_packet(to, (__float_as_uint(a) & ~15u) | (tag & 15),
+                 (__float_as_uint(b) & ~15u) | (tag >> 4 & 15));
 }
 __device__ __forceinline__ uint2 packet(const uint2 *from) {
     uint64_t v;

@@ -129,9 +129,7 @@ enum { LARGE_X = 1, LARGE_OWN, LARGE_Z, LARGE_XDB, LARGE_OUT, LARGE_U, LARGE_Y }
 
 // Two words, of which the second's lowest eight bits are the exchange's number.
 __device__ __forceinline__ void publish_words(uint2 *to, uint32_t v, uint32_t w, uint32_t tag) {
-    const uint32_t tagged = (w & ~255u) | (tag & 255);
-    asm volatile("st.relaxed.gpu.global.b64 [%0], %1;" ::"l"(to), "l"((uint64_t)tagged << 32 | v)
-                 : "memory");
+    store_packet(to, v, (w & ~255u) | (tag & 255));
 }
 // Two packets that lie beside each other.
 __device__ __forceinline__ uint4 two_packets(const uint2 *from) {

@@ -122,8 +122,8 @@ __device__ __forceinline__ void x_sums(const solo_args &a, const solo_block<M, C
         if (pair * 2 < shape::X_ROWS) {
 #pragma unroll
             for (int peer = lane / 8; peer < SOLO_BLOCKS; peer += 4)
-                send(peer_address(xdb, peer), __float_as_uint(sum.x), __float_as_uint(sum.y),
-                     peer_address(b.bar_xdb, peer));
+                send_two(peer_address(xdb, peer), __float_as_uint(sum.x), __float_as_uint(sum.y),
+                         peer_address(b.bar_xdb, peer));
         }
         if (layer + 1 < a.n_layers)
             ahead_rows(rows, a.layers[layer + 1].x_proj + at, shape::INNER);
@@ -164,7 +164,7 @@ template <int M, int CH, class S> struct out_role {
         for (int peer = lane / 8; peer < SOLO_BLOCKS; peer += 4) {
             const uint32_t barrier = peer_address(b.bar_u, peer);
             if constexpr (shape::NARROW) {
-                send(peer_address(u, peer), word, square, barrier);
+                send_two(peer_address(u, peer), word, square, barrier);
             } else {
                 send(peer_address(u, peer), word, barrier);
                 send(peer_address(squares, peer), square, barrier);
