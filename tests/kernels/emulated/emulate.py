@@ -40,7 +40,7 @@ BODIES = {
     "cluster_arrive": "emu_cluster_arrive();",
     "cluster_wait": "emu_cluster_wait();",
     "peer_address": "return emu_peer(address, rank);",
-    "store_to_peer": "emu_store_to_peer(to, v, barrier);",
+    "store_to_peer": "emu_store_to_peer(to, &v, 8, barrier);",
     # wgmma.cuh, util.cuh: the matrix units
     "wgmma_fence": "",
     "wgmma_commit": "",
@@ -63,6 +63,27 @@ BODIES = {
     "copies_wait": "",
     "exp2_fast": "return exp2f(x);",
     "reciprocal": "return 1.f / x;",
+    "dependents_start": "",
+    "load_once": "return emu_load<uint4>(p);",
+    # solo*.cuh. Packets that lie beside each other are read one after the other.
+    "solo_wait": "while (!emu_barrier_is(barrier, parity)) emu_wait_barrier(barrier, parity);",
+    "solo_sync": "emu_named(ID, threads);",
+    "solo_signal": "emu_named_arrive(ID, threads);",
+    "send": "emu_store_to_peer(to, &word, 4, barrier);",
+    "send_two": "const uint32_t two[] = {v, w}; emu_store_to_peer(to, two, 8, barrier);",
+    "store_packet": "*to = make_uint2(v, w), emu_event();",
+    "packet": "emu_yield(); return emu_load<uint2>(from);",
+    "two_packets": "const uint2 v = packet(from), w = packet(from + 1);"
+    " return make_uint4(v.x, v.y, w.x, w.y);",
+    "load_once1": "return emu_load<float>(p);",
+    "load_once2": "return emu_load<uint2>(p);",
+    "load_own": "return emu_load<decltype(load_own(p))>(p);",
+    "load_own16": "return emu_load<uint4>(p);",
+    "load_shared": "emu_check(from, 16); return emu_load<uint4>(emu_memory(from));",
+    "load_shared2": "emu_check(from, 8); return emu_load<uint2>(emu_memory(from));",
+    "store_shared2": "emu_check(to, 8); *(uint2 *)emu_memory(to) = make_uint2(v, w);",
+    "load_first_rows": "if (lane < LANES) v = load_shared(from);",
+    "rsqrt_fast": "return 1.f / sqrtf(x);",
     # advance.cuh, resident*.cuh
     "load_state": "return emu_load<uint4>(p);",
     "store_state": "if (on) *(uint4 *)p = v;",
@@ -90,6 +111,7 @@ ARGUMENTS = {
     "wgmma": "uint64_t a, uint64_t b",
     "times": "uint32_t two",
     "exchange": "uint32_t lo",
+    "load_shared": "uint32_t from",
 }
 
 TEXTS = [  # what is not a function of its own
@@ -98,11 +120,15 @@ TEXTS = [  # what is not a function of its own
         "log2 = log2f(1.f + e);",
     ),
     ("extern __shared__ __align__(1024) char shared[];", "char *const shared = emu_shared();"),
+    ("extern __shared__ __align__(128) char shared[];", "char *const shared = emu_shared();"),
     ("const __grid_constant__ resident_args a", "const resident_args &a"),
     ("const __grid_constant__ heads_args a", "const heads_args &a"),
     ("const __grid_constant__ packed_head_args a", "const packed_head_args &a"),
+    ("const __grid_constant__ solo_args a", "const solo_args &a"),
 ]
 PATTERNS = {  # the same, over lines
+    r'asm volatile\("st\.shared\.v4\.u32 \[%0\], \{%1,%2,%3,%2\};" ::"r"\(to\), "r"\(v\), "r"\(0\), '
+    r'"r"\(w\)\s*: "memory"\);': "emu_check(to, 16); *(uint4 *)emu_memory(to) = make_uint4(v, 0, w, 0);",
     # two floats to a pair of fp16: the high half comes first
     r'asm\("cvt\.rn(\.satfinite)?\.f16x2\.f32 [^"]*"[^:]*: "=r"\(([^()]*)\)\s*'
     r': "f"\(([^";]*)\), "f"\(([^";]*)\)\);': r"\2 = emu_halves(\4, \3);",

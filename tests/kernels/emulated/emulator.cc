@@ -9,7 +9,7 @@
 
 #include <vector>
 
-enum { STACK = 64 << 10, SHARED = 256 << 10, NAMED = 16, QUEUE = 256, PATIENCE = 200 };
+enum { STACK = 64 << 10, SHARED = 256 << 10, QUEUE = 256, PATIENCE = 200 };
 enum { NOT_A_NUMBER = 0x7fc1 }; // in bf16; in fp32 if twice
 
 struct barrier {
@@ -27,7 +27,7 @@ struct emu_block {
     struct {
         int count, threads;
         uint64_t generation;
-    } named[NAMED];
+    } named[EMU_NAMED];
     std::vector<barrier> barriers;
     std::vector<copy> copies;
 };
@@ -40,6 +40,7 @@ emu_fiber *emu_now;
 dim3 blockDim, gridDim;
 static std::vector<emu_block> blocks;
 static std::vector<cluster> clusters;
+static unsigned of_cluster; // blocks
 static uint32_t shared_bytes;
 static uint64_t visit;  // of a warp
 static uint64_t events; // which others may have waited for
@@ -128,29 +129,36 @@ void emu_wait_barrier(uint32_t at, int parity) {
     emu_now->waits = emu_fiber::BARRIER, emu_now->barrier = at, emu_now->parity = parity;
     leave();
 }
-void emu_named(int id, int threads) {
+void emu_named_arrive(int id, int threads) {
     emu_block *b = emu_now->warp->block;
     auto &named = b->named[id];
     threads = threads < 0 ? b->threads : threads;
     if (named.count > 0 && named.threads != threads)
         emu_fail("a named barrier of other threads");
+    if (emu_now->met[id] == named.generation + 1)
+        emu_fail("twice at a named barrier");
+    emu_now->met[id] = named.generation + 1;
     named.threads = threads;
-    emu_now->generation = named.generation, emu_now->named = id;
-    if (++named.count == threads) {
+    if (++named.count == threads)
         named.count = 0, named.generation++, emu_event();
+}
+void emu_named(int id, int threads) {
+    const auto &named = emu_now->warp->block->named[id];
+    emu_now->generation = named.generation, emu_now->named = id;
+    emu_named_arrive(id, threads);
+    if (named.generation != emu_now->generation)
         return;
-    }
     emu_now->waits = emu_fiber::NAMED;
     leave();
 }
 void emu_cluster_arrive(void) {
-    cluster &c = clusters[blockIdx.x / 2];
+    cluster &c = clusters[blockIdx.x / of_cluster];
     emu_now->cluster_generation = c.generation;
-    if (++c.count == 2 * emu_now->warp->block->threads)
+    if (++c.count == (int)of_cluster * emu_now->warp->block->threads)
         c.count = 0, c.generation++, emu_event();
 }
 void emu_cluster_wait(void) {
-    while (clusters[blockIdx.x / 2].generation == emu_now->cluster_generation)
+    while (clusters[blockIdx.x / of_cluster].generation == emu_now->cluster_generation)
         emu_yield();
 }
 
@@ -196,16 +204,18 @@ void emu_copy_box(uint32_t to, const void *map, int column, int row, uint32_t at
     ask(to, std::move(box), at);
 }
 uint32_t emu_peer(uint32_t address, int rank) {
-    const char *there = blocks[(blockIdx.x & ~1u) | (unsigned)rank].shared;
+    if ((unsigned)rank >= of_cluster)
+        emu_fail("no such block of the cluster");
+    const char *there = blocks[blockIdx.x / of_cluster * of_cluster + (unsigned)rank].shared;
     return address - (uint32_t)(uintptr_t)emu_shared() + (uint32_t)(uintptr_t)there;
 }
-void emu_store_to_peer(uint32_t to, float2 v, uint32_t at) {
+void emu_store_to_peer(uint32_t to, const void *v, uint32_t bytes, uint32_t at) {
     emu_block *b = &blocks[(at - (uint32_t)(uintptr_t)blocks[0].shared) / SHARED];
-    if (to % 8)
+    if (to % bytes)
         emu_fail("st.async to what is not aligned");
-    memcpy(emu_memory(to), &v, 8);
+    memcpy(emu_memory(to), v, bytes);
     barrier *there = find(b, at);
-    there->bytes -= 8;
+    there->bytes -= bytes;
     look(there);
 }
 
@@ -355,7 +365,7 @@ static char *map_memory(size_t bytes, int flags) {
 }
 
 void emu_launch(int n_blocks, int threads, uint32_t shared, void (*kernel)(const void *),
-                const void *arguments, unsigned seed) {
+                const void *arguments, unsigned seed, int cluster_blocks) {
     const size_t n = (size_t)n_blocks * (size_t)threads, all = ((size_t)n_blocks + 1) * SHARED;
     char *stacks = map_memory(n * STACK, 0), *memory = map_memory(all, MAP_32BIT);
     char *first = (char *)(((uintptr_t)memory + SHARED - 1) / SHARED * SHARED);
@@ -364,7 +374,8 @@ void emu_launch(int n_blocks, int threads, uint32_t shared, void (*kernel)(const
     kernel_now = kernel, arguments_now = arguments, shared_bytes = shared;
     blockDim = dim3((unsigned)threads), gridDim = dim3((unsigned)n_blocks);
     blocks.assign((size_t)n_blocks, emu_block());
-    clusters.assign((size_t)n_blocks / 2, cluster());
+    of_cluster = (unsigned)cluster_blocks;
+    clusters.assign((size_t)n_blocks / of_cluster, cluster());
     srand(seed);
     for (size_t i = 0; i < all / 2; i++)
         ((uint16_t *)memory)[i] = NOT_A_NUMBER;

@@ -28,7 +28,7 @@
 
 #include <algorithm>
 
-enum { EMU_LANES = 32 };
+enum { EMU_LANES = 32, EMU_NAMED = 16 };
 
 typedef enum emu_collective {
     EMU_SYNC = 1,
@@ -59,6 +59,7 @@ struct emu_fiber {
     int lane, parity, named;
     uint32_t barrier;
     uint64_t generation, cluster_generation;
+    uint64_t met[EMU_NAMED]; // named barriers: how many there had been when it last arrived, and 1
 };
 
 extern emu_fiber *emu_now;
@@ -83,6 +84,7 @@ void emu_barrier_expect(uint32_t at, uint32_t bytes); // an arrival, too
 bool emu_barrier_is(uint32_t at, int parity);         // past it
 void emu_wait_barrier(uint32_t at, int parity);       // at least until it may be
 void emu_named(int id, int threads);
+void emu_named_arrive(int id, int threads); // without waiting
 
 void emu_copy(uint32_t to, const void *from, uint32_t bytes, uint32_t barrier);
 void emu_copy_async(void *to, const void *from, bool live);
@@ -97,11 +99,11 @@ void emu_copy_box(uint32_t to, const void *map, int column, int row, uint32_t ba
 void emu_cluster_arrive(void);
 void emu_cluster_wait(void);
 uint32_t emu_peer(uint32_t address, int rank);
-void emu_store_to_peer(uint32_t to, float2 v, uint32_t barrier);
+void emu_store_to_peer(uint32_t to, const void *v, uint32_t bytes, uint32_t barrier);
 
-// The launch: blocks in clusters of two. Ends the program where something is wrong.
+// The launch: blocks in clusters of so many. Ends the program where something is wrong.
 void emu_launch(int blocks, int threads, uint32_t shared, void (*kernel)(const void *),
-                const void *arguments, unsigned seed);
+                const void *arguments, unsigned seed, int cluster = 2);
 
 // ---- a warp's
 
@@ -271,8 +273,9 @@ inline void __syncthreads(void) {
 inline void __trap(void) {
     emu_fail("trap");
 }
-inline long long emu_clock(void) { // no time goes by: nobody asks L2 ahead
-    return 0;
+inline long long emu_clock(void) { // goes on whenever somebody looks at it
+    static long long now = 0;
+    return now += 50;
 }
 #define clock emu_clock
 template <class T> T __ldcg(const T *p) {

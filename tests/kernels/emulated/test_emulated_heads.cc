@@ -12,13 +12,12 @@
 #include "kernels/cuda/resident_heads_at_once.cuh"
 #include "kernels/cuda/resident_heads_kernel.cuh"
 #include "kernels/cuda/resident_heads_replay.cuh"
-#include "packed_weights.h"
+#include "mamba2_reference.h"
 
 using namespace ssm;
 
 enum { LAYERS = 2, VOCABULARY = 7, SPARE = 5, FOLDS = 256 };
 enum { SPOILT = 0x7fc1 }; // a NaN in bf16
-static const float DT_MIN = .05f, DT_MAX = .5f;
 
 static double number(float v) {
     return v;
@@ -30,82 +29,9 @@ static double number(uint16_t v) {
     return emu_bf16(v);
 }
 
-template <int NW> struct layer {
-    enum { M = 32 * NW, INNER = 2 * M, HEADS = NW, B = INNER, C = B + HEAD_STATES };
-    enum { CONV = C + HEAD_STATES, DT = INNER + CONV, IN = DT + HEADS }; // in_proj: z, then these
-    weights in, out;
-    packed_weights packed_in, packed_out;
-    numbers conv, conv_bias, dt_bias, decay, skip, norm, gate_norm;
-
-    layer(int width, bool packed)
-        : in(random_matrix(IN, M)), out(random_matrix(M, INNER)),
-          conv(random_numbers((size_t)width * CONV, -.6f, .6f)),
-          conv_bias(random_numbers(CONV, -.2f, .2f)), dt_bias(random_numbers(HEADS, -4, 0)),
-          decay(random_numbers(HEADS, -1, -.05f)), skip(random_numbers(HEADS, .5f, 1.5f)),
-          norm(random_numbers(M, .5f, 1.5f)), gate_norm(random_numbers(INNER, 1, 3)) {
-        if (packed)
-            packed_in.pack(&in, true, true, NW), packed_out.pack(&out, false, false, NW);
-    }
-};
-
-// What the reference knows of a slot in a layer, and what a token leaves there.
-struct memory {
-    double *ring, *state;     // [kept][CONV], [INNER][HEAD_STATES]; NULL: there is no slot
-    doubles convolved, delta; // x, B, C; by head
-};
-
-// One token of one row through a layer, in double.
-template <int NW>
-static void reference(const layer<NW> &l, const row &r, int width, doubles *x, memory *m) {
-    typedef layer<NW> of;
-    const int kept = width - 1;
-    double square = 0;
-    for (double v : *x)
-        square += v * v;
-    doubles u(of::M), in(of::IN), y(of::INNER);
-    for (int i = 0; i < of::M; i++)
-        u[i] = rounded((*x)[i] * l.norm[i]) / sqrt(square / of::M + 1e-5);
-    for (int i = 0; i < of::IN; i++)
-        in[i] = rounded(dot(&l.in[(size_t)i * of::M], u));
-    m->convolved.resize(of::CONV), m->delta.resize(of::HEADS);
-    for (int c = 0; c < of::CONV; c++) {
-        const double now = in[of::INNER + c];
-        double sum = l.conv_bias[c] + l.conv[(size_t)kept * of::CONV + c] * now;
-        for (int j = 1; j <= kept && m->ring && !r.fresh; j++)
-            sum += l.conv[(size_t)(kept - j) * of::CONV + c] *
-                   m->ring[(size_t)((r.ring - j + kept) % kept) * of::CONV + c];
-        for (int e = 0; e < kept && m->ring; e++) {
-            double *entry = &m->ring[(size_t)e * of::CONV + c];
-            *entry = e == r.ring ? now : r.fresh ? 0 : *entry;
-        }
-        m->convolved[c] = rounded(silu_of(sum));
-    }
-    const double *b = &m->convolved[of::B], *c = &m->convolved[of::C];
-    for (int h = 0; h < of::HEADS; h++)
-        m->delta[h] = fmin(fmax(log1p(exp(in[of::DT + h] + l.dt_bias[h])), DT_MIN), DT_MAX);
-    square = 0;
-    for (int i = 0; i < of::INNER; i++) {
-        const double delta = m->delta[i / HEAD], decay = exp2(delta * l.decay[i / HEAD]);
-        double sum = l.skip[i / HEAD] * m->convolved[i];
-        double *state = m->state ? m->state + (size_t)i * HEAD_STATES : NULL;
-        for (int n = 0; n < HEAD_STATES; n++) {
-            const double before = state && !r.fresh ? state[n] : 0;
-            const double v = decay * before + delta * m->convolved[i] * b[n];
-            sum += v * c[n];
-            if (state)
-                state[n] = v;
-        }
-        sum *= silu_of(in[i]);
-        square += sum * sum;
-        y[i] = rounded(sum * l.gate_norm[i]);
-    }
-    for (int i = 0; i < of::M; i++)
-        (*x)[i] += dot(&l.out[(size_t)i * of::INNER], y) / sqrt(square / of::INNER + 1e-5);
-}
-
 // All slots' memory of all layers, as the kernel has it.
 template <int NW, class S> struct slots {
-    typedef layer<NW> of;
+    typedef mamba2_layer<NW> of;
     enum { STATE = of::INNER * HEAD_STATES, X = of::INNER * REPLAY_HELD };
     enum { B = HEAD_STATES * REPLAY_HELD, DT = of::HEADS * REPLAY_HELD };
     size_t n, of_ring;
@@ -175,10 +101,10 @@ template <int NW, class S> struct slots {
 // A launch's arguments, and what they point to.
 template <class SHAPE, class S> struct model {
     enum { NW = SHAPE::NW };
-    typedef layer<NW> of;
+    typedef mamba2_layer<NW> of;
     typedef SHAPE shape;
     int tokens, width;
-    std::vector<layer<NW>> layers;
+    std::vector<of> layers;
     weights embedding, u, y;
     numbers residual;
     const numbers norm_f;
@@ -222,7 +148,7 @@ template <class SHAPE, class S> struct model {
         free(scratch);
     }
     void fill(int i) {
-        const layer<NW> &w = layers[(size_t)i];
+        const of &w = layers[(size_t)i];
         resident_layer *l = &a.layers[i];
         set_map(&a.weights[i].in, w.in, of::M, of::IN, 64, NW, true);
         set_map(&a.weights[i].x, w.in, of::M, of::IN, 64, shape::EXTRA, true);
@@ -276,7 +202,7 @@ template <class SHAPE, class S> struct model {
 
 // What a launch wrote where it was to, against the reference, and whether all else is as it was.
 template <int NW, class S> struct comparison {
-    typedef layer<NW> of;
+    typedef mamba2_layer<NW> of;
     const slots<NW, S> &now;
     slots<NW, S> before;
     difference residual, head, squares, ring, base, x, b, dt;
@@ -325,7 +251,7 @@ template <class SHAPE, class STATES> static void kernel(const void *arguments) {
 template <int NW, bool P, template <class, class> class STATES, class S>
 static bool agrees(int tokens, int absent, int width, int steps, unsigned seed,
                    bool turned = false) {
-    typedef layer<NW> of;
+    typedef mamba2_layer<NW> of;
     typedef heads_shape<NW, P, !P || heads_entries<STATES>::value> shape;
     typedef STATES<shape, S> states;
     const bool replays = states::source::HAS_ENTRIES;

@@ -5,76 +5,11 @@
 // among them.
 #include "emulated_test.h"
 #include "kernels/cuda/resident_kernel.cuh"
-#include "packed_weights.h"
+#include "mamba_reference.h"
 
 using namespace ssm;
 
-enum { VOCABULARY = 7, STATES = 16, SPARE = 5 };
-template <int NW> struct layer {
-    enum { M = 32 * NW, INNER = 2 * M, RANK = M / 16, N_X = RANK + 2 * STATES };
-    weights in, x, dt, out;
-    packed_weights packed_in, packed_out;
-    numbers conv, conv_bias, dt_bias, decay, skip, norm;
-
-    layer(int width, bool packed)
-        : in(random_matrix(2 * INNER, M)), x(random_matrix(N_X, INNER)),
-          dt(random_matrix(INNER, RANK)), out(random_matrix(M, INNER)),
-          conv(random_numbers((size_t)width * INNER, -.6f, .6f)),
-          conv_bias(random_numbers(INNER, -.2f, .2f)), dt_bias(random_numbers(INNER, -4, 0)),
-          decay(random_numbers(INNER * STATES, -10, -.5f)), skip(random_numbers(INNER, .5f, 1.5f)),
-          norm(random_numbers(M, .5f, 1.5f)) {
-        if (packed)
-            packed_in.pack(&in, true, false, NW), packed_out.pack(&out, false, false, NW);
-    }
-};
-
-// One token of one row through a layer, in double. ring, state: the slot's, or NULL.
-template <int NW>
-static void reference(const layer<NW> &l, const row &r, int width, doubles *x, double *ring,
-                      double *state) {
-    typedef layer<NW> of;
-    const int kept = width - 1;
-    double square = 0;
-    for (double v : *x)
-        square += v * v;
-    doubles u(of::M), in(2 * of::INNER), xc(of::INNER), y(of::INNER), sums(of::N_X);
-    for (int i = 0; i < of::M; i++)
-        u[i] = rounded((*x)[i] * l.norm[i]) / sqrt(square / of::M + 1e-5);
-    for (int i = 0; i < 2 * of::INNER; i++)
-        in[i] = rounded(dot(&l.in[(size_t)i * of::M], u));
-    for (int c = 0; c < of::INNER; c++) {
-        double sum = l.conv_bias[c] + l.conv[(size_t)kept * of::INNER + c] * in[c];
-        for (int j = 1; j <= kept && ring && !r.fresh; j++)
-            sum += l.conv[(size_t)(kept - j) * of::INNER + c] *
-                   ring[(size_t)((r.ring - j + kept) % kept) * of::INNER + c];
-        for (int e = 0; e < kept && ring; e++) {
-            double *entry = &ring[(size_t)e * of::INNER + c];
-            *entry = e == r.ring ? in[c] : r.fresh ? 0 : *entry;
-        }
-        xc[c] = rounded(silu_of(sum));
-    }
-    for (int i = 0; i < of::N_X; i++)
-        sums[i] = dot(&l.x[(size_t)i * of::INNER], xc);
-    doubles dt(of::RANK);
-    for (int i = 0; i < of::RANK; i++)
-        dt[i] = rounded(sums[i]);
-    for (int c = 0; c < of::INNER; c++) {
-        const double delta = log1p(exp(dot(&l.dt[(size_t)c * of::RANK], dt) + l.dt_bias[c]));
-        double sum = l.skip[c] * xc[c];
-        for (int n = 0; n < STATES; n++) {
-            double *h = state ? &state[(size_t)c * STATES + n] : NULL;
-            const double before = h && !r.fresh ? *h : 0;
-            const double v = exp2(delta * l.decay[(size_t)c * STATES + n]) * before +
-                             delta * xc[c] * sums[of::RANK + n];
-            sum += v * sums[of::RANK + STATES + n];
-            if (h)
-                *h = v;
-        }
-        y[c] = rounded(sum * silu_of(in[of::INNER + c]));
-    }
-    for (int i = 0; i < of::M; i++)
-        (*x)[i] += dot(&l.out[(size_t)i * of::INNER], y);
-}
+enum { VOCABULARY = 7, SPARE = 5 };
 
 template <class SHAPE, bool P, class S> static void kernel(const void *arguments) {
     resident_kernel<SHAPE, S, P>(*(const resident_args *)arguments);
@@ -130,10 +65,10 @@ static doubles squares_of(const doubles &x, int width) {
 template <int NW, int MOST, bool P, bool T, class S>
 static bool agrees(int tokens, int width, unsigned seed, int n_layers = 2, int steps = 2,
                    bool turned = false) {
-    typedef layer<NW> of;
+    typedef mamba_layer<NW> of;
     typedef resident_shape<NW, MOST, P, T> shape;
     const int kept = width - 1, slots = (tokens + SPARE) | 1;
-    std::vector<layer<NW>> layers;
+    std::vector<of> layers;
     for (int i = 0; i < n_layers; i++)
         layers.emplace_back(width, P);
     weights embedding = random_matrix(VOCABULARY, of::M);
@@ -164,7 +99,7 @@ static bool agrees(int tokens, int width, unsigned seed, int n_layers = 2, int s
     a.state_pitch = (size_t)slots * of::INNER * STATES * sizeof(S);
     a.tokens = tokens, a.n_layers = n_layers, a.width = width, a.eps = 1e-5f, a.bc_dt_eps = -1;
     for (int i = 0; i < n_layers; i++) {
-        const layer<NW> &w = layers[(size_t)i];
+        const of &w = layers[(size_t)i];
         resident_layer *l = &a.layers[i];
         set_map(&a.weights[i].in, w.in, of::M, 2 * of::INNER, 64, NW, true);
         set_map(&a.weights[i].x, w.x, of::INNER, of::N_X, shape::WIDE ? 64 : NW, shape::X_PROJ_ROWS,
