@@ -13,6 +13,9 @@
 #include <random>
 #include <vector>
 
+// Of what works on much and is not looked at for races.
+#define HOST __attribute__((no_sanitize_thread))
+
 typedef std::vector<uint16_t> weights; // bf16
 typedef std::vector<float> numbers;
 typedef std::vector<double> doubles;
@@ -20,21 +23,21 @@ typedef std::vector<double> doubles;
 // ---- random numbers, the same in each run
 
 static std::mt19937 generator(7);
-static inline float normal(void) {
+HOST static inline float normal(void) {
     static std::normal_distribution<float> of;
     return of(generator);
 }
 static inline float between(float low, float high) {
     return low + (high - low) * (float)(generator() >> 8) / 16777216.f;
 }
-static inline uint16_t to_bf16(double v) {
+HOST static inline uint16_t to_bf16(double v) {
     const uint32_t bits = __float_as_uint((float)v);
     return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 static inline double rounded(double v) {
     return emu_bf16(to_bf16(v));
 }
-static inline weights random_matrix(size_t rows, size_t columns) {
+HOST static inline weights random_matrix(size_t rows, size_t columns) {
     weights w(rows * columns);
     for (uint16_t &one : w)
         one = to_bf16(normal() / sqrtf((float)columns));
@@ -52,7 +55,7 @@ static inline numbers random_numbers(size_t n, float low, float high) {
 static inline double silu_of(double v) {
     return v / (1 + exp(-v));
 }
-static inline double dot(const uint16_t *w, const doubles &x) {
+HOST static inline double dot(const uint16_t *w, const doubles &x) {
     double sum = 0;
     for (size_t i = 0; i < x.size(); i++)
         sum += emu_bf16(w[i]) * x[i];
@@ -67,6 +70,32 @@ static inline void set_map(CUtensorMap *map, const weights &w, int columns, int 
     static_assert(sizeof is <= sizeof *map, "in its place");
     memcpy(map, &is, sizeof is);
 }
+
+// ---- cases: all, those that are looked through for races (races.h), or one by its number
+
+struct emulated_case {
+    bool (*is_right)(void);
+    bool races;
+};
+template <int N>
+static inline int run_cases(const emulated_case (&cases)[N], int argc, char **argv) {
+    bool right = true;
+    for (int i = 0; i < N; i++) {
+        if (argc > 1 ? i == atoi(argv[1]) : !EMU_FINDS_RACES || cases[i].races)
+            right &= cases[i].is_right();
+    }
+    if (!right)
+        printf("WRONG\n");
+    return right ? 0 : 1;
+}
+// Looked through for races one step, once, is enough.
+static inline int steps_of(int steps) {
+    return EMU_FINDS_RACES ? 1 : steps;
+}
+#define CASE(races, ...)                                                                           \
+    {                                                                                              \
+        [] { return __VA_ARGS__; }, races                                                          \
+    }
 
 // ---- comparisons
 

@@ -9,7 +9,7 @@
 
 #include <vector>
 
-enum { STACK = 64 << 10, SHARED = 256 << 10, QUEUE = 256, PATIENCE = 200 };
+enum { STACK = 64 << 10, QUEUE = 256, PATIENCE = 200 };
 enum { NOT_A_NUMBER = 0x7fc1 }; // in bf16; in fp32 if twice
 
 struct barrier {
@@ -18,7 +18,7 @@ struct barrier {
     int64_t bytes;
 };
 struct copy {
-    uint32_t to, bytes, barrier;
+    uint32_t to, bytes, barrier, time;
     std::vector<char> from;
 };
 struct emu_block {
@@ -61,6 +61,8 @@ static void leave(void) {
 }
 static void entry(void) {
     kernel_now(arguments_now);
+    if (!emu_now->products.empty())
+        emu_fail("products that nobody has waited for");
     emu_now->waits = emu_fiber::DONE;
     leave();
 }
@@ -105,8 +107,10 @@ static void look(barrier *b) { // behind an arrival, or bytes
     emu_event();
     if (b->pending < 0)
         emu_fail("too many arrivals at a barrier");
-    if (b->pending == 0 && b->bytes == 0)
+    if (b->pending == 0 && b->bytes == 0) {
         b->phase ^= 1, b->pending = b->arrivals;
+        emu_complete(b->at);
+    }
 }
 void emu_barrier_init(uint32_t at, int arrivals) {
     emu_check(at, 8);
@@ -115,6 +119,7 @@ void emu_barrier_init(uint32_t at, int arrivals) {
 }
 void emu_barrier_arrive(uint32_t at, int arrivals) {
     barrier *b = own(at);
+    emu_release(at);
     b->pending -= arrivals;
     look(b);
 }
@@ -123,11 +128,18 @@ void emu_barrier_expect(uint32_t at, uint32_t bytes) {
     emu_barrier_arrive(at);
 }
 bool emu_barrier_is(uint32_t at, int parity) {
-    return own(at)->phase != (parity & 1);
+    const bool is = own(at)->phase != (parity & 1);
+    if (is)
+        emu_acquire(at);
+    return is;
 }
 void emu_wait_barrier(uint32_t at, int parity) {
     emu_now->waits = emu_fiber::BARRIER, emu_now->barrier = at, emu_now->parity = parity;
     leave();
+}
+static uint64_t object_of(int named) { // of a block, or (-1) of its cluster
+    const uint64_t of = named < 0 ? blockIdx.x / of_cluster : blockIdx.x;
+    return 1ull << 62 | of << 8 | (uint64_t)(named + 1);
 }
 void emu_named_arrive(int id, int threads) {
     emu_block *b = emu_now->warp->block;
@@ -139,27 +151,35 @@ void emu_named_arrive(int id, int threads) {
         emu_fail("twice at a named barrier");
     emu_now->met[id] = named.generation + 1;
     named.threads = threads;
-    if (++named.count == threads)
+    emu_release(object_of(id));
+    if (++named.count == threads) {
         named.count = 0, named.generation++, emu_event();
+        emu_complete(object_of(id));
+    }
 }
 void emu_named(int id, int threads) {
     const auto &named = emu_now->warp->block->named[id];
     emu_now->generation = named.generation, emu_now->named = id;
     emu_named_arrive(id, threads);
-    if (named.generation != emu_now->generation)
-        return;
-    emu_now->waits = emu_fiber::NAMED;
-    leave();
+    if (named.generation == emu_now->generation) {
+        emu_now->waits = emu_fiber::NAMED;
+        leave();
+    }
+    emu_acquire(object_of(id));
 }
 void emu_cluster_arrive(void) {
     cluster &c = clusters[blockIdx.x / of_cluster];
     emu_now->cluster_generation = c.generation;
-    if (++c.count == (int)of_cluster * emu_now->warp->block->threads)
+    emu_release(object_of(-1));
+    if (++c.count == (int)of_cluster * emu_now->warp->block->threads) {
         c.count = 0, c.generation++, emu_event();
+        emu_complete(object_of(-1));
+    }
 }
 void emu_cluster_wait(void) {
     while (clusters[blockIdx.x / of_cluster].generation == emu_now->cluster_generation)
         emu_yield();
+    emu_acquire(object_of(-1));
 }
 
 // ---- copies
@@ -169,7 +189,7 @@ static void ask(uint32_t to, std::vector<char> from, uint32_t at) {
     emu_check(to, 16), emu_check(to + bytes - 16, 16);
     for (uint32_t i = 0; i < bytes; i += 2)
         *(uint16_t *)emu_memory(to + i) = NOT_A_NUMBER;
-    emu_now->warp->block->copies.push_back({to, bytes, at, std::move(from)});
+    emu_now->warp->block->copies.push_back({to, bytes, at, emu_copies(to, bytes), std::move(from)});
     if (emu_now->warp->block->copies.size() > QUEUE)
         emu_fail("no end of copies");
 }
@@ -182,10 +202,29 @@ void emu_copy_async(void *to, const void *from, bool live) {
     emu_check((uint32_t)(uintptr_t)to, 16);
     if ((uintptr_t)from % 16)
         emu_fail("cp.async from what is not aligned");
+    emu_writes((uint32_t)(uintptr_t)to, 16);
     if (live)
         memcpy(to, from, 16);
     else
         memset(to, 0, 16);
+}
+void emu_store_run(void *to, uint32_t from, uint32_t bytes) {
+    emu_check(from, 16), emu_check(from + bytes - 16, 16);
+    if ((uintptr_t)to % 16 || bytes % 16)
+        emu_fail("a copy that is not aligned");
+    emu_now->by_async_proxy = true;
+    emu_reads(from, bytes);
+    emu_now->by_async_proxy = false;
+    memcpy(to, emu_memory(from), bytes);
+}
+void emu_set_word(uint32_t at, int v) {
+    emu_check(at, 4);
+    *(int *)emu_memory(at) = v;
+    emu_event();
+}
+int emu_word(uint32_t at) {
+    emu_yield();
+    return *(const int *)emu_memory(at);
 }
 void emu_copy_box(uint32_t to, const void *map, int column, int row, uint32_t at) {
     const emu_map *m = (const emu_map *)map;
@@ -210,9 +249,11 @@ uint32_t emu_peer(uint32_t address, int rank) {
     return address - (uint32_t)(uintptr_t)emu_shared() + (uint32_t)(uintptr_t)there;
 }
 void emu_store_to_peer(uint32_t to, const void *v, uint32_t bytes, uint32_t at) {
-    emu_block *b = &blocks[(at - (uint32_t)(uintptr_t)blocks[0].shared) / SHARED];
+    emu_block *b = &blocks[(at - (uint32_t)(uintptr_t)blocks[0].shared) / EMU_SHARED];
     if (to % bytes)
         emu_fail("st.async to what is not aligned");
+    emu_writes(to, bytes);
+    emu_release(at);
     memcpy(emu_memory(to), v, bytes);
     barrier *there = find(b, at);
     there->bytes -= bytes;
@@ -280,6 +321,7 @@ void emu_mma(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, 
 void emu_ldmatrix(uint32_t (&r)[4], const void *row) {
     const uint32_t at = (uint32_t)(uintptr_t)row;
     emu_check(at, 16);
+    emu_reads(at, 16);
     for (int m = 0; m < 4; m++)
         r[m] = *(const uint32_t *)emu_memory(emu_shuffle(at, 8 * m + emu_now->lane / 4) +
                                              (uint32_t)(emu_now->lane % 4 * 4));
@@ -288,6 +330,7 @@ void emu_ldmatrix(uint32_t (&r)[4], const void *row) {
 void emu_ldmatrix_transposed(uint32_t (&r)[4], const void *row) {
     const uint32_t at = (uint32_t)(uintptr_t)row;
     emu_check(at, 16);
+    emu_reads(at, 16);
     for (int m = 0; m < 4; m++) {
         r[m] = 0;
         for (int i = 0; i < 2; i++) {
@@ -351,6 +394,7 @@ static void finish_copies(emu_block *b) {
         memcpy(emu_memory(c.to), c.from.data(), c.bytes);
         barrier *at = find(b, c.barrier);
         at->bytes -= c.bytes;
+        emu_copied(c.barrier, c.to, c.time);
         look(at);
     }
 }
@@ -366,9 +410,9 @@ static char *map_memory(size_t bytes, int flags) {
 
 void emu_launch(int n_blocks, int threads, uint32_t shared, void (*kernel)(const void *),
                 const void *arguments, unsigned seed, int cluster_blocks) {
-    const size_t n = (size_t)n_blocks * (size_t)threads, all = ((size_t)n_blocks + 1) * SHARED;
+    const size_t n = (size_t)n_blocks * (size_t)threads, all = ((size_t)n_blocks + 1) * EMU_SHARED;
     char *stacks = map_memory(n * STACK, 0), *memory = map_memory(all, MAP_32BIT);
-    char *first = (char *)(((uintptr_t)memory + SHARED - 1) / SHARED * SHARED);
+    char *first = (char *)(((uintptr_t)memory + EMU_SHARED - 1) / EMU_SHARED * EMU_SHARED);
     std::vector<emu_warp> warps(n / EMU_LANES);
     std::vector<emu_fiber> fibers(n);
     kernel_now = kernel, arguments_now = arguments, shared_bytes = shared;
@@ -382,7 +426,7 @@ void emu_launch(int n_blocks, int threads, uint32_t shared, void (*kernel)(const
     for (size_t i = 0; i < n; i++) {
         emu_fiber *f = &fibers[i];
         const size_t of = i / (size_t)threads;
-        blocks[of].shared = first + of * SHARED, blocks[of].threads = threads;
+        blocks[of].shared = first + of * EMU_SHARED, blocks[of].threads = threads;
         f->block = {(unsigned)of, 0, 0}, f->thread = {(unsigned)(i % (size_t)threads), 0, 0};
         f->warp = &warps[i / EMU_LANES], f->lane = (int)(i % EMU_LANES);
         f->warp->block = &blocks[of], f->warp->fibers[f->lane] = f;
@@ -392,6 +436,7 @@ void emu_launch(int n_blocks, int threads, uint32_t shared, void (*kernel)(const
             *--top = NULL;
         f->stack = top;
     }
+    emu_races_begin(n_blocks, threads, first);
     int idle = 0;
     for (size_t left = n; left > 0;) {
         const uint64_t before = events;
@@ -408,6 +453,7 @@ void emu_launch(int n_blocks, int threads, uint32_t shared, void (*kernel)(const
         if (idle > PATIENCE)
             emu_fail("all wait for each other");
     }
+    emu_races_end();
     munmap(stacks, n * STACK);
     munmap(memory, all);
 }

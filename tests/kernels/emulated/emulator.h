@@ -11,8 +11,9 @@
 // - the copy engine: a copy's target is NaN when it is asked for, and is filled some time later, in
 //   any order; wrong alignment or a place outside of the block's memory is an error;
 // - blocks, warps and copies that go on at random, by a seed; nothing to come that anybody waits
-// for is an error. What it has not: the order of memory between threads, proxies, or that wgmma
-// reads later than it is asked for.
+// for is an error;
+// - the warp groups' matrix instruction: it reads, and writes its sums, when it is waited for.
+// Shared memory's order between threads and proxies: races.h. What it has not: that of memory.
 //
 // A block's shared memory begins at a multiple of 256 KB below 4 GB, so that 32-bit addresses and
 // the matrix units' 18 bits find it. x86-64, as its fibers change stacks.
@@ -27,8 +28,11 @@
 #include <string.h>
 
 #include <algorithm>
+#include <vector>
 
-enum { EMU_LANES = 32, EMU_NAMED = 16 };
+#include "races.h"
+
+enum { EMU_LANES = 32, EMU_NAMED = 16, EMU_SHARED = 256 << 10 }; // the last: of a block
 
 typedef enum emu_collective {
     EMU_SYNC = 1,
@@ -51,6 +55,14 @@ struct emu_warp { // and what its lanes have brought to a collective, and take f
     float sums[EMU_LANES][4];
 };
 
+struct emu_product { // a matrix instruction that has not been waited for
+    void (*make)(const emu_product &);
+    void *sums;
+    const uint32_t *registers; // the first operand's, if it does not lie at a
+    uint64_t a, b;
+    int group;
+};
+
 struct emu_fiber {
     enum { READY, COLLECTIVE, BARRIER, NAMED, LATER, DONE } waits;
     void *stack;
@@ -60,6 +72,9 @@ struct emu_fiber {
     uint32_t barrier;
     uint64_t generation, cluster_generation;
     uint64_t met[EMU_NAMED]; // named barriers: how many there had been when it last arrived, and 1
+    std::vector<emu_product> products;
+    int groups;          // of them that are closed
+    bool by_async_proxy; // what it reads now
 };
 
 extern emu_fiber *emu_now;
@@ -88,6 +103,9 @@ void emu_named_arrive(int id, int threads); // without waiting
 
 void emu_copy(uint32_t to, const void *from, uint32_t bytes, uint32_t barrier);
 void emu_copy_async(void *to, const void *from, bool live);
+void emu_store_run(void *to, uint32_t from, uint32_t bytes);
+void emu_set_word(uint32_t at, int v); // that others look at whenever they like
+int emu_word(uint32_t at);
 
 struct emu_map { // in a CUtensorMap's place
     const uint16_t *base;
@@ -184,11 +202,13 @@ inline void emu_operand(uint64_t tile, int row, float (&v)[16]) {
         at ^= (at >> 7 & 7) << 4;
         at += (uint32_t)(uintptr_t)emu_shared();
         emu_check(at, 16);
+        uint16_t eight[8];
+        memcpy(eight, emu_memory(at), sizeof eight);
         for (int k = 0; k < 8; k++)
-            v[half * 8 + k] = emu_bf16(((const uint16_t *)emu_memory(at))[k]);
+            v[half * 8 + k] = emu_bf16(eight[k]);
     }
 }
-template <int N> void emu_wgmma(float (&d)[N], uint64_t a, uint64_t b) {
+template <int N> void emu_make_product(float (&d)[N], uint64_t a, uint64_t b) {
     const int g = emu_now->lane / 4, q = emu_now->lane % 4;
     const int row = (int)(threadIdx.x / EMU_LANES) % 4 * 16 + g;
     float x[16], y[16], w[16];
@@ -205,7 +225,7 @@ template <int N> void emu_wgmma(float (&d)[N], uint64_t a, uint64_t b) {
     }
 }
 // The same with a from registers: four lanes have a row's.
-template <int N> void emu_wgmma_registers(float (&d)[N], const uint32_t (&a)[4], uint64_t b) {
+template <int N> void emu_make_product(float (&d)[N], const uint32_t *a, uint64_t b) {
     const int q = emu_now->lane % 4;
     float x[2][16], w[16];
     for (int j = 0; j < 16; j++) {
@@ -220,6 +240,31 @@ template <int N> void emu_wgmma_registers(float (&d)[N], const uint32_t (&a)[4],
                 d[i + c] += x[0][k] * w[k], d[i + 2 + c] += x[1][k] * w[k];
         }
     }
+}
+
+template <int N> void emu_wgmma(float (&d)[N], uint64_t a, uint64_t b) {
+    emu_now->products.push_back(
+        {[](const emu_product &p) { emu_make_product(*(float(*)[N])p.sums, p.a, p.b); }, d, NULL, a,
+         b, emu_now->groups});
+}
+template <int N> void emu_wgmma_registers(float (&d)[N], const uint32_t (&a)[4], uint64_t b) {
+    emu_now->products.push_back(
+        {[](const emu_product &p) { emu_make_product(*(float(*)[N])p.sums, p.registers, p.b); }, d,
+         a, 0, b, emu_now->groups});
+}
+inline void emu_wgmma_commit(void) {
+    emu_now->groups++;
+}
+// Until all groups but the last `left` are made, by all lanes of the warp.
+inline void emu_wgmma_wait(int left) {
+    auto &products = emu_now->products;
+    size_t made = 0;
+    emu_now->by_async_proxy = true;
+    for (; made < products.size() && products[made].group < emu_now->groups - left; made++)
+        products[made].make(products[made]);
+    emu_now->by_async_proxy = false;
+    products.erase(products.begin(), products.begin() + (long)made);
+    __syncwarp();
 }
 
 // ---- what nvcc has for every thread

@@ -37,8 +37,8 @@ struct memory {
 
 // One token of one row through a layer, in double. exact: z and dt are not rounded to bf16.
 template <int NW, int GROUPS>
-static void reference(const mamba2_layer<NW, GROUPS> &l, const ssm::row &r, int width, doubles *x,
-                      memory *m, bool exact = false) {
+HOST static void reference(const mamba2_layer<NW, GROUPS> &l, const ssm::row &r, int width,
+                           doubles *x, memory *m, bool exact = false) {
     typedef mamba2_layer<NW, GROUPS> of;
     enum { OF_GROUP = of::INNER / GROUPS }; // channels
     const int kept = width - 1;

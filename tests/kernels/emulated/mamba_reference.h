@@ -38,8 +38,8 @@ static void normed(double *v, int n, double eps) {
 // norms of dt, B and C (falcon_mamba), below 0: there are none. exact: z and dt
 // are not rounded to bf16.
 template <int NW>
-static void reference(const mamba_layer<NW> &l, const ssm::row &r, int width, doubles *x,
-                      double *ring, double *state, double eps = -1, bool exact = false) {
+HOST static void reference(const mamba_layer<NW> &l, const ssm::row &r, int width, doubles *x,
+                           double *ring, double *state, double eps = -1, bool exact = false) {
     typedef mamba_layer<NW> of;
     const int kept = width - 1;
     double square = 0;

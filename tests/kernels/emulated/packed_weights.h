@@ -8,8 +8,8 @@
 
 // A unit, whose k-th weight is at(k) behind `from`, and becomes what the copy says.
 template <class AT>
-static void pack_unit(std::vector<uint32_t> *words, const packed_place &place, uint16_t *from,
-                      int base, const AT &at) {
+HOST static void pack_unit(std::vector<uint32_t> *words, const packed_place &place, uint16_t *from,
+                           int base, const AT &at) {
     uint32_t *const to[] = {&(*words)[place.s / 4], &(*words)[place.s / 4 + 1],
                             &(*words)[place.e / 4]};
     for (int k = 0; k < PACKED_UNIT; k++) {
@@ -27,7 +27,7 @@ struct packed_weights {
 
     // The first rows of w, all of which become what the copy says. z_first: in_proj's, rows of z
     // before those of x.
-    void pack(weights *w, bool in_proj, bool z_first, int nw) {
+    HOST void pack(weights *w, bool in_proj, bool z_first, int nw) {
         const int inner = 64 * nw, units = (in_proj ? 32 : 64) * nw / PACKED_UNIT;
         const int rows = in_proj ? 2 * inner : 32 * nw;
         words.assign((size_t)rows * (size_t)units * 3, 0);

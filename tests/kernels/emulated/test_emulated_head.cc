@@ -86,16 +86,14 @@ static bool agrees(const head_weights &head, int tokens, bool scaled, int blocks
     return right;
 }
 
-int main(void) {
-    const head_weights narrow(200, 192), wide(949, 384);
-    bool right = agrees<8>(narrow, 1, true, 2, 1);
-    right &= agrees<8>(wide, 5, false, 2, 2);
-    right &= agrees<16>(wide, 13, true, 2, 3);
-    right &= agrees<32>(wide, 27, false, 2, 4);
-    right &= agrees<64>(wide, 50, true, 2, 5);
-    right &= agrees<64>(narrow, 64, false, 4, 6);
-    right &= agrees<16>(narrow, 9, false, 4, 7);
-    if (!right)
-        printf("WRONG\n");
-    return right ? 0 : 1;
+static const head_weights narrow(200, 192), wide(949, 384);
+static const emulated_case cases[] = {
+    CASE(true, agrees<8>(narrow, 1, true, 2, 1)),   CASE(true, agrees<8>(wide, 5, false, 2, 2)),
+    CASE(true, agrees<16>(wide, 13, true, 2, 3)),   CASE(true, agrees<32>(wide, 27, false, 2, 4)),
+    CASE(true, agrees<64>(wide, 50, true, 2, 5)),   CASE(true, agrees<64>(narrow, 64, false, 4, 6)),
+    CASE(true, agrees<16>(narrow, 9, false, 4, 7)),
+};
+
+int main(int argc, char **argv) {
+    return run_cases(cases, argc, argv);
 }

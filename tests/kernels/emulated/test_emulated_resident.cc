@@ -114,7 +114,8 @@ static bool agrees(int tokens, int width, unsigned seed, int n_layers = 2, int s
         l->next_norm = i + 1 < n_layers ? layers[(size_t)i + 1].norm.data() : norm_f.data();
     }
     bool right = true;
-    for (int step = 0; step < steps; step++) {
+    turned &= !EMU_FINDS_RACES;
+    for (int step = 0; step < steps_of(steps); step++) {
         const std::vector<row> rows = rows_of(tokens, step, kept);
         a.rows = rows.data();
         for (int k = 0; k < tokens; k++)
@@ -202,18 +203,24 @@ static bool totals_tell_what_is_no_number(void) {
     return right;
 }
 
-int main(void) {
-    bool right = totals_tell_what_is_no_number();
-    right &= agrees<24, 64, false, false, float>(24, 4, 1);
-    right &= agrees<24, 64, false, false, __half>(64, 4, 2);
-    right &= agrees<24, 128, false, false, float>(104, 3, 3);
-    right &= agrees<24, 128, false, false, __half>(72, 4, 4);
-    right &= agrees<32, 128, false, false, __half>(128, 2, 5);
-    right &= agrees<48, 64, true, true, float>(16, 4, 6, 2, 2, true);
-    right &= agrees<80, 64, true, true, __half>(8, 3, 7);
-    right &= agrees<24, 64, false, true, __half>(16, 4, 8, 2, 2, true);
-    right &= agrees<128, 64, true, true, __half>(16, 4, 9, 1, 1, true); // falcon-mamba-7b's width
-    right &= agrees<128, 32, true, false, __half>(32, 4, 10, 2, 1, true);
-    right &= agrees<128, 64, true, false, float>(40, 3, 11, 1, 1);
-    return right ? 0 : 1;
+// Not looked through for races: d_model 768 with fp16 states, of which the last lanes read what
+// lies behind a token's (and throw it away), and what takes more than a minute so.
+static const emulated_case cases[] = {
+    CASE(false, totals_tell_what_is_no_number()),
+    CASE(true, agrees<24, 64, false, false, float>(24, 4, 1)),
+    CASE(false, agrees<24, 64, false, false, __half>(64, 4, 2)),
+    CASE(true, agrees<24, 128, false, false, float>(104, 3, 3)),
+    CASE(false, agrees<24, 128, false, false, __half>(72, 4, 4)),
+    CASE(false, agrees<32, 128, false, false, __half>(128, 2, 5)),
+    CASE(true, agrees<48, 64, true, true, float>(16, 4, 6, 2, 2, true)),
+    CASE(false, agrees<80, 64, true, true, __half>(8, 3, 7)),
+    CASE(false, agrees<24, 64, false, true, __half>(16, 4, 8, 2, 2, true)),
+    CASE(true, agrees<32, 64, false, true, __half>(16, 4, 12, 1, 1)),
+    CASE(false, agrees<128, 64, true, true, __half>(16, 4, 9, 1, 1, true)), // falcon-mamba-7b
+    CASE(false, agrees<128, 32, true, false, __half>(32, 4, 10, 2, 1, true)),
+    CASE(false, agrees<128, 64, true, false, float>(40, 3, 11, 1, 1)),
+};
+
+int main(int argc, char **argv) {
+    return run_cases(cases, argc, argv);
 }

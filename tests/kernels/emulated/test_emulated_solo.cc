@@ -194,23 +194,26 @@ static bool agrees(const char *name, int n_layers, int width, unsigned seed, int
     const size_t n = (size_t)n_layers;
     doubles ring(n * m.of_ring), state(n * KIND::STATE);
     bool right = true;
-    for (int step = 0; step < steps; step++) {
+    for (int step = 0; step < steps_of(steps); step++) {
         m.begin(step);
         left before = m.now;
         m.launch(seed + 2 * (unsigned)step);
         const left there = m.now;
-        m.now = before;
-        m.launch(seed + 2 * (unsigned)step + 1);
+        if (!EMU_FINDS_RACES) {
+            m.now = before;
+            m.launch(seed + 2 * (unsigned)step + 1);
+        }
         printf("%s, d_model %d, %s, %zu bytes a state, step %d\n", name, (int)KIND::M,
                KIND::PACKED ? "packed" : "bf16", sizeof(S), step);
         if (!(there == m.now)) {
             printf("  other bits in another order: WRONG\n");
             right = false;
         }
-        if (m.launches != FIRST_LAUNCH + 2 * (unsigned)(step + 1)) {
+        if (m.launches != FIRST_LAUNCH + (EMU_FINDS_RACES ? 1 : 2) * (unsigned)(step + 1)) {
             printf("  %u launches: WRONG\n", m.launches);
             right = false;
         }
+
         doubles x = m.embedded();
         difference rings, states, head;
         for (size_t i = 0; i < n; i++) {
@@ -247,18 +250,21 @@ static bool agrees(const char *name, int n_layers, int width, unsigned seed, int
     return right;
 }
 
-int main(void) {
-    bool right = agrees<small_mamba<24, 16, float>>("mamba", 4, 4, 1);
-    right &= agrees<small_mamba<32, 32, __half>>("mamba", 2, 3, 2);
-    right &= agrees<mamba<48, true, float>>("mamba", 3, 4, 3);
-    right &= agrees<mamba<48, false, __half>>("mamba", 2, 3, 4);
-    right &= agrees<mamba<80, true, __half>>("mamba", 1, 2, 5, 2);
-    right &= agrees<mamba<64, false, float>>("mamba", 1, 4, 6, 1);
-    right &= agrees<mamba<128, true, __half, true>>("falcon_mamba", 1, 4, 7, 1);
-    right &= agrees<mamba2<32, true, __half>>("mamba2", 2, 4, 8);
-    right &= agrees<mamba2<48, false, float>>("mamba2", 2, 2, 9);
-    right &= agrees<mamba2<80, true, float>>("mamba2", 1, 3, 10, 1);
-    right &= agrees<mamba2<128, true, __half, 8>>("mamba2 of groups", 1, 4, 11, 1);
-    right &= agrees<mamba2<128, false, float, 8>>("mamba2 of groups", 1, 4, 12, 1);
-    return right ? 0 : 1;
+static const emulated_case cases[] = {
+    CASE(true, agrees<small_mamba<24, 16, float>>("mamba", 4, 4, 1)),
+    CASE(true, agrees<small_mamba<32, 32, __half>>("mamba", 2, 3, 2)),
+    CASE(true, agrees<mamba<48, true, float>>("mamba", 3, 4, 3)),
+    CASE(false, agrees<mamba<48, false, __half>>("mamba", 2, 3, 4)),
+    CASE(false, agrees<mamba<80, true, __half>>("mamba", 1, 2, 5, 2)),
+    CASE(false, agrees<mamba<64, false, float>>("mamba", 1, 4, 6, 1)),
+    CASE(false, agrees<mamba<128, true, __half, true>>("falcon_mamba", 1, 4, 7, 1)),
+    CASE(true, agrees<mamba2<32, true, __half>>("mamba2", 2, 4, 8)),
+    CASE(false, agrees<mamba2<48, false, float>>("mamba2", 2, 2, 9)),
+    CASE(false, agrees<mamba2<80, true, float>>("mamba2", 1, 3, 10, 1)),
+    CASE(false, agrees<mamba2<128, true, __half, 8>>("mamba2 of groups", 1, 4, 11, 1)),
+    CASE(false, agrees<mamba2<128, false, float, 8>>("mamba2 of groups", 1, 4, 12, 1)),
+};
+
+int main(int argc, char **argv) {
+    return run_cases(cases, argc, argv);
 }
