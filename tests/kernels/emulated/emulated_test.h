@@ -97,6 +97,10 @@ static inline int steps_of(int steps) {
         [] { return __VA_ARGS__; }, races                                                          \
     }
 
+template <class V> static inline void watch(const char *name, const V &v) {
+    emu_watch(name, v.data(), v.size() * sizeof v[0]);
+}
+
 // ---- comparisons
 
 // Most of bf16 activations: of the root mean square, and of the largest number.

@@ -204,6 +204,8 @@ void emu_copy_async(void *to, const void *from, bool live) {
         emu_fail("cp.async from what is not aligned");
     emu_writes((uint32_t)(uintptr_t)to, 16);
     if (live)
+        emu_reads((uint64_t)(uintptr_t)from, 16);
+    if (live)
         memcpy(to, from, 16);
     else
         memset(to, 0, 16);
@@ -215,6 +217,7 @@ void emu_store_run(void *to, uint32_t from, uint32_t bytes) {
     emu_now->by_async_proxy = true;
     emu_reads(from, bytes);
     emu_now->by_async_proxy = false;
+    emu_writes((uint64_t)(uintptr_t)to, bytes);
     memcpy(to, emu_memory(from), bytes);
 }
 void emu_set_word(uint32_t at, int v) {

@@ -11,9 +11,9 @@
 // - the copy engine: a copy's target is NaN when it is asked for, and is filled some time later, in
 //   any order; wrong alignment or a place outside of the block's memory is an error;
 // - blocks, warps and copies that go on at random, by a seed; nothing to come that anybody waits
-// for is an error;
+//   for is an error;
 // - the warp groups' matrix instruction: it reads, and writes its sums, when it is waited for.
-// Shared memory's order between threads and proxies: races.h. What it has not: that of memory.
+// Whether all that has any order: races.h.
 //
 // A block's shared memory begins at a multiple of 256 KB below 4 GB, so that 32-bit addresses and
 // the matrix units' 18 bits find it. x86-64, as its fibers change stacks.

@@ -21,24 +21,27 @@ struct object {
     times seen, fenced, seen_of_phase, fenced_of_phase;
     uint64_t phase;
 };
-struct cell {             // two bytes; time 0: never
+struct cell {             // of so many bytes; time 0: never
     uint32_t write, read; // times
-    uint32_t reads;       // of several warps: their place in `readers`
+    uint32_t reads;       // of several warps: which of the region's, from 1 on
     uint16_t writer, reader;
     uint32_t write_place, read_place; // in the code
     bool generic;
 };
-enum { CHECKED_OF = 16, CHECKED = 2, MOST_WARPS = 32, MOST_SAID = 20 };
-struct reader_times {
-    uint32_t time[MOST_WARPS];
+struct region { // a block's shared memory, or what a test has named
+    std::string name;
+    uint64_t first, bytes;
+    size_t unit, first_reader, n_readers; // bytes of a cell; warps
+    std::vector<cell> cells;              // none: not looked at
+    std::vector<uint32_t> reads;          // [..][n_readers] times
 };
+enum { CHECKED_OF = 16, CHECKED = 2, MOST_SAID = 20 };
 
 static size_t n_blocks, n_warps, n_all; // n_warps: of a block
 static uint64_t first_byte, all_bytes;  // of shared memory
 static std::vector<agent> agents;
 static std::unordered_map<uint64_t, object> objects;
-static std::vector<std::vector<cell>> cells; // of checked blocks
-static std::vector<reader_times> readers;
+static std::vector<region> blocks, named;
 static std::vector<uint32_t> engines; // their clocks
 static std::map<std::pair<uint32_t, uint32_t>, int> said;
 
@@ -65,30 +68,38 @@ static void tick(void) {
     own().seen[own_number()]++;
 }
 
-void emu_races_begin(int blocks, int threads, const char *shared) {
-    n_blocks = (size_t)blocks, n_warps = (size_t)threads / EMU_LANES;
+void emu_races_begin(int n, int threads, const char *shared) {
+    n_blocks = (size_t)n, n_warps = (size_t)threads / EMU_LANES;
     n_all = n_blocks * n_warps + n_blocks;
     first_byte = (uint64_t)(uintptr_t)shared, all_bytes = n_blocks * EMU_SHARED;
-    if (n_warps > MOST_WARPS) {
-        fprintf(stderr, "races: blocks of %zu warps\n", n_warps);
-        abort();
-    }
     agents.assign(n_blocks * n_warps, agent());
     for (size_t i = 0; i < agents.size(); i++) {
         agents[i].seen.assign(n_all, 0), agents[i].fenced.assign(n_all, 0);
         agents[i].seen[i] = 1;
     }
-    objects.clear(), readers.assign(1, reader_times()), engines.assign(n_blocks, 0);
-    cells.assign(n_blocks, std::vector<cell>());
+    objects.clear(), engines.assign(n_blocks, 0), blocks.assign(n_blocks, region());
     for (size_t b = 0; b < n_blocks; b++) {
+        blocks[b] = region{.name = "shared memory of block " + std::to_string(b),
+                           .first = first_byte + b * EMU_SHARED,
+                           .bytes = EMU_SHARED,
+                           .unit = 2,
+                           .first_reader = b * n_warps,
+                           .n_readers = n_warps};
         if (is_checked(b))
-            cells[b].assign(EMU_SHARED / 2, cell());
+            blocks[b].cells.assign(EMU_SHARED / 2, cell());
     }
+    for (region &r : named)
+        r.n_readers = agents.size();
 }
 void emu_races_end(void) {
     if (!said.empty())
         exit(1);
-    all_bytes = 0; // what lies there from now on is the host's
+    all_bytes = 0, named.clear(); // what lies there from now on is the host's
+}
+void emu_watch(const char *name, const void *p, size_t bytes) {
+    named.push_back(
+        region{.name = name, .first = (uint64_t)(uintptr_t)p, .bytes = bytes, .unit = 4});
+    named.back().cells.assign((bytes + 3) / 4, cell());
 }
 
 // ---- who knows of what
@@ -140,92 +151,93 @@ static std::string name_of(size_t number) {
     return "block " + std::to_string(block) +
            (is_warp ? "'s warp " + std::to_string(number % n_warps) : "'s copy engine");
 }
-static void say(const char *what, size_t block, size_t offset, size_t before, uint32_t place_before,
-                uint32_t place) {
+static void say(const char *what, const region &r, const cell &c, size_t before,
+                uint32_t place_before, uint32_t place) {
     if (said.size() >= MOST_SAID || said[{place_before, place}]++ > 0)
         return;
-    fprintf(stderr, "race: block %zu, shared memory at %zu: %s: %s, then %s: WRONG\n", block,
-            offset, what, name_of(before).c_str(), name_of(own_number()).c_str());
+    fprintf(stderr, "race: %s, at %zu: %s: %s, then %s: WRONG\n", r.name.c_str(),
+            (size_t)(&c - r.cells.data()) * r.unit, what, name_of(before).c_str(),
+            name_of(own_number()).c_str());
     fprintf(stderr, "  addr2line -i -f -C -e TEST %#x %#x\n", place_before, place);
 }
-static void read_one(cell *c, size_t block, size_t offset, uint32_t place) {
+static void read_one(region *r, cell *c, uint32_t place) {
     const agent &a = own();
     const size_t me = own_number();
     const uint32_t now = a.seen[me];
-    const uint16_t warp = (uint16_t)(me % n_warps);
     if (c->write && c->writer != me && a.seen[c->writer] < c->write)
-        say("read, not ordered behind a write", block, offset, c->writer, c->write_place, place);
+        say("read, not ordered behind a write", *r, *c, c->writer, c->write_place, place);
     else if (c->generic && emu_now->by_async_proxy && a.fenced[c->writer] < c->write)
-        say("read by the async proxy, not fenced since a write", block, offset, c->writer,
-            c->write_place, place);
+        say("read by the async proxy, not fenced since a write", *r, *c, c->writer, c->write_place,
+            place);
     c->read_place = place;
-    if (c->reads) {
-        readers[c->reads].time[warp] = now;
-    } else if (c->read && c->reader != warp) {
-        c->reads = (uint32_t)readers.size();
-        readers.push_back(reader_times());
-        readers.back().time[c->reader] = c->read, readers.back().time[warp] = now;
-    } else {
-        c->read = now, c->reader = warp;
+    if (!c->reads && c->read && c->reader != me) { // a second one
+        r->reads.resize(r->reads.size() + r->n_readers);
+        c->reads = (uint32_t)(r->reads.size() / r->n_readers);
+        r->reads[(c->reads - 1) * r->n_readers + c->reader - r->first_reader] = c->read;
     }
+    if (c->reads)
+        r->reads[(c->reads - 1) * r->n_readers + me - r->first_reader] = now;
+    c->read = now, c->reader = (uint16_t)me;
 }
-static void write_one(cell *c, size_t block, size_t offset, uint32_t place, size_t writer,
-                      uint32_t time, bool generic) {
+static void write_one(region *r, cell *c, uint32_t place, size_t writer, uint32_t time,
+                      bool generic) {
     const agent &a = own();
     const size_t me = own_number();
     if (c->write && c->writer != me && a.seen[c->writer] < c->write)
-        say("written over a write that need not be there", block, offset, c->writer, c->write_place,
+        say("written over a write that need not be there", *r, *c, c->writer, c->write_place,
             place);
-    const auto overtakes = [&](size_t warp, uint32_t when) {
-        const size_t who = block * n_warps + warp;
-        if (who != me && a.seen[who] < when)
-            say("written over before it need have been read", block, offset, who, c->read_place,
-                place);
+    const auto overtakes = [&](size_t reader, uint32_t when) {
+        if (reader != me && a.seen[reader] < when)
+            say("written over before it need have been read", *r, *c, reader, c->read_place, place);
     };
     if (c->reads) {
-        for (size_t w = 0; w < n_warps; w++)
-            overtakes(w, readers[c->reads].time[w]);
-        readers[c->reads] = reader_times();
+        uint32_t *times = &r->reads[(c->reads - 1) * r->n_readers];
+        for (size_t i = 0; i < r->n_readers; i++)
+            overtakes(r->first_reader + i, times[i]);
+        std::fill_n(times, r->n_readers, 0u);
     } else if (c->read) {
         overtakes(c->reader, c->read);
     }
     c->read = 0, c->write = time, c->writer = (uint16_t)writer, c->write_place = place;
     c->generic = generic;
 }
-// f(cell, block, offset) of each two bytes of a checked block.
+// f(region, cell) of each cell from here on.
+template <class F> static void each_of(region *r, uint64_t at, uint32_t bytes, const F &f) {
+    if (r->cells.empty())
+        return;
+    const uint64_t offset = at - r->first;
+    for (size_t i = offset / r->unit; i < (offset + bytes + r->unit - 1) / r->unit; i++)
+        f(r, &r->cells[i]);
+}
 template <class F> static inline void each(uint64_t at, uint32_t bytes, const F &f) {
-    const uint64_t behind = at - first_byte;
-    if (behind >= all_bytes)
+    if (at - first_byte < all_bytes)
+        return each_of(&blocks[(at - first_byte) / EMU_SHARED], at, bytes, f);
+    if (all_bytes == 0)
         return;
-    const size_t block = behind / EMU_SHARED, offset = behind % EMU_SHARED;
-    if (cells[block].empty())
-        return;
-    for (size_t i = offset / 2; i < (offset + bytes + 1) / 2; i++)
-        f(&cells[block][i], block, i * 2);
+    for (region &r : named) {
+        if (at - r.first < r.bytes)
+            return each_of(&r, at, bytes, f);
+    }
 }
 static void reads(uint64_t at, uint32_t bytes, void *place) {
-    each(at, bytes, [&](cell *c, size_t block, size_t offset) {
-        read_one(c, block, offset, (uint32_t)(uintptr_t)place);
-    });
+    each(at, bytes, [&](region *r, cell *c) { read_one(r, c, (uint32_t)(uintptr_t)place); });
 }
 static void writes(uint64_t at, uint32_t bytes, void *place) {
-    each(at, bytes, [&](cell *c, size_t block, size_t offset) {
-        write_one(c, block, offset, (uint32_t)(uintptr_t)place, own_number(),
-                  own().seen[own_number()], true);
+    each(at, bytes, [&](region *r, cell *c) {
+        write_one(r, c, (uint32_t)(uintptr_t)place, own_number(), own().seen[own_number()], true);
     });
 }
-void emu_reads(uint32_t at, uint32_t bytes) {
+void emu_reads(uint64_t at, uint32_t bytes) {
     reads(at, bytes, __builtin_return_address(0));
 }
-void emu_writes(uint32_t at, uint32_t bytes) {
+void emu_writes(uint64_t at, uint32_t bytes) {
     writes(at, bytes, __builtin_return_address(0));
 }
 uint32_t emu_copies(uint32_t to, uint32_t bytes) {
     const uint32_t time = ++engines[blockIdx.x];
     void *place = __builtin_return_address(0);
-    each(to, bytes, [&](cell *c, size_t block, size_t offset) {
-        write_one(c, block, offset, (uint32_t)(uintptr_t)place, n_blocks * n_warps + blockIdx.x,
-                  time, false);
+    each(to, bytes, [&](region *r, cell *c) {
+        write_one(r, c, (uint32_t)(uintptr_t)place, n_blocks * n_warps + blockIdx.x, time, false);
     });
     return time;
 }

@@ -268,6 +268,11 @@ static bool agrees(int tokens, int absent, int width, int steps, unsigned seed,
         m.begin(step, absent, replays);
         comparison<NW, S> compared(m.all);
         auto launch = [&](unsigned more) {
+            const resident_scratch<shape> &scratch = *m.scratch;
+            watch("u", m.u), watch("y", m.y), watch("the residual", m.residual);
+            emu_watch("its squares", scratch.squares, sizeof scratch.squares);
+            emu_watch("squares of what is normed, B, C, dt, out_proj's shares", &scratch + 1,
+                      resident_shape_bytes<shape>() - sizeof scratch);
             emu_launch(RESIDENT_BLOCKS, RESIDENT_THREADS, shape::BYTES, kernel<shape, states>, &m.a,
                        seed + (unsigned)step + more);
         };

@@ -121,6 +121,12 @@ static bool agrees(int tokens, int width, unsigned seed, int n_layers = 2, int s
         for (int k = 0; k < tokens; k++)
             ids[(size_t)k] = k % 5 == 4 ? -1 - k % 3 : (k * 3 + step) % VOCABULARY;
         auto launch = [&](unsigned more) {
+            const char *parts = (const char *)x_parts_of<shape>(a); // behind totals
+            watch("u", u), watch("y", y), watch("the residual", residual);
+            emu_watch("its squares", scratch_of<shape>(a).squares,
+                      sizeof scratch_of<shape>(a).squares);
+            emu_watch("x_proj's and out_proj's shares and sums", parts,
+                      bytes - (size_t)(parts - (const char *)scratch));
             emu_launch(RESIDENT_BLOCKS, RESIDENT_THREADS, shape::BYTES, kernel<shape, P, S>, &a,
                        seed + (unsigned)step + more);
         };
