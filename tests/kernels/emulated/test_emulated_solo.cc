@@ -18,7 +18,7 @@ using namespace ssm;
 
 enum { VOCABULARY = 7, SLOTS = 5, SLOT = 3, STEPS = 3 };
 enum { SPOILT = 0x7fc1 };  // a NaN in bf16
-enum { FIRST_LAUNCH = 3 }; // whose last exchanges' numbers are nearly 256
+enum { FIRST_LAUNCH = 3 }; // the next one numbers its exchanges from 257 on
 static const float GATE_EPS = 1e-5f;
 
 static bool same(const void *v, const void *w, size_t bytes) {
