@@ -64,6 +64,8 @@ HOST static inline double dot(const uint16_t *w, const doubles &x) {
 
 // ---- the kernel's
 
+enum { SPOILT = 0x7fc1 }; // in bf16 what is not to be read: a NaN
+
 static inline void set_map(CUtensorMap *map, const weights &w, int columns, int rows,
                            int box_columns, int box_rows, bool swizzled) {
     const emu_map is = {w.data(), columns, rows, box_columns, box_rows, swizzled};
@@ -129,6 +131,21 @@ static inline bool near(const char *what, const doubles &want, const doubles &go
     for (size_t i = 0; i < want.size(); i++)
         d.add(want[i], got[i]);
     return d.is_small(what);
+}
+template <class V> static inline bool same_bits(const V &v, const V &w) {
+    return v.size() == w.size() && memcmp(v.data(), w.data(), v.size() * sizeof v[0]) == 0;
+}
+// Rows of `width` numbers, and what they were with all of them in each other's places.
+static inline bool same_rows(const numbers &rows, const numbers &turned, size_t width) {
+    const size_t n = rows.size() / width;
+    bool same = true;
+    for (size_t k = 0; k < n; k++) {
+        if (memcmp(&rows[k * width], &turned[(n - 1 - k) * width], width * sizeof rows[0]) != 0) {
+            printf("  row %zu has other bits in the place of row %zu: WRONG\n", k, n - 1 - k);
+            same = false;
+        }
+    }
+    return same;
 }
 template <class V> static inline doubles in_double(const V &v) {
     doubles d(v.size());

@@ -203,12 +203,12 @@ void emu_copy_async(void *to, const void *from, bool live) {
     if ((uintptr_t)from % 16)
         emu_fail("cp.async from what is not aligned");
     emu_writes((uint32_t)(uintptr_t)to, 16);
-    if (live)
-        emu_reads((uint64_t)(uintptr_t)from, 16);
-    if (live)
-        memcpy(to, from, 16);
-    else
+    if (!live) {
         memset(to, 0, 16);
+        return;
+    }
+    emu_reads((uint64_t)(uintptr_t)from, 16);
+    memcpy(to, from, 16);
 }
 void emu_store_run(void *to, uint32_t from, uint32_t bytes) {
     emu_check(from, 16), emu_check(from + bytes - 16, 16);

@@ -276,14 +276,6 @@ ACCESS(__tsan_unaligned_write8, writes, 8)
 ACCESS(__tsan_unaligned_write16, writes, 16)
 void __tsan_init(void) {
 }
-void __tsan_func_entry(void *) {
-}
-void __tsan_func_exit(void) {
-}
-void __tsan_vptr_update(void **, void *) {
-}
-void __tsan_vptr_read(void **) {
-}
 void __tsan_read_range(void *at, unsigned long bytes) {
     reads((uint64_t)(uintptr_t)at, (uint32_t)bytes, __builtin_return_address(0));
 }

@@ -17,7 +17,6 @@
 using namespace ssm;
 
 enum { LAYERS = 2, VOCABULARY = 7, SPARE = 5, FOLDS = 256 };
-enum { SPOILT = 0x7fc1 }; // a NaN in bf16
 
 static double number(float v) {
     return v;
@@ -89,12 +88,9 @@ template <int NW, class S> struct slots {
             std::fill_n(&ring[at * of_ring], of_ring, SPOILT);
         }
     }
-    template <class V> static bool same(const V &v, const V &w) {
-        return memcmp(v.data(), w.data(), v.size() * sizeof v[0]) == 0;
-    }
-    bool same(const slots &o) const {
-        return same(base, o.base) && same(ring, o.ring) && same(x, o.x) && same(b, o.b) &&
-               same(dt, o.dt);
+    bool operator==(const slots &o) const {
+        return same_bits(base, o.base) && same_bits(ring, o.ring) && same_bits(x, o.x) &&
+               same_bits(b, o.b) && same_bits(dt, o.dt);
     }
 };
 
@@ -227,7 +223,7 @@ template <int NW, class S> struct comparison {
         take(now.dt, &before.dt, now.dt_at(at, entry), of::HEADS, want.delta.data(), &dt);
     }
     template <class V> static bool same(const char *what, const V &was, const V &is) {
-        const bool same = memcmp(was.data(), is.data(), is.size() * sizeof is[0]) == 0;
+        const bool same = same_bits(was, is);
         if (!same)
             printf("  %s: more than that has changed: WRONG\n", what);
         return same;
@@ -287,16 +283,9 @@ static bool agrees(int tokens, int absent, int width, int steps, unsigned seed,
             there = m.all, m.all = before; // in place: the arguments point into it
         }
         launch(0);
-        for (int k = 0; turned && k < tokens; k++) {
-            if (memcmp(&m.residual[(size_t)k * of::M],
-                       &residual_there[(size_t)(tokens - 1 - k) * of::M],
-                       of::M * sizeof(float)) != 0) {
-                printf("  row %d has other bits in the place of row %d\n", k, tokens - 1 - k);
-                right = false;
-            }
-        }
-        if (turned && !there.same(m.all)) {
-            printf("  states are of other bits\n");
+        right &= !turned || same_rows(m.residual, residual_there, of::M);
+        if (turned && !(there == m.all)) {
+            printf("  states are of other bits: WRONG\n");
             right = false;
         }
         for (int k = 0; k < tokens; k++) {
