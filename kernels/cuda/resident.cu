@@ -91,9 +91,15 @@
 //   + the head's weights in 12 bits, no norm in front of it
 //     (head_packed.cu): whole steps, in turns, before 1.604 (b8 1.546, now
 //     1.497); b64 takes 2.22 to 2.27, before 2.24 to 2.28                       1.586
-//   + a quicker ring of packed weights (ring_turn), their x and z ended
+//   + a quicker ring of packed weights (fill_ring), their x and z ended
 //     by four warps of a group: in turns, before 1.586 (b4 1.483, now
 //     1.423, b8 1.501, 1.453)                                                   1.538
+//   + out_proj's packed slots asked for by one lane: in turns, before
+//     1.561 (b4 1.444, now 1.390, b8 1.467, 1.412)                              1.534
+//   + the ring asks L2 ahead whatever its clock says, and is as quick for
+//     bf16 weights, with a pause between two slots (large-steps.md, "Two
+//     modes"): in turns, before 2.30 and 2.24 by turns (1.4b b64 1.325
+//     and 1.292, now 1.277)                                                             2.207
 // (In turns on one machine: rows 1 and 2 of H100, 1 and 3 of H200, and 1 and 4 at b16.) The fifth
 // line with fp32 states 3.05 to 2.86, the sixth 2.92 to 2.84; 130m b64 (whole steps) 0.451 to
 // 0.440. The seventh alone: 130m 0.393 to 0.385, and without the exchanges fp32 states 2.76 to

@@ -144,7 +144,8 @@ template <int CHANNELS, int MOST, bool P = false, bool T = P> struct resident_sh
         BYTES = SLOTS * SLOT + BESIDE + BARRIERS,
         SLOTS_MOST = P ? SLOTS - 2 : SLOTS, // packed_shape: turns
         SLOTS_FLIGHT = FLIGHT / SLOT < SLOTS_MOST ? FLIGHT / SLOT : SLOTS_MOST,
-        SLOTS_AHEAD = AHEAD / SLOT,
+        // Where no more than two slots are under way asking L2 for others delays them
+        SLOTS_AHEAD = MANY && MOST > 32 ? 0 : AHEAD / SLOT,
         // x_proj's totals, of a rank: zeros between launches, whether a step uses them or not
         X_TOTALS = TALL ? 0 : 8 * N_X,
         // numbers in front of out_proj's shares (resident_scratch)

@@ -11,39 +11,12 @@ namespace ssm {
 
 #if SSM_HOPPER
 
-// A turn of the warp that fills the ring. With packed weights one that tests where it is told to,
-// copies in a loop of lanes and makes addresses anew takes 1,000 cycles, longer than memory does
-// for the slot. Others are no faster by a faster one, or slower (1.4b, 64 rows, 1.34 ms and
-// not 1.30): copies that come in bursts hold up what blocks tell each other.
-template <class SHAPE> struct ring_turn {
-    static constexpr bool FAST = SHAPE::PACKED;
-
-    // The lane that asks for what one lane asks for.
-    static __device__ __forceinline__ bool leads(int lane) {
-        if constexpr (FAST)
-            return one_lane();
-        return lane == 0;
-    }
-    // Whether for the ring, and not L2.
-    template <bool TO_L2> static __device__ __forceinline__ bool in_ring(int place) {
-        if constexpr (FAST)
-            return !TO_L2;
-        return place >= 0;
-    }
-    static __device__ __forceinline__ uint32_t kept(uint32_t address) {
-        if constexpr (FAST)
-            return kept_address(address);
-        return address;
-    }
-};
-
-// Packed weights through the ring, by all lanes of its warp. Of a slot, by its barrier and place,
+// Packed weights through the ring, by one lane of its warp. Of a slot, by its barrier and place,
 // or to L2.
 template <class SHAPE, bool TO_L2> struct packed_source {
     typedef packed_shape<SHAPE> packed;
     const resident_block<SHAPE> &b;
     const uint64_t once;
-    int lane;
 
     // A group's rows of x or z, those of one of solo_large.cu's blocks, by the rank's (at / 2)-th
     // 256 columns. more: bytes that follow.
@@ -62,26 +35,31 @@ template <class SHAPE, bool TO_L2> struct packed_source {
         }
     }
     // A group's rows of out_proj, those of four of solo_large.cu's blocks, by the split's (j /
-    // 2)-th 128 columns: a lane a block's S, or E.
+    // 2)-th 128 columns: each block's S, and its E. One lane asks for all of them: lanes would take
+    // turns in a loop that is longer.
     __device__ __forceinline__ void out(const char *weights, int j, uint32_t full,
                                         uint32_t to) const {
         enum : uint32_t { S_BYTES = packed::TILES * 512, E_BYTES = S_BYTES / 2 };
         const int column = b.split * packed::OUT_TURNS + j / 2; // of 128
-        const int block = b.tile * 8 + j % 2 * 4 + lane % 4;
-        const bool e = lane >= 4;
-        const char *from = weights +
-                           ((size_t)(column / 4) * PACKED_BLOCKS + block) * packed::TAKEN +
-                           (e ? packed::TAKEN_E : 0) + column % 4 * (e ? E_BYTES : S_BYTES);
-        if (!TO_L2 && lane == 0)
-            barrier_expect(full, packed::TAKEN);
-        __syncwarp();
-        if (lane >= 8)
+        const int block = b.tile * 8 + j % 2 * 4;               // the first one
+        const char *blocks =
+            weights + ((size_t)(column / 4) * PACKED_BLOCKS + block) * packed::TAKEN;
+        const char *s = blocks + column % 4 * S_BYTES;
+        const char *e = blocks + packed::TAKEN_E + column % 4 * E_BYTES;
+        if (!one_lane())
             return;
-        if constexpr (TO_L2)
-            prefetch_run(from, e ? E_BYTES : S_BYTES);
-        else
-            copy_run(to + (e ? packed::OUT_E : 0) + lane % 4 * (e ? E_BYTES : S_BYTES), from,
-                     e ? E_BYTES : S_BYTES, full, once);
+        if constexpr (!TO_L2)
+            barrier_expect(full, packed::TAKEN);
+#pragma unroll
+        for (int k = 0; k < 4; k++, s += packed::TAKEN, e += packed::TAKEN) {
+            if constexpr (TO_L2) {
+                prefetch_run(s, S_BYTES);
+                prefetch_run(e, E_BYTES);
+            } else {
+                copy_run(to + k * S_BYTES, s, S_BYTES, full, once);
+                copy_run(to + packed::OUT_E + k * E_BYTES, e, E_BYTES, full, once);
+            }
+        }
     }
 };
 
@@ -134,35 +112,33 @@ template <class SHAPE, class S, bool P> struct ring_source {
         }
     }
 
-    // Slot j of a layer into the ring's slot `place`, or (-1) to L2. slots, fulls: where all are.
+    // Slot j of a layer into the ring's slot `place`, or to L2. slots, fulls: where all are.
     template <bool TO_L2>
     __device__ __forceinline__ void ask(int layer, int j, int place, uint32_t slots,
                                         uint32_t fulls) const {
-        typedef ring_turn<SHAPE> turn_of;
         const resident_weights &l = a.weights[layer];
         const uint32_t full = fulls + place * 8, to = slots + place * shape::SLOT;
-        const bool leads = turn_of::leads(lane);
-        auto in_ring = [&] { return turn_of::template in_ring<TO_L2>(place); };
+        const bool leads = one_lane();
         auto expect = [&](int bytes) {
-            if (leads && in_ring())
+            if (!TO_L2 && leads)
                 barrier_expect(full, (uint32_t)bytes);
         };
         auto box = [&](int offset, const CUtensorMap *map, int column, int row) {
-            if (leads && in_ring())
+            if (!TO_L2 && leads)
                 copy_box(to + offset, map, column, row, full, once);
             else if (leads)
                 prefetch_box(map, column, row);
         };
         auto run = [&](bool on, int offset, const void *from, int bytes) {
-            if (on && in_ring())
+            if (!TO_L2 && on)
                 copy_run(to + offset, from, (uint32_t)bytes, full, once);
             else if (on)
                 prefetch_run(from, (uint32_t)bytes);
         };
         auto in = [&](int at, int row) {
             if constexpr (P)
-                return packed_source<SHAPE, TO_L2>{b, once, lane}.in(a.layers[layer].packed_in, at,
-                                                                     row > 0, 0, full, to);
+                return packed_source<SHAPE, TO_L2>{b, once}.in(a.layers[layer].packed_in, at,
+                                                               row > 0, 0, full, to);
             const int column = (b.rank * shape::IN_PIECES + shape::A_SLOT * at) * PIECE;
             expect(shape::SLOT);
             box(0, &l.in, column, row + b.cluster * SHAPE::NW);
@@ -211,39 +187,44 @@ template <class SHAPE, class S, bool P> struct ring_source {
         }
         j -= n_states;
         if constexpr (P)
-            return packed_source<SHAPE, TO_L2>{b, once, lane}.out(a.layers[layer].packed_out, j,
-                                                                  full, to);
+            return packed_source<SHAPE, TO_L2>{b, once}.out(a.layers[layer].packed_out, j, full,
+                                                            to);
         expect(shape::SLOT);
         box(0, &l.out, (b.split * shape::OUT_PIECES + j) * PIECE, b.tile * shape::TILE_ROWS);
     }
 };
 
 // Slots are asked for as they become free. At most FLIGHT bytes are under way, and none of those
-// that the workers hold up (ask_up_to): what blocks tell each other would queue up behind them.
-// While all that was asked for is there and no slot is free, L2 is asked for what follows, a
-// little slower than memory gives it.
+// that the workers hold up (ask_up_to): what blocks tell each other would queue up behind them. Nor
+// does one begin within PACE of the one before, for that is true of what comes in bursts, too;
+// packed weights are faster without it. While all that was asked for is there and no slot is free,
+// L2 is asked for what follows, at that pace. One lane asks, by addresses that are kept: else a
+// turn takes longer than memory does for a slot of packed weights (large-steps.md).
 template <class SHAPE, class SOURCE, class ARGS>
 __device__ __forceinline__ void fill_ring(const ARGS &a, const resident_block<SHAPE> &b) {
     typedef SHAPE shape;
-    enum { PACE = shape::SLOT / 20 }; // cycles
+    constexpr uint32_t PACE = shape::SLOT / 24; // cycles: memory gives 16 or 17 bytes in each
     const SOURCE source(a, b);
     const int in_layer = source.in_layer(b.mine), n = in_layer * a.n_layers;
-    const uint32_t slots = ring_turn<SHAPE>::kept(b.slots), full = ring_turn<SHAPE>::kept(b.full);
+    const uint32_t slots = kept_address(b.slots), full = kept_address(b.full),
+                   empty = full + shape::SLOTS * 8;
     turn<shape::SLOTS> slot, landing, last;
-    int ahead = 0, asked_at = 0; // the next slot that L2 is not asked for yet
-    int j = 0, layer = 0, next = 0, next_layer = 0;
+    int j = 0, layer = 0;
+    int ahead = 0, next = 0, next_layer = 0;     // the next slot that L2 is not asked for yet
+    auto now = [] { return (uint32_t)clock(); }; // begins anew: only differences say anything
+    [[maybe_unused]] uint32_t asked_at = now();
+    uint32_t asked_l2_at = now();
     auto on = [&](int *at, int *at_layer) {
         if (++*at == in_layer)
             *at = 0, ++*at_layer;
     };
     auto look_ahead = [&](int i) {
         const bool all_there = i > 0 && barrier_test(full + last.at * 8, last.phase);
-        const int now = (int)clock();
-        if (!__all_sync(~0u, all_there && now - asked_at > PACE))
+        if (!__all_sync(~0u, all_there && now() - asked_l2_at > PACE))
             return;
+        asked_l2_at = now();
         source.template ask<true>(next_layer, next, -1, slots, full);
         on(&next, &next_layer), ahead++;
-        asked_at = now;
     };
     source.fetch_maps(0);
 #pragma unroll 1
@@ -252,16 +233,24 @@ __device__ __forceinline__ void fill_ring(const ARGS &a, const resident_block<SH
             barrier_wait(full + landing.at * 8, landing.phase);
             landing.next();
         }
-        const uint32_t empty = ring_turn<SHAPE>::FAST ? full + shape::SLOTS * 8 : b.empty;
-        while (!__all_sync(~0u, barrier_test(empty + slot.at * 8, slot.phase ^ 1))) {
-            if (ahead < n && ahead - i < shape::SLOTS_AHEAD)
-                look_ahead(i);
+        if constexpr (shape::SLOTS_AHEAD == 0) {
+            barrier_wait(empty + slot.at * 8, slot.phase ^ 1);
+        } else {
+            while (!__all_sync(~0u, barrier_test(empty + slot.at * 8, slot.phase ^ 1))) {
+                if (ahead < n && ahead - i < shape::SLOTS_AHEAD)
+                    look_ahead(i);
+            }
         }
         while (i >= b.asked_up_to())
             ;
         __syncwarp();
         if (j == 0)
             source.fetch_maps(layer + 1);
+        if constexpr (!shape::PACKED) {
+            while (now() - asked_at < PACE)
+                ;
+            asked_at = now();
+        }
         source.template ask<false>(layer, j, slot.at, slots, full);
         last = slot;
         slot.next(), on(&j, &layer);

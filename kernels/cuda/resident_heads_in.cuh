@@ -112,8 +112,8 @@ template <class SHAPE, class S, bool REPLAY> struct heads_source {
                                               uint32_t to, const BOX &box) const {
         typedef packed_shape<SHAPE> packed;
         const bool more = is_x && extra >= 0 && at % 2;
-        packed_source<SHAPE, TO_L2>{b, once, lane}.in(a.layers[layer].packed_in, at, !is_x,
-                                                      more ? packed::EXTRA_BYTES : 0, full, to);
+        packed_source<SHAPE, TO_L2>{b, once}.in(a.layers[layer].packed_in, at, !is_x,
+                                                more ? packed::EXTRA_BYTES : 0, full, to);
         if (!more)
             return;
         const int column = (b.rank * shape::IN_PIECES + at / 2 * 4) * PIECE;
@@ -122,21 +122,19 @@ template <class SHAPE, class S, bool REPLAY> struct heads_source {
             box(packed::TAKEN + i * 1024, &a.weights[layer].x, column + i * PIECE,
                 2 * shape::INNER + extra);
     }
-    // Slot j of a layer into the ring's slot `place`, or (-1) to L2. slots, fulls: where all are.
+    // Slot j of a layer into the ring's slot `place`, or to L2. slots, fulls: where all are.
     template <bool TO_L2>
     __device__ __forceinline__ void ask(int layer, int j, int place, uint32_t slots,
                                         uint32_t fulls) const {
-        typedef ring_turn<SHAPE> turn_of;
         const resident_weights &l = a.weights[layer];
         const uint32_t full = fulls + place * 8, to = slots + place * shape::SLOT;
-        const bool leads = turn_of::leads(lane);
-        auto in_ring = [&] { return turn_of::template in_ring<TO_L2>(place); };
+        const bool leads = one_lane();
         auto expect = [&](int bytes) {
-            if (leads && in_ring())
+            if (!TO_L2 && leads)
                 barrier_expect(full, (uint32_t)bytes);
         };
         auto box = [&](int offset, const CUtensorMap *map, int column, int row) {
-            if (leads && in_ring())
+            if (!TO_L2 && leads)
                 copy_box(to + offset, map, column, row, full, once);
             else if (leads)
                 prefetch_box(map, column, row);
@@ -166,11 +164,11 @@ template <class SHAPE, class S, bool REPLAY> struct heads_source {
             const bool now = there && lane == k;
             const int more = REPLAY ? __shfl_sync(~0u, held, k) * ENTRY * n_heads : 0;
             expect(__any_sync(~0u, now) ? PART_BYTES + more : 0);
-            if (REPLAY && leads && in_ring())
+            if (REPLAY && !TO_L2 && leads)
                 barrier_arrive(b.asked + j % ASKED * 8);
             __syncwarp();
             const char *from = state + layer * a.state_pitch + part * PART_BYTES;
-            if (now && in_ring())
+            if (!TO_L2 && now)
                 copy_once(to, from, PART_BYTES, full);
             else if (now)
                 prefetch_run(from, PART_BYTES);
@@ -178,8 +176,8 @@ template <class SHAPE, class S, bool REPLAY> struct heads_source {
         }
         j -= b.mine * PARTS;
         if constexpr (shape::PACKED)
-            return packed_source<SHAPE, TO_L2>{b, once, lane}.out(a.layers[layer].packed_out, j,
-                                                                  full, to);
+            return packed_source<SHAPE, TO_L2>{b, once}.out(a.layers[layer].packed_out, j, full,
+                                                            to);
         expect(shape::TILE_ROWS * 128);
         box(0, &l.out, (b.split * shape::OUT_PIECES + j) * PIECE, b.tile * shape::TILE_ROWS);
     }

@@ -18,8 +18,10 @@
 //   slots of 12 KB, 64 token rows                              4.52  4.66  4.86  5.24
 //   32 token rows where there are no more, eight stages        4.24  4.31
 //   slots of 24 KB (bf16 in that run 4.38, 4.46, 4.73, 5.02)   3.42  3.62  4.45  5.03
-//   + the ring's quicker turns (ring_turn; 4.33, 4.49, 4.71,
+//   + the ring's quicker turns (fill_ring; 4.33, 4.49, 4.71,
 //     5.04)                                                    3.40  3.65  4.45  4.94
+//   + out_proj's slots by one lane; L2 not asked ahead from 33
+//     rows on, where two slots are under way (4.39, 4.64, 4.92)      3.51  4.38  4.75
 // Predicted for 17 to 32 rows: 3.4. What the second and third line waited for was the ring's warp,
 // 1,000 cycles a slot (large-steps.md). From 33 rows on shared memory has room for four slots, of
 // which two can be under way.

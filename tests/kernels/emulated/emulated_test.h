@@ -90,6 +90,13 @@ static inline int run_cases(const emulated_case (&cases)[N], int argc, char **ar
         printf("WRONG\n");
     return right ? 0 : 1;
 }
+// By all cases together, for of one launch chance decides: whether L2 was asked for what follows.
+static inline int looked_ahead(int argc) {
+    if (argc > 1 || emu_l2_asks > 0)
+        return 0;
+    printf("L2 was never asked for what follows: WRONG\n");
+    return 1;
+}
 // Looked through for races one step, once, is enough.
 static inline int steps_of(int steps) {
     return EMU_FINDS_RACES ? 1 : steps;

@@ -38,6 +38,8 @@ struct cluster {
 
 emu_fiber *emu_now;
 dim3 blockDim, gridDim;
+long emu_l2_asks;
+long long emu_time;
 static std::vector<emu_block> blocks;
 static std::vector<cluster> clusters;
 static unsigned of_cluster; // blocks
@@ -424,6 +426,7 @@ void emu_launch(int n_blocks, int threads, uint32_t shared, void (*kernel)(const
     of_cluster = (unsigned)cluster_blocks;
     clusters.assign((size_t)n_blocks / of_cluster, cluster());
     srand(seed);
+    emu_time = 1LL << 31; // as an int it is negative, as a device's is half of the time
     for (size_t i = 0; i < all / 2; i++)
         ((uint16_t *)memory)[i] = NOT_A_NUMBER;
     for (size_t i = 0; i < n; i++) {

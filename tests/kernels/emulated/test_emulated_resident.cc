@@ -220,5 +220,5 @@ static const emulated_case cases[] = {
 };
 
 int main(int argc, char **argv) {
-    return run_cases(cases, argc, argv);
+    return run_cases(cases, argc, argv) | looked_ahead(argc);
 }
