@@ -100,6 +100,7 @@
 //     bf16 weights, with a pause between two slots (large-steps.md, "Two
 //     modes"): in turns, before 2.30 and 2.24 by turns (1.4b b64 1.325
 //     and 1.292, now 1.277)                                                             2.207
+//   + 100 KB of it under way and not 80: another card, before 2.270                     2.219
 // (In turns on one machine: rows 1 and 2 of H100, 1 and 3 of H200, and 1 and 4 at b16.) The fifth
 // line with fp32 states 3.05 to 2.86, the sixth 2.92 to 2.84; 130m b64 (whole steps) 0.451 to
 // 0.440. The seventh alone: 130m 0.393 to 0.385, and without the exchanges fp32 states 2.76 to

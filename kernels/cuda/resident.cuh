@@ -22,9 +22,10 @@ enum {
     RESIDENT_THREADS = RESIDENT_WORKERS + 128, // three of these warps ask for what workers read
     X_WARPS = 2,                               // of them, for token rows
     RESIDENT_SHARED = 227 << 10,
-    FLIGHT = 80 << 10, // bytes that a block's ring may have under way, and
-    AHEAD = 160 << 10, // that L2 is asked for in front of it
-    ASKED = 16         // barriers of slots with states (wait_asked)
+    FLIGHT = 80 << 10,       // bytes that a block's ring may have under way,
+    MORE_FLIGHT = 100 << 10, // of 1.4b's and 2.8b's bf16 weights, beyond a few rows, and
+    AHEAD = 160 << 10,       // that L2 is asked for in front of it
+    ASKED = 16               // barriers of slots with states (wait_asked)
 };
 
 struct resident_weights {   // of a layer, as boxes
@@ -143,9 +144,11 @@ template <int CHANNELS, int MOST, bool P = false, bool T = P> struct resident_sh
         SLOTS = ROOM < 16 ? ROOM : 16,
         BYTES = SLOTS * SLOT + BESIDE + BARRIERS,
         SLOTS_MOST = P ? SLOTS - 2 : SLOTS, // packed_shape: turns
-        SLOTS_FLIGHT = FLIGHT / SLOT < SLOTS_MOST ? FLIGHT / SLOT : SLOTS_MOST,
-        // Where no more than two slots are under way asking L2 for others delays them
-        SLOTS_AHEAD = MANY && MOST > 32 ? 0 : AHEAD / SLOT,
+        UNDER_WAY = !P && !T && (NW == 64 || NW == 80) ? MORE_FLIGHT : FLIGHT, // bytes
+        SLOTS_FLIGHT = UNDER_WAY / SLOT < SLOTS_MOST ? UNDER_WAY / SLOT : SLOTS_MOST,
+        // Asking L2 for others delays what is under way where that is two slots at most, and costs
+        // 130m's few rows 2%, whose ring holds most of a layer
+        SLOTS_AHEAD = (MANY && MOST > 32) || (T && NW == 24) ? 0 : AHEAD / SLOT,
         // x_proj's totals, of a rank: zeros between launches, whether a step uses them or not
         X_TOTALS = TALL ? 0 : 8 * N_X,
         // numbers in front of out_proj's shares (resident_scratch)

@@ -194,7 +194,7 @@ template <class SHAPE, class S, bool P> struct ring_source {
     }
 };
 
-// Slots are asked for as they become free. At most FLIGHT bytes are under way, and none of those
+// Slots are asked for as they become free. At most SLOTS_FLIGHT are under way, and none of those
 // that the workers hold up (ask_up_to): what blocks tell each other would queue up behind them. Nor
 // does one begin within PACE of the one before, for that is true of what comes in bursts, too;
 // packed weights are faster without it. While all that was asked for is there and no slot is free,

@@ -210,6 +210,7 @@ static const emulated_case cases[] = {
     CASE(true, agrees<24, 128, false, false, float>(104, 3, 3)),
     CASE(false, agrees<24, 128, false, false, __half>(72, 4, 4)),
     CASE(false, agrees<32, 128, false, false, __half>(128, 2, 5)),
+    CASE(false, agrees<80, 64, false, false, __half>(64, 4, 13, 2, 1)),
     CASE(true, agrees<48, 64, true, true, float>(16, 4, 6, 2, 2, true)),
     CASE(false, agrees<80, 64, true, true, __half>(8, 3, 7)),
     CASE(false, agrees<24, 64, false, true, __half>(16, 4, 8, 2, 2, true)),
