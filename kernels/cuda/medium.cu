@@ -95,8 +95,7 @@
 
 namespace ssm {
 
-enum { HALF_AN_SM = 113 << 10, MOST_ROWS = 176 }; // shared memory of one of two blocks
-enum { SEVEN_B = 4096 };                          // d_model of falcon-mamba-7b and codestral
+enum { MOST_ROWS = 176, SEVEN_B = 4096 }; // the latter: d_model of falcon-mamba-7b and codestral
 
 // How a product is dealt to the card.
 struct medium_plan {
@@ -153,34 +152,12 @@ bool tensor_map(CUtensorMap *out, const void *base, int cols, int rows, int box_
                          fetch);
 }
 
-static int larger(int a, int b) {
-    return a > b ? a : b;
-}
-
 template <int NW, int SPLITS, medium_after AFTER>
 static cudaError_t run(const device *d, const void *w, const void *x, int cols,
                        const medium_plan &p, medium_args a) {
     auto kernel = medium_kernel<NW, SPLITS, AFTER>;
-    a.pieces = ceil_div(cols, PIECE), a.box_tokens = p.tile_tokens;
-    a.tile_rows = p.tile_rows, a.box_rows = p.tile_rows / MEDIUM_GROUPS;
-    a.tile_pitch = a.tile_rows, a.group_pitch = a.box_rows, a.group_end = a.n_rows;
-    a.conv_columns = a.tile_rows;
-    if (AFTER == MEDIUM_IN && a.conv_first == 0) { // half of a block's rows need the convolution
-        a.tile_pitch = a.conv_columns = a.box_rows;
-        a.group_pitch = a.group_end = a.channels;
-    }
-    // Instructions read 64 token rows and NW weight rows whatever there is: room behind the ring.
-    const int behind = larger(MOST_TOKENS, a.box_tokens + a.box_rows + NW) * PIECE_BYTES;
-    a.stage_bytes = (a.box_tokens + a.tile_rows) * PIECE_BYTES;
-    const int scratch = medium_scratch(SPLITS), most = ceil_div(a.pieces, SPLITS);
-    a.stages = (HALF_AN_SM - scratch - larger(behind - a.stage_bytes, 0)) / a.stage_bytes;
-    a.stages = a.stages < MOST_STAGES ? a.stages : MOST_STAGES;
-    a.stages = a.stages < most ? a.stages : most;
-    const int ring = (a.stages - 1) * a.stage_bytes + larger(behind, a.stage_bytes);
-    const int after =
-        medium_after_bytes(AFTER, SPLITS, a.box_tokens / SPLITS, a.tile_rows, a.width);
-    a.ring_bytes = (larger(ring, after) + 15) / 16 * 16;
-    const int bytes = a.ring_bytes + scratch;
+    a.tile_rows = p.tile_rows, a.box_tokens = p.tile_tokens;
+    const int bytes = medium_deal(NW, SPLITS, AFTER, cols, &a);
     CUtensorMap w_map, x_map;
     if (!tensor_map(&w_map, w, cols, a.n_rows, PIECE, a.box_rows, true, FETCH_128) ||
         !tensor_map(&x_map, x, cols, a.tokens, PIECE, a.box_tokens, true))

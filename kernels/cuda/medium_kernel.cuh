@@ -241,6 +241,37 @@ __global__ void __launch_bounds__(MEDIUM_THREADS, 2)
 #endif
 }
 
+// ---- host side
+
+enum { HALF_AN_SM = 113 << 10 }; // shared memory of one of two blocks
+
+static inline int larger(int a, int b) {
+    return a > b ? a : b;
+}
+// Deals a product of rows of `cols` numbers to blocks of a's tile_rows, a multiple of 16, and
+// box_tokens. Returns bytes of a block's shared memory.
+static inline int medium_deal(int nw, int splits, medium_after after, int cols, medium_args *a) {
+    a->pieces = ceil_div(cols, PIECE), a->box_rows = a->tile_rows / MEDIUM_GROUPS;
+    a->tile_pitch = a->tile_rows, a->group_pitch = a->box_rows, a->group_end = a->n_rows;
+    a->conv_columns = a->tile_rows;
+    if (after == MEDIUM_IN && a->conv_first == 0) { // half of a block's rows need the convolution
+        a->tile_pitch = a->conv_columns = a->box_rows;
+        a->group_pitch = a->group_end = a->channels;
+    }
+    // Instructions read 64 token rows and NW weight rows whatever there is: room behind the ring.
+    const int behind = larger(MOST_TOKENS, a->box_tokens + a->box_rows + nw) * PIECE_BYTES;
+    a->stage_bytes = (a->box_tokens + a->tile_rows) * PIECE_BYTES;
+    const int scratch = medium_scratch(splits), most = ceil_div(a->pieces, splits);
+    a->stages = (HALF_AN_SM - scratch - larger(behind - a->stage_bytes, 0)) / a->stage_bytes;
+    a->stages = a->stages < MOST_STAGES ? a->stages : MOST_STAGES;
+    a->stages = a->stages < most ? a->stages : most;
+    const int ring = (a->stages - 1) * a->stage_bytes + larger(behind, a->stage_bytes);
+    const int behind_sums =
+        medium_after_bytes(after, splits, a->box_tokens / splits, a->tile_rows, a->width);
+    a->ring_bytes = (larger(ring, behind_sums) + 15) / 16 * 16;
+    return a->ring_bytes + scratch;
+}
+
 } // namespace ssm
 
 #endif

@@ -83,12 +83,8 @@ static cudaError_t run(const device *d, int layer, const batch &b, int shared) {
     auto kernel = xproj_kernel<ROWS, SPLITS>;
     const int cols = d->g.d_inner;
     xproj_args a = {};
-    a.out = d->xdb, a.n_rows = d->n_x, a.tokens = b.n, a.pieces = ceil_div(cols, XPROJ_PIECE);
-    a.early = b.decode;
-    const int most = ceil_div(a.pieces, SPLITS), room = shared - XPROJ_BARRIERS;
-    a.stages = room / shape::STAGE < XPROJ_MOST_STAGES ? room / shape::STAGE : XPROJ_MOST_STAGES;
-    a.stages = a.stages < most ? a.stages : most;
-    a.ring_bytes = room / 16 * 16;
+    a.out = d->xdb, a.n_rows = d->n_x, a.tokens = b.n, a.early = b.decode;
+    xproj_deal<shape>(cols, shared, &a);
     static_assert(shape::SUMS <= TWO_AN_SM - XPROJ_BARRIERS, "the sums find room");
     CUtensorMap w_map, x_map;
     if (!tensor_map(&w_map, d->layers[layer].x_proj, cols, a.n_rows, XPROJ_PIECE, ROWS, true) ||

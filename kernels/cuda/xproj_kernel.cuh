@@ -209,6 +209,18 @@ __global__ void __launch_bounds__(XPROJ_THREADS)
 #endif
 }
 
+// ---- host side
+
+// Deals rows of `cols` numbers to a ring in `shared` bytes of a block's.
+template <class SHAPE> void xproj_deal(int cols, int shared, xproj_args *a) {
+    const int room = shared - XPROJ_BARRIERS;
+    a->pieces = ceil_div(cols, XPROJ_PIECE);
+    const int most = ceil_div(a->pieces, XPROJ_PARTS / SHAPE::PARTS);
+    a->stages = room / SHAPE::STAGE < XPROJ_MOST_STAGES ? room / SHAPE::STAGE : XPROJ_MOST_STAGES;
+    a->stages = a->stages < most ? a->stages : most;
+    a->ring_bytes = room / 16 * 16;
+}
+
 } // namespace ssm
 
 #endif

@@ -40,6 +40,7 @@ BODIES = {
     "cluster_arrive": "emu_cluster_arrive();",
     "cluster_wait": "emu_cluster_wait();",
     "peer_address": "return emu_peer(address, rank);",
+    "copy_to_peer": "emu_copy_to_peer(to, from, bytes, barrier);",
     "store_to_peer": "emu_store_to_peer(to, &v, 8, barrier);",
     # wgmma.cuh, util.cuh: the matrix units
     "wgmma_fence": "",

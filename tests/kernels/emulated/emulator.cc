@@ -38,6 +38,7 @@ struct cluster {
 
 emu_fiber *emu_now;
 dim3 blockDim, gridDim;
+bool emu_waits_for_four;
 long emu_l2_asks;
 long long emu_time;
 static std::vector<emu_block> blocks;
@@ -69,7 +70,7 @@ static void entry(void) {
     leave();
 }
 void emu_fail(const char *what) {
-    fprintf(stderr, "emulator: %s, block %u, thread %u\n", what, blockIdx.x, threadIdx.x);
+    fprintf(stderr, "emulator: %s, block %u, thread %u\n", what, emu_block_number(), threadIdx.x);
     abort();
 }
 void emu_yield(void) {
@@ -140,7 +141,7 @@ void emu_wait_barrier(uint32_t at, int parity) {
     leave();
 }
 static uint64_t object_of(int named) { // of a block, or (-1) of its cluster
-    const uint64_t of = named < 0 ? blockIdx.x / of_cluster : blockIdx.x;
+    const uint64_t of = named < 0 ? emu_block_number() / of_cluster : emu_block_number();
     return 1ull << 62 | of << 8 | (uint64_t)(named + 1);
 }
 void emu_named_arrive(int id, int threads) {
@@ -170,7 +171,7 @@ void emu_named(int id, int threads) {
     emu_acquire(object_of(id));
 }
 void emu_cluster_arrive(void) {
-    cluster &c = clusters[blockIdx.x / of_cluster];
+    cluster &c = clusters[emu_block_number() / of_cluster];
     emu_now->cluster_generation = c.generation;
     emu_release(object_of(-1));
     if (++c.count == (int)of_cluster * emu_now->warp->block->threads) {
@@ -179,21 +180,27 @@ void emu_cluster_arrive(void) {
     }
 }
 void emu_cluster_wait(void) {
-    while (clusters[blockIdx.x / of_cluster].generation == emu_now->cluster_generation)
+    while (clusters[emu_block_number() / of_cluster].generation == emu_now->cluster_generation)
         emu_yield();
     emu_acquire(object_of(-1));
 }
 
 // ---- copies
 
-static void ask(uint32_t to, std::vector<char> from, uint32_t at) {
+static emu_block *block_of(uint32_t at) {
+    return &blocks[(at - (uint32_t)(uintptr_t)blocks[0].shared) / EMU_SHARED];
+}
+static void ask_of(emu_block *b, uint32_t to, std::vector<char> from, uint32_t at) {
     const uint32_t bytes = (uint32_t)from.size();
-    emu_check(to, 16), emu_check(to + bytes - 16, 16);
     for (uint32_t i = 0; i < bytes; i += 2)
         *(uint16_t *)emu_memory(to + i) = NOT_A_NUMBER;
-    emu_now->warp->block->copies.push_back({to, bytes, at, emu_copies(to, bytes), std::move(from)});
-    if (emu_now->warp->block->copies.size() > QUEUE)
+    b->copies.push_back({to, bytes, at, emu_copies(to, bytes), std::move(from)});
+    if (b->copies.size() > QUEUE)
         emu_fail("no end of copies");
+}
+static void ask(uint32_t to, std::vector<char> from, uint32_t at) {
+    emu_check(to, 16), emu_check(to + (uint32_t)from.size() - 16, 16);
+    ask_of(emu_now->warp->block, to, std::move(from), at);
 }
 void emu_copy(uint32_t to, const void *from, uint32_t bytes, uint32_t at) {
     if ((uintptr_t)from % 16 || bytes % 16)
@@ -250,11 +257,23 @@ void emu_copy_box(uint32_t to, const void *map, int column, int row, uint32_t at
 uint32_t emu_peer(uint32_t address, int rank) {
     if ((unsigned)rank >= of_cluster)
         emu_fail("no such block of the cluster");
-    const char *there = blocks[blockIdx.x / of_cluster * of_cluster + (unsigned)rank].shared;
+    const char *there =
+        blocks[emu_block_number() / of_cluster * of_cluster + (unsigned)rank].shared;
     return address - (uint32_t)(uintptr_t)emu_shared() + (uint32_t)(uintptr_t)there;
 }
+void emu_copy_to_peer(uint32_t to, uint32_t from, uint32_t bytes, uint32_t at) {
+    const uint32_t offset = to % EMU_SHARED;
+    emu_check(from, 16), emu_check(from + bytes - 16, 16);
+    if (to % 16 || bytes % 16 || offset + bytes > shared_bytes || block_of(to) != block_of(at))
+        emu_fail("a copy to a peer that is not aligned, or not to its memory");
+    emu_now->by_async_proxy = true;
+    emu_reads(from, bytes);
+    emu_now->by_async_proxy = false;
+    const char *first = (const char *)emu_memory(from);
+    ask_of(block_of(at), to, std::vector<char>(first, first + bytes), at);
+}
 void emu_store_to_peer(uint32_t to, const void *v, uint32_t bytes, uint32_t at) {
-    emu_block *b = &blocks[(at - (uint32_t)(uintptr_t)blocks[0].shared) / EMU_SHARED];
+    emu_block *b = block_of(at);
     if (to % bytes)
         emu_fail("st.async to what is not aligned");
     emu_writes(to, bytes);
@@ -413,18 +432,19 @@ static char *map_memory(size_t bytes, int flags) {
     return (char *)p;
 }
 
-void emu_launch(int n_blocks, int threads, uint32_t shared, void (*kernel)(const void *),
+void emu_launch(dim3 grid, int threads, uint32_t shared, void (*kernel)(const void *),
                 const void *arguments, unsigned seed, int cluster_blocks) {
-    const size_t n = (size_t)n_blocks * (size_t)threads, all = ((size_t)n_blocks + 1) * EMU_SHARED;
+    const size_t n_blocks = (size_t)grid.x * grid.y, n = n_blocks * (size_t)threads,
+                 all = (n_blocks + 1) * EMU_SHARED;
     char *stacks = map_memory(n * STACK, 0), *memory = map_memory(all, MAP_32BIT);
     char *first = (char *)(((uintptr_t)memory + EMU_SHARED - 1) / EMU_SHARED * EMU_SHARED);
     std::vector<emu_warp> warps(n / EMU_LANES);
     std::vector<emu_fiber> fibers(n);
     kernel_now = kernel, arguments_now = arguments, shared_bytes = shared;
-    blockDim = dim3((unsigned)threads), gridDim = dim3((unsigned)n_blocks);
-    blocks.assign((size_t)n_blocks, emu_block());
+    blockDim = dim3((unsigned)threads), gridDim = grid;
+    blocks.assign(n_blocks, emu_block());
     of_cluster = (unsigned)cluster_blocks;
-    clusters.assign((size_t)n_blocks / of_cluster, cluster());
+    clusters.assign(n_blocks / of_cluster, cluster());
     srand(seed);
     emu_time = 1LL << 31; // as an int it is negative, as a device's is half of the time
     for (size_t i = 0; i < all / 2; i++)
@@ -433,7 +453,8 @@ void emu_launch(int n_blocks, int threads, uint32_t shared, void (*kernel)(const
         emu_fiber *f = &fibers[i];
         const size_t of = i / (size_t)threads;
         blocks[of].shared = first + of * EMU_SHARED, blocks[of].threads = threads;
-        f->block = {(unsigned)of, 0, 0}, f->thread = {(unsigned)(i % (size_t)threads), 0, 0};
+        f->block = {(unsigned)of % grid.x, (unsigned)of / grid.x, 0},
+        f->thread = {(unsigned)(i % (size_t)threads), 0, 0};
         f->warp = &warps[i / EMU_LANES], f->lane = (int)(i % EMU_LANES);
         f->warp->block = &blocks[of], f->warp->fibers[f->lane] = f;
         void **top = (void **)(stacks + (i + 1) * STACK - 64);
@@ -442,7 +463,7 @@ void emu_launch(int n_blocks, int threads, uint32_t shared, void (*kernel)(const
             *--top = NULL;
         f->stack = top;
     }
-    emu_races_begin(n_blocks, threads, first);
+    emu_races_begin((int)n_blocks, threads, first);
     int idle = 0;
     for (size_t left = n; left > 0;) {
         const uint64_t before = events;

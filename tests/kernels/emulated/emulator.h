@@ -82,6 +82,10 @@ extern emu_fiber *emu_now;
 #define blockIdx  (emu_now->block)
 extern dim3 blockDim, gridDim;
 
+inline unsigned emu_block_number(void) { // of the grid
+    return blockIdx.y * gridDim.x + blockIdx.x;
+}
+
 // Whoever calls these is a fiber.
 [[noreturn]] void emu_fail(const char *what);
 char *emu_shared(void);
@@ -118,10 +122,12 @@ extern long emu_l2_asks; // runs and boxes that L2 was asked for, of all launche
 void emu_cluster_arrive(void);
 void emu_cluster_wait(void);
 uint32_t emu_peer(uint32_t address, int rank);
+void emu_copy_to_peer(uint32_t to, uint32_t from, uint32_t bytes, uint32_t barrier);
 void emu_store_to_peer(uint32_t to, const void *v, uint32_t bytes, uint32_t barrier);
 
-// The launch: blocks in clusters of so many. Ends the program where something is wrong.
-void emu_launch(int blocks, int threads, uint32_t shared, void (*kernel)(const void *),
+// The launch: blocks, rows of them, in clusters of so many. Ends the program where something is
+// wrong.
+void emu_launch(dim3 blocks, int threads, uint32_t shared, void (*kernel)(const void *),
                 const void *arguments, unsigned seed, int cluster = 2);
 
 // ---- a warp's
@@ -256,6 +262,11 @@ template <int N> void emu_wgmma_registers(float (&d)[N], const uint32_t (&a)[4],
 inline void emu_wgmma_commit(void) {
     emu_now->groups++;
 }
+// Whether a warp's wait is one for all four warps', whose instruction it is: not promised by PTX,
+// but what kernels rely on that give operands' places back by one of them (medium.cu; CUTLASS's
+// do). It also orders all else of the four.
+extern bool emu_waits_for_four;
+enum { EMU_FOUR = 12 }; // the first four's named barrier, which no kernel has
 // Until all groups but the last `left` are made, by all lanes of the warp.
 inline void emu_wgmma_wait(int left) {
     auto &products = emu_now->products;
@@ -266,6 +277,8 @@ inline void emu_wgmma_wait(int left) {
     emu_now->by_async_proxy = false;
     products.erase(products.begin(), products.begin() + (long)made);
     __syncwarp();
+    if (emu_waits_for_four)
+        emu_named(EMU_FOUR + (int)threadIdx.x / 128, 128);
 }
 
 // ---- what nvcc has for every thread

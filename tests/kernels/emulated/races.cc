@@ -59,7 +59,7 @@ static void join(times *to, const times &from) {
         mine[i] = std::max(mine[i], other[i]);
 }
 static size_t own_number(void) {
-    return (size_t)blockIdx.x * n_warps + threadIdx.x / EMU_LANES;
+    return (size_t)emu_block_number() * n_warps + threadIdx.x / EMU_LANES;
 }
 static agent &own(void) {
     return agents[own_number()];
@@ -234,10 +234,11 @@ void emu_writes(uint64_t at, uint32_t bytes) {
     writes(at, bytes, __builtin_return_address(0));
 }
 uint32_t emu_copies(uint32_t to, uint32_t bytes) {
-    const uint32_t time = ++engines[blockIdx.x];
+    const size_t block = (to - first_byte) / EMU_SHARED; // whose engine is taken for it
+    const uint32_t time = ++engines[block];
     void *place = __builtin_return_address(0);
     each(to, bytes, [&](region *r, cell *c) {
-        write_one(r, c, (uint32_t)(uintptr_t)place, n_blocks * n_warps + blockIdx.x, time, false);
+        write_one(r, c, (uint32_t)(uintptr_t)place, n_blocks * n_warps + block, time, false);
     });
     return time;
 }
