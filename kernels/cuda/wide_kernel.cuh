@@ -318,17 +318,23 @@ __global__ void __launch_bounds__(WIDE_THREADS, 1)
 #endif
 }
 
-// kernel: of SHAPE and an END with arguments e; w [cols][k], x [n][k]; set: of its tickets, or
-// NULL.
-template <class SHAPE, class K, class ARGS>
-cudaError_t wide_launch(const device *d, K kernel, const void *w, const void *x, int n, int cols,
-                        int k, const ARGS &e, const place_set *set = NULL, int half = 0) {
+// A product's tiles, by block number.
+template <class SHAPE> wide_args wide_deal(int n, int cols, int k, int half) {
     wide_args a = {};
     a.tokens = n, a.cols = cols, a.pieces = ceil_div(k, WIDE_PIECE);
     a.row_tiles = ceil_div(n, SHAPE::TOKENS);
     a.col_tiles = ceil_div(cols, SHAPE::COLS * SHAPE::SHARE);
     a.band = a.row_tiles < 16 ? a.row_tiles : 16;
     a.half = half;
+    return a;
+}
+
+// kernel: of SHAPE and an END with arguments e; w [cols][k], x [n][k]; set: of its tickets, or
+// NULL.
+template <class SHAPE, class K, class ARGS>
+cudaError_t wide_launch(const device *d, K kernel, const void *w, const void *x, int n, int cols,
+                        int k, const ARGS &e, const place_set *set = NULL, int half = 0) {
+    wide_args a = wide_deal<SHAPE>(n, cols, k, half);
     const int box = half > 0 ? SHAPE::COLS / 2 : SHAPE::COLS;
     CUtensorMap w_map, x_map;
     if (!tensor_map(&w_map, w, k, cols, WIDE_PIECE, box, true) ||

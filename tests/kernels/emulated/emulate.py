@@ -27,13 +27,18 @@ BODIES = {
     "policy_once": "return 0;",
     "copy_run": "emu_copy(to, from, bytes, barrier);",
     "copy_box": "emu_copy_box(to, map, column, row, barrier);",
+    "copy_box_to": "emu_copy_box_to(blocks, to, map, column, row, barrier);",
     "prefetch_run": "emu_l2_asks++;",
     "prefetch_box": "emu_l2_asks++;",
     "prefetch_line": "",
     "map_prefetch": "",
     "store_run": "emu_store_run(to, from, bytes);",
-    "stores_commit": "",
-    "stores_done": "",
+    "store_box": "emu_store_box(map, column, row, from);",
+    "stores_commit": "emu_stores_commit();",
+    "stores_read": "emu_stores_read(LEFT);",
+    "stores_done": "emu_stores_read(0);",
+    "meet": "emu_named(ID, THREADS);",
+    "arrive_at_peer": "emu_arrive_at_peer(barrier);",
     "one_lane": "__syncwarp(); return threadIdx.x % 32 == 0;",
     "more_registers": "",
     "fewer_registers": "",
@@ -115,7 +120,24 @@ ARGUMENTS = {
     "load_shared": "uint32_t from",
 }
 
-TEXTS = [  # what is not a function of its own
+TEXTS = [  # what is not a function of its own, or one of several of its name
+    (
+        'asm volatile("ld.shared.v2.f32 {%0,%1}, [%2];" : "=f"(v.x), "=f"(v.y) : "r"(at) : "memory");',
+        "emu_check(at, 8), v = *(const float2 *)emu_memory(at);",
+    ),
+    (
+        'asm volatile("st.shared.v2.f32 [%0], {%1,%2};" ::"r"(at), "f"(v.x), "f"(v.y) : "memory");',
+        "emu_check(at, 8), *(float2 *)emu_memory(at) = v;",
+    ),
+    (
+        'asm volatile("st.shared.u32 [%0], %1;" ::"r"(at), "r"(v) : "memory");',
+        "emu_check(at, 4), *(uint32_t *)emu_memory(at) = v;",
+    ),
+    ('asm volatile("mov.u32 %0, %%smid;" : "=r"(sm));', "sm = 0;"),
+    (
+        'asm volatile("ld.shared.s32 %0, [%1];" : "=r"(place) : "r"(at) : "memory");',
+        "place = *(const int *)emu_memory(at);",
+    ),
     (
         'asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(log2) : "f"(1.f + e));',
         "log2 = log2f(1.f + e);",
@@ -128,6 +150,15 @@ TEXTS = [  # what is not a function of its own
     ("const __grid_constant__ solo_args a", "const solo_args &a"),
 ]
 PATTERNS = {  # the same, over lines
+    r'asm volatile\("stmatrix\.sync\.aligned\.m8n8\.x4[^;]*;" ::"r"\(at\)[^;]*;':
+        "const uint32_t v[] = {a, b, c, d}; emu_store_matrices(at, v);",
+    r'asm volatile\("stmatrix\.sync\.aligned\.m8n8\.x2[^;]*;" ::"r"\(at\)[^;]*;':
+        "const uint32_t v[] = {a, b}; emu_store_matrices(at, v);",
+    # wide_sums.cuh
+    r'asm volatile\("st\.shared\.v4\.f32 \[%0\], \{%1,%2,%3,%4\};" ::"r"\(at \+ i \* 128\)[^;]*;':
+        "emu_writes(at + i * 128, 16), memcpy(emu_memory(at + i * 128), &acc[to * SHAPE::KEPT + i], 16);",
+    r'asm volatile\("ld\.shared\.v4\.f32 \{%0,%1,%2,%3\}, \[%4\];"[^;]*;':
+        "emu_reads(at, 16), memcpy(v, emu_memory(at), 16);",
     r'asm volatile\("st\.shared\.v4\.u32 \[%0\], \{%1,%2,%3,%2\};" ::"r"\(to\), "r"\(v\), "r"\(0\), '
     r'"r"\(w\)\s*: "memory"\);': "emu_check(to, 16); *(uint4 *)emu_memory(to) = make_uint4(v, 0, w, 0);",
     # two floats to a pair of fp16: the high half comes first

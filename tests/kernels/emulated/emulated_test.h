@@ -66,11 +66,16 @@ HOST static inline double dot(const uint16_t *w, const doubles &x) {
 
 enum { SPOILT = 0x7fc1 }; // in bf16 what is not to be read: a NaN
 
-static inline void set_map(CUtensorMap *map, const weights &w, int columns, int rows,
-                           int box_columns, int box_rows, bool swizzled) {
-    const emu_map is = {w.data(), columns, rows, box_columns, box_rows, swizzled};
+// number, swizzle: in bytes.
+static inline void set_map_of(CUtensorMap *map, const void *base, int number, int columns, int rows,
+                              int box_columns, int box_rows, int swizzle) {
+    const emu_map is = {base, columns, rows, box_columns, box_rows, swizzle, number};
     static_assert(sizeof is <= sizeof *map, "in its place");
     memcpy(map, &is, sizeof is);
+}
+static inline void set_map(CUtensorMap *map, const weights &w, int columns, int rows,
+                           int box_columns, int box_rows, bool swizzled) {
+    set_map_of(map, w.data(), 2, columns, rows, box_columns, box_rows, swizzled ? 128 : 0);
 }
 
 // ---- cases: all, those that are looked through for races (races.h), or one by its number

@@ -66,6 +66,8 @@ static void entry(void) {
     kernel_now(arguments_now);
     if (!emu_now->products.empty())
         emu_fail("products that nobody has waited for");
+    if (!emu_now->stores.empty())
+        emu_fail("stores that nobody has waited for");
     emu_now->waits = emu_fiber::DONE;
     leave();
 }
@@ -238,21 +240,64 @@ int emu_word(uint32_t at) {
     emu_yield();
     return *(const int *)emu_memory(at);
 }
-void emu_copy_box(uint32_t to, const void *map, int column, int row, uint32_t at) {
-    const emu_map *m = (const emu_map *)map;
-    std::vector<char> box((size_t)m->box_columns * (size_t)m->box_rows * 2);
-    if (to % (m->swizzled ? 1024 : 128))
-        emu_fail("a box that is not aligned");
+// f(offset in the box, number in memory, number of a row) of all that a box has.
+template <class F> static void each_number(const emu_map *m, int column, int row, const F &f) {
     for (int r = 0; r < m->box_rows; r++) {
         for (int c = 0; c < m->box_columns; c++) {
-            uint32_t place = (uint32_t)(r * m->box_columns + c) * 2;
-            place ^= m->swizzled ? (place >> 7 & 7) << 4 : 0;
+            uint32_t place = (uint32_t)(r * m->box_columns + c) * (uint32_t)m->number;
+            place ^= m->swizzle == 128  ? (place >> 7 & 7) << 4
+                     : m->swizzle == 64 ? (place >> 7 & 3) << 4
+                                        : 0;
             if (row + r < m->rows && column + c < m->columns)
-                memcpy(&box[place],
-                       m->base + (size_t)(row + r) * (size_t)m->columns + (size_t)(column + c), 2);
+                f(place, (char *)(uintptr_t)m->base +
+                             ((size_t)(row + r) * (size_t)m->columns + (size_t)(column + c)) *
+                                 (size_t)m->number);
         }
     }
-    ask(to, std::move(box), at);
+}
+static std::vector<char> box_of(const emu_map *m, int column, int row, uint32_t to) {
+    std::vector<char> box((size_t)m->box_columns * (size_t)m->box_rows * (size_t)m->number);
+    if (to % (m->swizzle ? 8 * (unsigned)m->swizzle : 128))
+        emu_fail("a box that is not aligned");
+    each_number(m, column, row, [&](uint32_t place, const char *of) {
+        memcpy(&box[place], of, (size_t)m->number);
+    });
+    return box;
+}
+void emu_copy_box(uint32_t to, const void *map, int column, int row, uint32_t at) {
+    ask(to, box_of((const emu_map *)map, column, row, to), at);
+}
+void emu_copy_box_to(uint32_t which, uint32_t to, const void *map, int column, int row,
+                     uint32_t at) {
+    for (int rank = 0; which >> rank; rank++) {
+        if (which >> rank & 1)
+            ask_of(block_of(emu_peer(to, rank)), emu_peer(to, rank),
+                   box_of((const emu_map *)map, column, row, to), emu_peer(at, rank));
+    }
+}
+void emu_store_box(const void *map, int column, int row, uint32_t from) {
+    emu_now->stores.push_back({map, column, row, emu_now->store_groups, from});
+}
+void emu_stores_commit(void) {
+    emu_now->store_groups++;
+}
+void emu_stores_read(int left) {
+    auto &stores = emu_now->stores;
+    size_t done = 0;
+    for (; done < stores.size() && stores[done].group < emu_now->store_groups - left; done++) {
+        const emu_store &one = stores[done];
+        const emu_map *m = (const emu_map *)one.map;
+        const uint32_t bytes = (uint32_t)(m->box_columns * m->box_rows * m->number);
+        emu_check(one.from, 128), emu_check(one.from + bytes - 16, 16);
+        emu_now->by_async_proxy = true;
+        emu_reads(one.from, bytes);
+        emu_now->by_async_proxy = false;
+        each_number(m, one.column, one.row, [&](uint32_t place, char *of) {
+            emu_writes((uint64_t)(uintptr_t)of, (uint32_t)m->number);
+            memcpy(of, emu_memory(one.from + place), (size_t)m->number);
+        });
+    }
+    stores.erase(stores.begin(), stores.begin() + (long)done);
 }
 uint32_t emu_peer(uint32_t address, int rank) {
     if ((unsigned)rank >= of_cluster)
@@ -260,6 +305,12 @@ uint32_t emu_peer(uint32_t address, int rank) {
     const char *there =
         blocks[emu_block_number() / of_cluster * of_cluster + (unsigned)rank].shared;
     return address - (uint32_t)(uintptr_t)emu_shared() + (uint32_t)(uintptr_t)there;
+}
+void emu_arrive_at_peer(uint32_t at) {
+    barrier *b = find(block_of(at), at);
+    emu_release(at);
+    b->pending--;
+    look(b);
 }
 void emu_copy_to_peer(uint32_t to, uint32_t from, uint32_t bytes, uint32_t at) {
     const uint32_t offset = to % EMU_SHARED;

@@ -63,6 +63,12 @@ struct emu_product { // a matrix instruction that has not been waited for
     int group;
 };
 
+struct emu_store { // of a box, that has not been waited for
+    const void *map;
+    int column, row, group;
+    uint32_t from;
+};
+
 struct emu_fiber {
     enum { READY, COLLECTIVE, BARRIER, NAMED, LATER, DONE } waits;
     void *stack;
@@ -73,7 +79,9 @@ struct emu_fiber {
     uint64_t generation, cluster_generation;
     uint64_t met[EMU_NAMED]; // named barriers: how many there had been when it last arrived, and 1
     std::vector<emu_product> products;
-    int groups;          // of them that are closed
+    int groups; // of them that are closed
+    std::vector<emu_store> stores;
+    int store_groups;
     bool by_async_proxy; // what it reads now
 };
 
@@ -112,16 +120,24 @@ void emu_set_word(uint32_t at, int v); // that others look at whenever they like
 int emu_word(uint32_t at);
 
 struct emu_map { // in a CUtensorMap's place
-    const uint16_t *base;
+    const void *base;
     int columns, rows, box_columns, box_rows;
-    bool swizzled; // by 128 bytes
+    int swizzle, number; // bytes: 128, 64 or 0; 2 or 4
 };
 void emu_copy_box(uint32_t to, const void *map, int column, int row, uint32_t barrier);
-extern long emu_l2_asks; // runs and boxes that L2 was asked for, of all launches
+// To each block of the cluster whose bit is set.
+void emu_copy_box_to(uint32_t blocks, uint32_t to, const void *map, int column, int row,
+                     uint32_t barrier);
+// Shared memory is read when this is waited for.
+void emu_store_box(const void *map, int column, int row, uint32_t from);
+void emu_stores_commit(void);
+void emu_stores_read(int left); // all groups but the last
+extern long emu_l2_asks;        // runs and boxes that L2 was asked for, of all launches
 
 void emu_cluster_arrive(void);
 void emu_cluster_wait(void);
 uint32_t emu_peer(uint32_t address, int rank);
+void emu_arrive_at_peer(uint32_t barrier);
 void emu_copy_to_peer(uint32_t to, uint32_t from, uint32_t bytes, uint32_t barrier);
 void emu_store_to_peer(uint32_t to, const void *v, uint32_t bytes, uint32_t barrier);
 
@@ -350,6 +366,28 @@ template <class T> T emu_load(const void *p) { // a global load of all of a T's 
     memcpy(&v, p, sizeof v);
     return v;
 }
+inline float __fmaf_rn(float a, float b, float c) {
+    return fmaf(a, b, c);
+}
+inline float __fmul_rn(float a, float b) {
+    return a * b;
+}
+inline float __fadd_rn(float a, float b) {
+    return a + b;
+}
 unsigned __reduce_add_sync(unsigned, unsigned); // named by kernels that are not run
+inline unsigned atomicAdd(unsigned *p, unsigned v) {
+    *p += v;
+    return *p - v;
+}
+// Eight rows of 16 bytes each, whose addresses lane after lane has, of as many matrices as words.
+template <int N> void emu_store_matrices(uint32_t at, const uint32_t (&v)[N]) {
+    for (int m = 0; m < N; m++) {
+        const uint32_t row = emu_shuffle(at, 8 * m + emu_now->lane / 4),
+                       to = row + (uint32_t)(emu_now->lane % 4 * 4);
+        emu_check(to, 4);
+        *(uint32_t *)emu_memory(to) = v[m];
+    }
+}
 
 #endif
