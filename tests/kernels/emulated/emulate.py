@@ -148,12 +148,18 @@ TEXTS = [  # what is not a function of its own, or one of several of its name
     ("const __grid_constant__ heads_args a", "const heads_args &a"),
     ("const __grid_constant__ packed_head_args a", "const packed_head_args &a"),
     ("const __grid_constant__ solo_args a", "const solo_args &a"),
+    ("const __grid_constant__ cx_maps maps", "const cx_maps &maps"),
 ]
 PATTERNS = {  # the same, over lines
     r'asm volatile\("stmatrix\.sync\.aligned\.m8n8\.x4[^;]*;" ::"r"\(at\)[^;]*;':
         "const uint32_t v[] = {a, b, c, d}; emu_store_matrices(at, v);",
     r'asm volatile\("stmatrix\.sync\.aligned\.m8n8\.x2[^;]*;" ::"r"\(at\)[^;]*;':
         "const uint32_t v[] = {a, b}; emu_store_matrices(at, v);",
+    # conv_xproj_kernel.cuh
+    r'asm volatile\("st\.shared\.v2\.u32 \[%0\], \{%1,%2\};" ::"r"\(to \+ i \* CX_ROW \+([^;]*)\),'
+    r'\s*"r"\((pack_bf16\(sum\[0\], sum\[1\]\))\), "r"\((pack_bf16\(sum\[2\], sum\[3\]\))\)\);':
+        r"const uint32_t at = to + i * CX_ROW + \1; emu_check(at, 8);"
+        r" *(uint2 *)emu_memory(at) = make_uint2(\2, \3);",
     # wide_sums.cuh
     r'asm volatile\("st\.shared\.v4\.f32 \[%0\], \{%1,%2,%3,%4\};" ::"r"\(at \+ i \* 128\)[^;]*;':
         "emu_writes(at + i * 128, 16), memcpy(emu_memory(at + i * 128), &acc[to * SHAPE::KEPT + i], 16);",

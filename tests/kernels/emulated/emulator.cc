@@ -240,18 +240,20 @@ int emu_word(uint32_t at) {
     emu_yield();
     return *(const int *)emu_memory(at);
 }
-// f(offset in the box, number in memory, number of a row) of all that a box has.
-template <class F> static void each_number(const emu_map *m, int column, int row, const F &f) {
+// f(offset in shared memory from `at` on, number in memory) of all that a box has there. Bytes are
+// swizzled by their address.
+template <class F>
+static void each_number(const emu_map *m, int column, int row, uint32_t at, const F &f) {
     for (int r = 0; r < m->box_rows; r++) {
         for (int c = 0; c < m->box_columns; c++) {
-            uint32_t place = (uint32_t)(r * m->box_columns + c) * (uint32_t)m->number;
+            uint32_t place = at + (uint32_t)(r * m->box_columns + c) * (uint32_t)m->number;
             place ^= m->swizzle == 128  ? (place >> 7 & 7) << 4
                      : m->swizzle == 64 ? (place >> 7 & 3) << 4
                                         : 0;
             if (row + r < m->rows && column + c < m->columns)
-                f(place, (char *)(uintptr_t)m->base +
-                             ((size_t)(row + r) * (size_t)m->columns + (size_t)(column + c)) *
-                                 (size_t)m->number);
+                f(place - at, (char *)(uintptr_t)m->base +
+                                  ((size_t)(row + r) * (size_t)m->columns + (size_t)(column + c)) *
+                                      (size_t)m->number);
         }
     }
 }
@@ -259,7 +261,7 @@ static std::vector<char> box_of(const emu_map *m, int column, int row, uint32_t 
     std::vector<char> box((size_t)m->box_columns * (size_t)m->box_rows * (size_t)m->number);
     if (to % (m->swizzle ? 8 * (unsigned)m->swizzle : 128))
         emu_fail("a box that is not aligned");
-    each_number(m, column, row, [&](uint32_t place, const char *of) {
+    each_number(m, column, row, to, [&](uint32_t place, const char *of) {
         memcpy(&box[place], of, (size_t)m->number);
     });
     return box;
@@ -292,7 +294,7 @@ void emu_stores_read(int left) {
         emu_now->by_async_proxy = true;
         emu_reads(one.from, bytes);
         emu_now->by_async_proxy = false;
-        each_number(m, one.column, one.row, [&](uint32_t place, char *of) {
+        each_number(m, one.column, one.row, one.from, [&](uint32_t place, char *of) {
             emu_writes((uint64_t)(uintptr_t)of, (uint32_t)m->number);
             memcpy(of, emu_memory(one.from + place), (size_t)m->number);
         });

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Runs a cooperative kernel of Hopper on the host: all threads of all blocks as fibers of one
-// thread, with the device code's own headers, in which emulate.py has replaced what is PTX.
+// Runs a kernel of Hopper on the host: all threads of all blocks as fibers of one thread, with the
+// device code's own headers, in which emulate.py has replaced what is PTX.
 //
 // What it is for: CI has no GPU, and what goes wrong in such kernels is who waits for whom, which
 // bytes a slot holds and which row a lane has, not arithmetic. So this has
@@ -9,7 +9,8 @@
 // - barriers in shared memory with their bytes, named barriers with their number of threads, a
 //   cluster's; a barrier that is not there or has too many arrivals is an error;
 // - the copy engine: a copy's target is NaN when it is asked for, and is filled some time later, in
-//   any order; wrong alignment or a place outside of the block's memory is an error;
+//   any order; boxes that it stores are read when they are waited for; wrong alignment or a place
+//   outside of the block's memory is an error;
 // - blocks, warps and copies that go on at random, by a seed; nothing to come that anybody waits
 //   for is an error;
 // - the warp groups' matrix instruction: it reads, and writes its sums, when it is waited for.
@@ -170,6 +171,9 @@ template <class T> T __shfl_sync(unsigned, T v, int from) {
 template <class T> T __shfl_xor_sync(unsigned, T v, int by) {
     return emu_shuffled(v, emu_now->lane ^ by);
 }
+template <class T> T __shfl_up_sync(unsigned, T v, int by) {
+    return emu_shuffled(v, std::max(emu_now->lane - by, 0));
+}
 template <class T> T __shfl_down_sync(unsigned, T v, int by) {
     return emu_shuffled(v, std::min(emu_now->lane + by, EMU_LANES - 1));
 }
@@ -308,6 +312,9 @@ inline int min(int a, int b) {
 inline int __popc(unsigned v) {
     return __builtin_popcount(v);
 }
+inline int __ffs(unsigned v) {
+    return __builtin_ffs((int)v);
+}
 inline unsigned __fns(unsigned mask, unsigned base, int n) { // of CUDA's only what is used here
     if (base != 0 || n < 1)
         emu_fail("__fns of another kind");
@@ -375,7 +382,11 @@ inline float __fmul_rn(float a, float b) {
 inline float __fadd_rn(float a, float b) {
     return a + b;
 }
-unsigned __reduce_add_sync(unsigned, unsigned); // named by kernels that are not run
+inline unsigned __reduce_add_sync(unsigned, unsigned v) {
+    for (int by = 1; by < EMU_LANES; by *= 2)
+        v += emu_shuffle(v, emu_now->lane ^ by);
+    return v;
+}
 inline unsigned atomicAdd(unsigned *p, unsigned v) {
     *p += v;
     return *p - v;
