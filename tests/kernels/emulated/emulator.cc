@@ -23,7 +23,7 @@ struct copy {
 };
 struct emu_block {
     char *shared;
-    int threads;
+    int threads, ended;
     struct {
         int count, threads;
         uint64_t generation;
@@ -68,6 +68,9 @@ static void entry(void) {
         emu_fail("products that nobody has waited for");
     if (!emu_now->stores.empty())
         emu_fail("stores that nobody has waited for");
+    emu_block *b = emu_now->warp->block;
+    if (++b->ended == b->threads && !b->copies.empty())
+        emu_fail("a block ends before copies to it do");
     emu_now->waits = emu_fiber::DONE;
     leave();
 }
@@ -192,11 +195,17 @@ void emu_cluster_wait(void) {
 static emu_block *block_of(uint32_t at) {
     return &blocks[(at - (uint32_t)(uintptr_t)blocks[0].shared) / EMU_SHARED];
 }
+// What is told to a block, or copied there.
+static emu_block *not_ended(emu_block *b) {
+    if (b->ended == b->threads)
+        emu_fail("to a block that has ended");
+    return b;
+}
 static void ask_of(emu_block *b, uint32_t to, std::vector<char> from, uint32_t at) {
     const uint32_t bytes = (uint32_t)from.size();
     for (uint32_t i = 0; i < bytes; i += 2)
         *(uint16_t *)emu_memory(to + i) = NOT_A_NUMBER;
-    b->copies.push_back({to, bytes, at, emu_copies(to, bytes), std::move(from)});
+    not_ended(b)->copies.push_back({to, bytes, at, emu_copies(to, bytes), std::move(from)});
     if (b->copies.size() > QUEUE)
         emu_fail("no end of copies");
 }
@@ -309,7 +318,7 @@ uint32_t emu_peer(uint32_t address, int rank) {
     return address - (uint32_t)(uintptr_t)emu_shared() + (uint32_t)(uintptr_t)there;
 }
 void emu_arrive_at_peer(uint32_t at) {
-    barrier *b = find(block_of(at), at);
+    barrier *b = find(not_ended(block_of(at)), at);
     emu_release(at);
     b->pending--;
     look(b);
@@ -326,7 +335,7 @@ void emu_copy_to_peer(uint32_t to, uint32_t from, uint32_t bytes, uint32_t at) {
     ask_of(block_of(at), to, std::vector<char>(first, first + bytes), at);
 }
 void emu_store_to_peer(uint32_t to, const void *v, uint32_t bytes, uint32_t at) {
-    emu_block *b = block_of(at);
+    emu_block *b = not_ended(block_of(at));
     if (to % bytes)
         emu_fail("st.async to what is not aligned");
     emu_writes(to, bytes);

@@ -10,7 +10,7 @@
 //   cluster's; a barrier that is not there or has too many arrivals is an error;
 // - the copy engine: a copy's target is NaN when it is asked for, and is filled some time later, in
 //   any order; boxes that it stores are read when they are waited for; wrong alignment or a place
-//   outside of the block's memory is an error;
+//   outside of the block's memory is an error, and so is a block that ends before what comes to it;
 // - blocks, warps and copies that go on at random, by a seed; nothing to come that anybody waits
 //   for is an error;
 // - the warp groups' matrix instruction: it reads, and writes its sums, when it is waited for.
