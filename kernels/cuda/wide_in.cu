@@ -10,12 +10,8 @@
 // In a step cuBLASLt's begin 2 to 3 us after the kernel before, these at once. Together are best
 // where a block has one tile, in turns where it has more.
 #include "wide_in.cuh"
-#include "wide_turns.cuh"
 
 namespace ssm {
-
-// A stage of END's: the columns of 64 tokens.
-template <int COLS, int SHARE> using turns = wide_turns<COLS, SHARE, 64 * COLS * 2, 2>;
 
 template <class SHAPE> constexpr auto kernel_of() {
     if constexpr (SHAPE::WARPS == WIDE_WARPS)
@@ -39,12 +35,9 @@ template <class SHAPE> constexpr in_way way_of(int end, int last) {
     return {{SHAPE::TOKENS, SHAPE::COLS, SHAPE::SHARE, SHAPE::SPLITS, end, last}, run<SHAPE>};
 }
 static const in_way ways[] = {
-    way_of<turns<192, 1>>(0, 3000),
-    way_of<turns<160, 2>>(0, 5400),
-    way_of<turns<128, 2>>(0, 5500),
-    way_of<wide_shape<1, 192, 1, 1>>(1800, 0),
-    way_of<wide_shape<1, 128, 2, 1>>(2800, 0),
-    way_of<wide_shape<1, 96, 2, 1>>(2300, 0),
+    way_of<wide_in_turns<192, 1>>(0, 3000),    way_of<wide_in_turns<160, 2>>(0, 5400),
+    way_of<wide_in_turns<128, 2>>(0, 5500),    way_of<wide_shape<1, 192, 1, 1>>(1800, 0),
+    way_of<wide_shape<1, 128, 2, 1>>(2800, 0), way_of<wide_shape<1, 96, 2, 1>>(2300, 0),
     way_of<wide_shape<2, 160, 2, 1>>(5000, 0),
 };
 

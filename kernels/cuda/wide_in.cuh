@@ -5,7 +5,7 @@
 #ifndef SSM_KERNELS_CUDA_WIDE_IN_CUH
 #define SSM_KERNELS_CUDA_WIDE_IN_CUH
 
-#include "wide_kernel.cuh"
+#include "wide_turns.cuh"
 
 namespace ssm {
 
@@ -81,6 +81,9 @@ template <class SHAPE> struct wide_in_end {
     }
 #endif
 };
+
+// A stage of its own: the columns of 64 tokens.
+template <int COLS, int SHARE> using wide_in_turns = wide_turns<COLS, SHARE, 64 * COLS * 2, 2>;
 
 } // namespace ssm
 

@@ -89,14 +89,12 @@ template <class SHAPE, class K> static cudaError_t run(device *d, int layer, con
     return wide_launch<SHAPE>(d, k, w.in_proj, d->u, b.n, 2 * g.d_inner, g.d_model, e,
                               wide_placed(d, b.n) ? &set : NULL, g.d_inner);
 }
-// A block's groups take turns.
 template <int HALF> static cudaError_t in_turns(device *d, int layer, const batch &b) {
-    typedef wide_turns<2 * HALF, 2, rows_stage(HALF), 3, rows_scratch(HALF)> SHAPE;
+    typedef rows_in_turns<HALF> SHAPE;
     return run<SHAPE>(d, layer, b, wide_turns_kernel<SHAPE, wide_rows_end<SHAPE>>);
 }
-// They share a tile.
 template <int HALF> static cudaError_t together(device *d, int layer, const batch &b) {
-    typedef wide_shape<1, 2 * HALF, 1, 1, rows_scratch(HALF)> SHAPE;
+    typedef rows_together<HALF> SHAPE;
     return run<SHAPE>(d, layer, b, wide_kernel<SHAPE, wide_rows_end<SHAPE>>);
 }
 

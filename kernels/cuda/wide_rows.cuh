@@ -43,6 +43,10 @@ constexpr int rows_stage(int half) {
 constexpr int rows_scratch(int half) { // of wide_rows_end
     return 2 * (128 * (4 + 16 + 4) + 5 * half * 4);
 }
+// Tiles of HALF channels, which a block's groups make in turns or together.
+template <int HALF>
+using rows_in_turns = wide_turns<2 * HALF, 2, rows_stage(HALF), 3, rows_scratch(HALF)>;
+template <int HALF> using rows_together = wide_shape<1, 2 * HALF, 1, 1, rows_scratch(HALF)>;
 
 template <class SHAPE> struct wide_rows_end {
     typedef wide_rows_args args;

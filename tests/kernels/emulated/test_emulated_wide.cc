@@ -104,17 +104,12 @@ static bool rows_agree(int channels, int columns, int tokens, int clusters, bool
     return right & c.agrees();
 }
 
-template <int COLS, int SHARE> using turns = wide_turns<COLS, SHARE, 64 * COLS * 2, 2>;
-template <int HALF>
-using rows_in_turns = wide_turns<2 * HALF, 2, rows_stage(HALF), 3, rows_scratch(HALF)>;
-template <int HALF> using rows_together = wide_shape<1, 2 * HALF, 1, 1, rows_scratch(HALF)>;
-
 static const emulated_case cases[] = {
     CASE(true, (in_agrees<wide_shape<1, 96, 2, 1>>(264, 200, 150, 2, true, 1))),
     CASE(true, (in_agrees<wide_shape<1, 192, 1, 1>>(200, 264, 70, 3, false, 2))),
     CASE(true, (in_agrees<wide_shape<2, 160, 2, 1>>(328, 456, 270, 2, true, 3))),
-    CASE(true, (in_agrees<turns<192, 1>>(400, 328, 200, 2, true, 4))),
-    CASE(true, (in_agrees<turns<160, 2>>(328, 200, 140, 1, false, 5))),
+    CASE(true, (in_agrees<wide_in_turns<192, 1>>(400, 328, 200, 2, true, 4))),
+    CASE(true, (in_agrees<wide_in_turns<160, 2>>(328, 200, 140, 1, false, 5))),
     CASE(true, (out_agrees<wide_shape<1, 96, 1, 2>>(104, 512, 140, 9, false, false, 6))),
     CASE(true, (out_agrees<wide_shape<1, 160, 1, 2>>(320, 256, 140, 4, true, true, 7))),
     CASE(true, (out_agrees<wide_shape<1, 96, 2, 1>>(200, 264, 200, 1, false, false, 8))),
