@@ -65,7 +65,6 @@ static cudaError_t run(const device *d, int layer, const batch &b, int tiles, in
     const ssm_geometry &g = d->g;
     const layer_weights &w = d->layers[layer];
     const int channels = g.d_inner;
-    static const int rows[] = {S::N, S::N, 32, 8, 1};
     cx_args a = {};
     a.bias = w.conv_bias, a.in = (const bf16 *)d->xz;
     a.ring = (bf16 *)d->ring + (size_t)layer * d->n_slots * 3 * channels;
@@ -75,11 +74,12 @@ static cudaError_t run(const device *d, int layer, const batch &b, int tiles, in
     cx_maps maps;
     bool ok = tensor_map(&maps.w, w.x_proj, channels, d->n_x, CX_PIECE, d->n_x, true);
     for (int i = 0; i < (S::CONV ? (int)CX_BOXES : 1); i++)
-        ok = ok && tensor_map(&maps.out[i], d->xc, channels, b.n, CX_PIECE, rows[i], true);
+        ok = ok && tensor_map(&maps.out[i], d->xc, channels, b.n, CX_PIECE,
+                              cx_box_rows(i, S::N, S::N), true);
     if (S::CONV) {
         for (int i = 0; i < CX_BOXES; i++)
             ok = ok && tensor_map(&maps.x[i], d->xz, d->n_in, b.n, CX_PIECE,
-                                  i == CX_WHOLE ? S::X_ROWS : rows[i], false);
+                                  cx_box_rows(i, S::X_ROWS, S::N), false);
         ok =
             ok &&
             tensor_map(&maps.x[CX_HISTORY], a.ring, channels, d->n_slots * 3, CX_PIECE, 1, false) &&

@@ -18,6 +18,10 @@ enum {
 
 // Boxes of a tile's rows: all of them, all but the history, or so many.
 enum cx_box { CX_WHOLE, CX_REST, CX_32, CX_8, CX_1, CX_BOXES, CX_HISTORY = CX_BOXES };
+inline int cx_box_rows(int box, int whole, int rest) {
+    const int rows[CX_BOXES] = {whole, rest, 32, 8, 1};
+    return rows[box];
+}
 
 struct cx_maps {
     CUtensorMap w, taps;

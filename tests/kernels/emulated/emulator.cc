@@ -125,11 +125,13 @@ void emu_barrier_init(uint32_t at, int arrivals) {
     memcpy(emu_memory(at), &INTACT, 8);
     emu_now->warp->block->barriers.push_back({at, arrivals, arrivals, 0, 0});
 }
-void emu_barrier_arrive(uint32_t at, int arrivals) {
-    barrier *b = own(at);
-    emu_release(at);
+static void arrive(barrier *b, int arrivals) {
+    emu_release(b->at);
     b->pending -= arrivals;
     look(b);
+}
+void emu_barrier_arrive(uint32_t at, int arrivals) {
+    arrive(own(at), arrivals);
 }
 void emu_barrier_expect(uint32_t at, uint32_t bytes) {
     own(at)->bytes += bytes;
@@ -213,6 +215,14 @@ static void ask(uint32_t to, std::vector<char> from, uint32_t at) {
     emu_check(to, 16), emu_check(to + (uint32_t)from.size() - 16, 16);
     ask_of(emu_now->warp->block, to, std::move(from), at);
 }
+// What the copy engine takes from the block's memory.
+static const char *engine_reads(uint32_t from, uint32_t bytes) {
+    emu_check(from, 16), emu_check(from + bytes - 16, 16);
+    emu_now->by_async_proxy = true;
+    emu_reads(from, bytes);
+    emu_now->by_async_proxy = false;
+    return (const char *)emu_memory(from);
+}
 void emu_copy(uint32_t to, const void *from, uint32_t bytes, uint32_t at) {
     if ((uintptr_t)from % 16 || bytes % 16)
         emu_fail("a copy that is not aligned");
@@ -229,16 +239,6 @@ void emu_copy_async(void *to, const void *from, bool live) {
     }
     emu_reads((uint64_t)(uintptr_t)from, 16);
     memcpy(to, from, 16);
-}
-void emu_store_run(void *to, uint32_t from, uint32_t bytes) {
-    emu_check(from, 16), emu_check(from + bytes - 16, 16);
-    if ((uintptr_t)to % 16 || bytes % 16)
-        emu_fail("a copy that is not aligned");
-    emu_now->by_async_proxy = true;
-    emu_reads(from, bytes);
-    emu_now->by_async_proxy = false;
-    emu_writes((uint64_t)(uintptr_t)to, bytes);
-    memcpy(to, emu_memory(from), bytes);
 }
 void emu_set_word(uint32_t at, int v) {
     emu_check(at, 4);
@@ -286,29 +286,38 @@ void emu_copy_box_to(uint32_t which, uint32_t to, const void *map, int column, i
                    box_of((const emu_map *)map, column, row, to), emu_peer(at, rank));
     }
 }
+void emu_store_run(void *to, uint32_t from, uint32_t bytes) {
+    if ((uintptr_t)to % 16 || bytes % 16)
+        emu_fail("a copy that is not aligned");
+    emu_now->stores.push_back({NULL, to, 0, 0, from, bytes, emu_now->store_groups});
+}
 void emu_store_box(const void *map, int column, int row, uint32_t from) {
-    emu_now->stores.push_back({map, column, row, emu_now->store_groups, from});
+    const emu_map *m = (const emu_map *)map;
+    const uint32_t bytes = (uint32_t)(m->box_columns * m->box_rows * m->number);
+    emu_check(from, 128);
+    emu_now->stores.push_back({m, NULL, column, row, from, bytes, emu_now->store_groups});
 }
 void emu_stores_commit(void) {
     emu_now->store_groups++;
 }
+static void make_store(const emu_store &one) {
+    const char *from = engine_reads(one.from, one.bytes);
+    if (!one.map) {
+        emu_writes((uint64_t)(uintptr_t)one.to, one.bytes);
+        memcpy(one.to, from, one.bytes);
+        return;
+    }
+    each_number(one.map, one.column, one.row, one.from, [&](uint32_t place, char *of) {
+        emu_writes((uint64_t)(uintptr_t)of, (uint32_t)one.map->number);
+        memcpy(of, from + place, (size_t)one.map->number);
+    });
+}
 void emu_stores_read(int left) {
     auto &stores = emu_now->stores;
-    size_t done = 0;
-    for (; done < stores.size() && stores[done].group < emu_now->store_groups - left; done++) {
-        const emu_store &one = stores[done];
-        const emu_map *m = (const emu_map *)one.map;
-        const uint32_t bytes = (uint32_t)(m->box_columns * m->box_rows * m->number);
-        emu_check(one.from, 128), emu_check(one.from + bytes - 16, 16);
-        emu_now->by_async_proxy = true;
-        emu_reads(one.from, bytes);
-        emu_now->by_async_proxy = false;
-        each_number(m, one.column, one.row, one.from, [&](uint32_t place, char *of) {
-            emu_writes((uint64_t)(uintptr_t)of, (uint32_t)m->number);
-            memcpy(of, emu_memory(one.from + place), (size_t)m->number);
-        });
-    }
-    stores.erase(stores.begin(), stores.begin() + (long)done);
+    size_t made = 0;
+    for (; made < stores.size() && stores[made].group < emu_now->store_groups - left; made++)
+        make_store(stores[made]);
+    stores.erase(stores.begin(), stores.begin() + (long)made);
 }
 uint32_t emu_peer(uint32_t address, int rank) {
     if ((unsigned)rank >= of_cluster)
@@ -318,20 +327,13 @@ uint32_t emu_peer(uint32_t address, int rank) {
     return address - (uint32_t)(uintptr_t)emu_shared() + (uint32_t)(uintptr_t)there;
 }
 void emu_arrive_at_peer(uint32_t at) {
-    barrier *b = find(not_ended(block_of(at)), at);
-    emu_release(at);
-    b->pending--;
-    look(b);
+    arrive(find(not_ended(block_of(at)), at), 1);
 }
 void emu_copy_to_peer(uint32_t to, uint32_t from, uint32_t bytes, uint32_t at) {
     const uint32_t offset = to % EMU_SHARED;
-    emu_check(from, 16), emu_check(from + bytes - 16, 16);
     if (to % 16 || bytes % 16 || offset + bytes > shared_bytes || block_of(to) != block_of(at))
         emu_fail("a copy to a peer that is not aligned, or not to its memory");
-    emu_now->by_async_proxy = true;
-    emu_reads(from, bytes);
-    emu_now->by_async_proxy = false;
-    const char *first = (const char *)emu_memory(from);
+    const char *first = engine_reads(from, bytes);
     ask_of(block_of(at), to, std::vector<char>(first, first + bytes), at);
 }
 void emu_store_to_peer(uint32_t to, const void *v, uint32_t bytes, uint32_t at) {
@@ -515,7 +517,7 @@ void emu_launch(dim3 grid, int threads, uint32_t shared, void (*kernel)(const vo
         emu_fiber *f = &fibers[i];
         const size_t of = i / (size_t)threads;
         blocks[of].shared = first + of * EMU_SHARED, blocks[of].threads = threads;
-        f->block = {(unsigned)of % grid.x, (unsigned)of / grid.x, 0},
+        f->block = {(unsigned)of % grid.x, (unsigned)of / grid.x, 0};
         f->thread = {(unsigned)(i % (size_t)threads), 0, 0};
         f->warp = &warps[i / EMU_LANES], f->lane = (int)(i % EMU_LANES);
         f->warp->block = &blocks[of], f->warp->fibers[f->lane] = f;

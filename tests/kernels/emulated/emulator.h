@@ -9,7 +9,7 @@
 // - barriers in shared memory with their bytes, named barriers with their number of threads, a
 //   cluster's; a barrier that is not there or has too many arrivals is an error;
 // - the copy engine: a copy's target is NaN when it is asked for, and is filled some time later, in
-//   any order; boxes that it stores are read when they are waited for; wrong alignment or a place
+//   any order; what it stores is read when it is waited for; wrong alignment or a place
 //   outside of the block's memory is an error, and so is a block that ends before what comes to it;
 // - blocks, warps and copies that go on at random, by a seed; nothing to come that anybody waits
 //   for is an error;
@@ -64,10 +64,12 @@ struct emu_product { // a matrix instruction that has not been waited for
     int group;
 };
 
-struct emu_store { // of a box, that has not been waited for
-    const void *map;
-    int column, row, group;
-    uint32_t from;
+struct emu_store {             // that has not been waited for
+    const struct emu_map *map; // of a box; NULL: a run
+    void *to;
+    int column, row;
+    uint32_t from, bytes;
+    int group;
 };
 
 struct emu_fiber {
@@ -116,7 +118,6 @@ void emu_named_arrive(int id, int threads); // without waiting
 
 void emu_copy(uint32_t to, const void *from, uint32_t bytes, uint32_t barrier);
 void emu_copy_async(void *to, const void *from, bool live);
-void emu_store_run(void *to, uint32_t from, uint32_t bytes);
 void emu_set_word(uint32_t at, int v); // that others look at whenever they like
 int emu_word(uint32_t at);
 
@@ -129,7 +130,8 @@ void emu_copy_box(uint32_t to, const void *map, int column, int row, uint32_t ba
 // To each block of the cluster whose bit is set.
 void emu_copy_box_to(uint32_t blocks, uint32_t to, const void *map, int column, int row,
                      uint32_t barrier);
-// Shared memory is read when this is waited for.
+// Shared memory is read when these are waited for.
+void emu_store_run(void *to, uint32_t from, uint32_t bytes);
 void emu_store_box(const void *map, int column, int row, uint32_t from);
 void emu_stores_commit(void);
 void emu_stores_read(int left); // all groups but the last

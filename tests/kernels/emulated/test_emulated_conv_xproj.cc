@@ -83,9 +83,8 @@ struct prompts {
 };
 
 static void set_outputs(cx_maps *maps, const weights &w, int channels, int tokens, int n) {
-    const int rows[] = {n, n, 32, 8, 1};
     for (int i = 0; i < CX_BOXES; i++)
-        set_map(&maps->out[i], w, channels, tokens, CX_PIECE, rows[i], true);
+        set_map(&maps->out[i], w, channels, tokens, CX_PIECE, cx_box_rows(i, n, n), true);
 }
 
 // x_proj's sums are those of the convolution's own bits.
@@ -116,9 +115,9 @@ static bool agrees(int channels, int n_x, const std::vector<int> &lengths, bool 
     set_map(&l.maps.w, of.w, channels, n_x, CX_PIECE, n_x, true);
     set_map_of(&l.maps.taps, p.taps.data(), 4, channels, 4, CX_PIECE, 4, 0);
     set_outputs(&l.maps, p.out, channels, p.tokens, SHAPE::N);
-    const int boxes[] = {SHAPE::X_ROWS, SHAPE::N, 32, 8, 1};
     for (int i = 0; i < CX_BOXES; i++)
-        set_map(&l.maps.x[i], p.in, p.columns, p.tokens, CX_PIECE, boxes[i], false);
+        set_map(&l.maps.x[i], p.in, p.columns, p.tokens, CX_PIECE,
+                cx_box_rows(i, SHAPE::X_ROWS, SHAPE::N), false);
     set_map(&l.maps.x[CX_HISTORY], p.ring, channels, p.slots * KEPT, CX_PIECE, 1, false);
     watch("sums", sums);
     launch<SHAPE>(l, tiles, seed);

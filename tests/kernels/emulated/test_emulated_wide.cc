@@ -50,8 +50,11 @@ static bool launch(const multiplied &of, const typename END::args &e, int cluste
            tiles, (int)SHAPE::TOKENS, (int)SHAPE::COLS, tickets ? ", by tickets" : "");
     const place_tickets none = {};
     const int second = tickets ? clusters - clusters / 2 : 0;
-    return !tickets || (memcmp(&wiped, &none, sizeof none) == 0 && (int)taken.in[0] == clusters &&
-                        (int)taken.in[1] == second);
+    const bool right = !tickets || (memcmp(&wiped, &none, sizeof none) == 0 &&
+                                    (int)taken.in[0] == clusters && (int)taken.in[1] == second);
+    if (!right)
+        printf("  tickets are not as they should be: WRONG\n");
+    return right;
 }
 
 template <class SHAPE>
