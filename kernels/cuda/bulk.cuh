@@ -102,11 +102,11 @@ __device__ __forceinline__ void fence_async() {
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
-// A shared address that the compiler cannot make anew from where shared memory begins, which takes
-// longer than keeping it.
-__device__ __forceinline__ uint32_t kept_address(uint32_t address) {
-    asm volatile("" : "+r"(address));
-    return address;
+// A word of which the compiler does not know how it was made: a shared address that it would make
+// anew from where shared memory begins, which takes longer than keeping it.
+__device__ __forceinline__ uint32_t kept_word(uint32_t word) {
+    asm volatile("" : "+r"(word));
+    return word;
 }
 
 // ---- copies of bytes in a row

@@ -101,6 +101,7 @@
 //     modes"): in turns, before 2.30 and 2.24 by turns (1.4b b64 1.325
 //     and 1.292, now 1.277)                                                             2.207
 //   + 100 KB of it under way and not 80: another card, before 2.270                     2.219
+//   + slots a 26th of their bytes apart, not a 24th: a third one, before 2.262          2.238
 // (In turns on one machine: rows 1 and 2 of H100, 1 and 3 of H200, and 1 and 4 at b16.) The fifth
 // line with fp32 states 3.05 to 2.86, the sixth 2.92 to 2.84; 130m b64 (whole steps) 0.451 to
 // 0.440. The seventh alone: 130m 0.393 to 0.385, and without the exchanges fp32 states 2.76 to
@@ -299,7 +300,8 @@
 // the same bits, but b8 1.91 ms (1.78), b64 2.29 (2.25); without unpacking, wrong sums, 1.63
 // and 2.08. As wgmma's first operand, unpacked to registers, b8 2.21, b64 2.71. By
 // resident_packed.cuh for 32 rows, token rows fetched twice for want of room, b24 2.05 (1.91), b32
-// 2.13 (2.00). large-steps.md has all three.
+// 2.13 (2.00). By resident_packed_rows.cuh b24 1.72 (1.87), b32 1.80 (1.92), which 17 to 32 rows do
+// since, but b64 2.68 (2.34). large-steps.md has all four.
 #include "resident_kernel.cuh"
 
 namespace ssm {
@@ -338,6 +340,7 @@ template <class S, class F> static bool with_width(int d_model, form of, F f) {
     static_assert(is_form<48, 64, true, true> && is_form<64, 64, true, true> &&
                       is_form<80, 64, true, true>,
                   "a scratch");
+    static_assert(is_form<64, 32, true, false> && is_form<80, 32, true, false>, "a scratch");
     static_assert(is_form<128, 64, false, true> && is_form<128, 64, true, true> &&
                       is_form<128, 32, true, false> && is_form<128, 64, true, false>,
                   "a scratch");
@@ -350,9 +353,15 @@ template <class S, class F> static bool with_width(int d_model, form of, F f) {
     case 32 * 48:
         return of == OF_FEW_PACKED ? WIDTH(48, true, true) : WIDTH(48, false, false);
     case 32 * 64:
+        if constexpr (sizeof(S) == 2) {
+            if (of == OF_32_PACKED)
+                return WIDTH_OF(64, 32, true, false);
+        }
         return of == OF_FEW_PACKED ? WIDTH(64, true, true) : WIDTH(64, false, false);
     case 32 * 80:
-        return of == OF_FEW_PACKED ? WIDTH(80, true, true) : WIDTH(80, false, false);
+        return of == OF_FEW_PACKED  ? WIDTH(80, true, true)
+               : of == OF_32_PACKED ? WIDTH_OF(80, 32, true, false)
+                                    : WIDTH(80, false, false);
     case 32 * 128:
         return of == OF_FEW_PACKED   ? WIDTH(128, true, true)
                : of == OF_32_PACKED  ? WIDTH_OF(128, 32, true, false)

@@ -98,16 +98,17 @@ template <int CHANNELS, int MOST, bool P = false, bool T = P> struct resident_sh
         IN_PIECES = NW / 4, // pieces of 64 columns of a block's share
         OUT_PIECES = NW / OUT_SPLITS,
         SLOT = FEW || MANY ? NW / 16 * PACKED_TILE : TILE_ROWS * 128,
-        X_STAGES = MANY    ? 256 / MOST
-                   : SMALL ? 4
-                           : 6,           // of token rows
-        X_STAGE = MOST * 128,             // 64 columns of all token rows
-        X_PROJ_ROWS = WIDE && P      ? 96 // of x_proj, and
-                      : SMALL || FEW ? 64
-                                     : 128,
-        DT_ROWS = WIDE && P      ? 48
-                  : SMALL || FEW ? 32
-                                 : 64, // of dt_proj in a slot of the ring
+        X_STAGES = MANY && WIDE ? 256 / MOST
+                   : MANY       ? NW / 4 // all of u's
+                   : SMALL      ? 4
+                                : 6,                // of token rows
+        X_STAGE = MOST * 128,                  // 64 columns of all token rows
+        X_PROJ_ROWS = MANY || (WIDE && P) ? 96 // of x_proj, and
+                      : SMALL || FEW      ? 64
+                                          : 128,
+        DT_ROWS = MANY || (WIDE && P) ? 48
+                  : SMALL || FEW      ? 32
+                                      : 64, // of dt_proj in a slot of the ring
         X_SLOTS = (N_X + X_PROJ_ROWS - 1) / X_PROJ_ROWS,
         DT_SLOTS = (NW + DT_ROWS - 1) / DT_ROWS,
         // in_proj: slots of all rows of x, or of z, and one or two pieces of columns (packed: half
@@ -139,7 +140,7 @@ template <int CHANNELS, int MOST, bool P = false, bool T = P> struct resident_sh
         CONSTANTS = NW * 18 * 4,               // of the states: decay, skip, bias of delta
         SCALES = MANY ? 2 * HALF_ROWS * 4 : 0, // of tokens, each group's
         BESIDE = X_STAGES * X_STAGE + PEER + 2 * ACTS + STAGED + SCALES,
-        BARRIERS = NW > 32 ? 512 : 640,
+        BARRIERS = NW > 32 && !MANY ? 512 : 640,
         ROOM = (RESIDENT_SHARED - BESIDE - BARRIERS) / SLOT,
         SLOTS = ROOM < 16 ? ROOM : 16,
         BYTES = SLOTS * SLOT + BESIDE + BARRIERS,

@@ -125,9 +125,10 @@ template <class SHAPE, class S> struct resident_states {
         for (int i = 0; i < shape::DT_SLOTS; i++)
             slots[i] = next_slot(b, w);
         const char *rows[BIASES];
+        const int g = made_anew<SHAPE>(w.g);
 #pragma unroll
         for (int t = 0; t < BIASES; t++) {
-            const int row = min(dt_tile(w, t), DT_TILES - 1) * 8 + w.g;
+            const int row = min(dt_tile(w, t), DT_TILES - 1) * 8 + g;
             int at = slots[0];
 #pragma unroll
             for (int i = 1; i < shape::DT_SLOTS; i++)
@@ -289,6 +290,30 @@ template <class SHAPE, class S> struct resident_states {
         }
         return *(const uint4 *)(of + at);
     }
+    // The warp's rows of y where a cluster has no whole 64 columns: a lane has a word of each.
+    __device__ __forceinline__ void store_y_words(const resident_args &a,
+                                                  const resident_block<SHAPE> &b,
+                                                  const resident_worker<SHAPE> &w) const {
+        enum { SPANNED = (SHAPE::NW + 48 + 63) / 64 };
+        const int first = b.cluster * SHAPE::NW, column = packed_rows_column(w.lane / 4 * 8);
+        __syncwarp();
+#pragma unroll
+        for (int i = 0; i < TOKENS; i++) {
+            const int r = i * 8 + w.warp;
+            if (r >= b.mine)
+                break;
+            const bf16 *of = b.x() + r * shape::PITCH;
+            bf16 *to = a.y + (size_t)token_of(b.rank, r) * shape::INNER + 2 * w.lane;
+#pragma unroll
+            for (int k = 0; k < SPANNED; k++) {
+                const int begin = (first / 64 + k) * 64;
+                const int c = begin + column + w.lane % 4 * 16 - first; // among the cluster's
+                if (c >= 0 && c < SHAPE::NW)
+                    *(uint32_t *)(to + begin) =
+                        times(*(const uint32_t *)(of + c), PACKED_GIVEN_TWICE);
+            }
+        }
+    }
     // The warp's rows of y. Returns whether others see them already.
     __device__ __forceinline__ bool store_y(const resident_args &a, const resident_block<SHAPE> &b,
                                             const resident_worker<SHAPE> &w) const {
@@ -315,7 +340,7 @@ template <class SHAPE, class S> struct resident_states {
     __device__ __forceinline__ void ask_sums(const resident_args &a, const resident_block<SHAPE> &b,
                                              const resident_worker<SHAPE> &w) const {
         barrier_wait(b.open, w.layer & 1);
-        copy_x_sums<SHAPE, RESIDENT_WORKERS>(a, b, (int)threadIdx.x);
+        copy_x_sums<SHAPE, RESIDENT_WORKERS>(a, b, made_anew<SHAPE>((int)threadIdx.x));
     }
     __device__ __forceinline__ void advance(const resident_args &a, const resident_block<SHAPE> &b,
                                             resident_worker<SHAPE> &w) {
@@ -337,7 +362,11 @@ template <class SHAPE, class S> struct resident_states {
                 b.ask_up_to(w.first + w.in_layer - shape::OUT_PIECES);
             token_on(a, b, w, bc, k);
         }
-        const bool back = store_y(a, b, w);
+        bool back = false;
+        if constexpr (shape::MANY && SHAPE::NW % 64 != 0)
+            store_y_words(a, b, w);
+        else
+            back = store_y(a, b, w);
         fence_async(); // the peer's copies may follow
         workers_sync();
         if (threadIdx.x == 0) {

@@ -33,6 +33,15 @@ template <class SHAPE> struct resident_worker {
     }
 };
 
+// A number of this thread's. Of MANY the compiler is not to know it outside of a layer: it would
+// keep addresses all the while for which there are no registers, and what is spilled is read behind
+// the copy engine's loads.
+template <class SHAPE> __device__ __forceinline__ int made_anew(int v) {
+    if constexpr (SHAPE::MANY)
+        return (int)kept_word((uint32_t)v);
+    return v;
+}
+
 // The next slot of the ring, full.
 template <class SHAPE>
 __device__ __forceinline__ int next_slot(const resident_block<SHAPE> &b,
@@ -129,23 +138,29 @@ __device__ __forceinline__ void in_columns_z(const resident_block<SHAPE> &b,
         b, w, shape::IN_PIECES, w.group * (shape::NW - shape::GROUP_ROWS), NO_LIMIT, acc);
 }
 
-// The peer's tokens' sums to it: from a warp's registers to the same warp's place there.
+// The peer's tokens' sums of so many blocks, a lane's from `to` on.
+template <class SHAPE, int N>
+__device__ __forceinline__ void give_sums(const resident_block<SHAPE> &b, const float (&acc)[N],
+                                          uint32_t to, uint32_t there) {
+#pragma unroll
+    for (int i = 0; i < N / 4; i++)
+        store_to_peer(to + i * 256,
+                      b.rank ? make_float2(acc[4 * i], acc[4 * i + 1])
+                             : make_float2(acc[4 * i + 2], acc[4 * i + 3]),
+                      there);
+}
+// These to it: from a warp's registers to the same warp's place there.
 template <class SHAPE, int N>
 __device__ __forceinline__ void to_peer(const resident_block<SHAPE> &b,
                                         const resident_worker<SHAPE> &w, const float (&acc)[N],
                                         char *place, uint32_t barriers) {
-    enum { BLOCKS = N / 4, BYTES = BLOCKS * 256 };
+    enum { BYTES = N / 4 * 256 };
     const uint32_t arrived = barriers + w.warp * 8, there = peer_address(arrived, b.rank ^ 1);
     const uint32_t to =
         peer_address(shared_address(place + w.warp * BYTES), b.rank ^ 1) + w.lane * 8;
     if (w.lane == 0)
         barrier_expect(arrived, BYTES);
-#pragma unroll
-    for (int i = 0; i < BLOCKS; i++)
-        store_to_peer(to + i * 256,
-                      b.rank ? make_float2(acc[4 * i], acc[4 * i + 1])
-                             : make_float2(acc[4 * i + 2], acc[4 * i + 3]),
-                      there);
+    give_sums(b, acc, to, there);
 }
 // The i-th pair of channels of this thread's token, both blocks' columns.
 template <class SHAPE, int N>

@@ -98,10 +98,11 @@ template <class SHAPE> struct residual_part {
         for (int i = 0; i < A_LANE; i++)
             norm[i] = load_shared_sum(from + column + unit(i));
     }
-    // Four columns of an input from `at` on. head: nobody's but the head's.
+    // Four columns of an input, from the tile's at-th on. head: nobody's but the head's.
     __device__ __forceinline__ void store_input(bf16 *u, int at, uint2 four, bool head) const {
         if (shape::MANY && !head) { // packed_rows_place(): two pairs
-            u += at / 64 * 64 + packed_rows_place(at % 64);
+            const int from = column + at;
+            u += from / 64 * 64 + packed_rows_place(from % 64) - column;
             *(uint32_t *)u = times(four.x, PACKED_GIVEN_TWICE);
             *(uint32_t *)(u + 8) = times(four.y, PACKED_GIVEN_TWICE);
         } else {

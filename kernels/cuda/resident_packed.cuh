@@ -63,7 +63,7 @@ template <class BASE> struct packed_shape : BASE {
                   "extra rows' sums, for z's place");
     static_assert(base::X_GROUP + base::GROUP_ROWS == base::X_ROWS, "and the others' behind them");
     static_assert(STAGES % 2 == 0, "both stages of a turn");
-    static_assert((int)STAGES <= (int)base::X_BARRIERS, "barriers");
+    static_assert(base::MANY || (int)STAGES <= (int)base::X_BARRIERS, "barriers");
     // A group never waits for the other's slots. Before it comes to such a place again, one or two
     // turns on from what it waited for last, that slot must have come, or the wait, which knows odd
     // passes from even ones alone, would end too soon: of what is asked for behind it, only

@@ -33,9 +33,10 @@ __device__ __forceinline__ void x_proj_parts(const resident_args &a, const resid
     float c[A_WARP][SIXTEENS][4] = {};
     const bf16 *x = b.x() + w.lane % 16 * shape::PITCH + w.lane / 16 * 8;
     const char *rows[A_WARP];
+    const int g = made_anew<SHAPE>(w.g);
 #pragma unroll
     for (int k = 0; k < A_WARP; k++) {
-        const int n = min(w.warp + 8 * k, TILES - 1) * 8 + w.g;
+        const int n = min(w.warp + 8 * k, TILES - 1) * 8 + g;
         int at = slot[0];
 #pragma unroll
         for (int i = 1; i < shape::X_SLOTS; i++)

@@ -130,11 +130,12 @@ static void make_exact(small_model *m) {
 // ---- packed and not
 
 static void same_rows(pair *p, rig *without, int32_t n, bool exact) {
-    // Where the layers' copy is read sums are of another order; steps of more than 16 rows read the
-    // head's alone, but for falcon-mamba-7b's.
+    // Where the layers' copy is read sums are of another order; steps of more than 16 rows of
+    // Mamba-2, or 32 of Mamba-1, read the head's alone, but for falcon-mamba-7b's.
     enum { ORDER = 1 << 20 }; // of its norm's sum: 2^-20
     const ssm_geometry *g = &p->model.weights.geometry;
-    exact = exact && n > 16 && !(g->kind == SSM_BLOCK_MAMBA && g->d_model == 4096);
+    const bool is_mamba = g->kind == SSM_BLOCK_MAMBA;
+    exact = exact && n > (is_mamba ? 32 : 16) && !(is_mamba && g->d_model == 4096);
     run(&p->cuda, n, 1);
     run(without, n, 1);
     for (int32_t k = 0; k<n; k += n> 16 ? 3 : 1) {
@@ -154,7 +155,7 @@ static void same_rows(pair *p, rig *without, int32_t n, bool exact) {
 
 START_TEST(packed_weights_give_what_weights_do) {
     // Steps of few rows also behind ones of more, with which they take turns at a scratch.
-    static const int32_t counts[] = {1, 2, 3, 4, 7, 24, 8, 12, 40, 16, 64};
+    static const int32_t counts[] = {1, 2, 3, 4, 7, 24, 8, 12, 40, 16, 32, 64, 17};
     const small_shape *shape = &published[_i];
     pair p = {0};
     small_model_create(&p.model, shape, SSM_DTYPE_BF16, (uint64_t)_i + 71);

@@ -88,6 +88,8 @@ BODIES = {
     "load_shared": "emu_check(from, 16); return emu_load<uint4>(emu_memory(from));",
     "load_shared2": "emu_check(from, 8); return emu_load<uint2>(emu_memory(from));",
     "store_shared2": "emu_check(to, 8); *(uint2 *)emu_memory(to) = make_uint2(v, w);",
+    "load_if": "decltype(load_if(there, p)) v = {}; if (there) v = emu_load<decltype(v)>(p);"
+    " return v;",
     "load_first_rows": "if (lane < LANES) v = load_shared(from);",
     "rsqrt_fast": "return 1.f / sqrtf(x);",
     # advance.cuh, resident*.cuh

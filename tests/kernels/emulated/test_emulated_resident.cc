@@ -218,6 +218,9 @@ static const emulated_case cases[] = {
     CASE(false, agrees<128, 64, true, true, __half>(16, 4, 9, 1, 1, true)), // falcon-mamba-7b
     CASE(false, agrees<128, 32, true, false, __half>(32, 4, 10, 2, 1, true)),
     CASE(false, agrees<128, 64, true, false, float>(40, 3, 11, 1, 1)),
+    CASE(true, agrees<64, 32, true, false, __half>(24, 3, 14, 1, 1, true)),
+    CASE(false, agrees<80, 32, true, false, __half>(24, 4, 15, 2, 1, true)),
+    CASE(false, agrees<80, 32, true, false, float>(32, 4, 16, 1, 1)),
 };
 
 int main(int argc, char **argv) {
