@@ -86,13 +86,11 @@ template <class BASE> struct packed_rows_worker {
         LANES = shape::GROUP_ROWS / 2,                 // that have a pair of the group's channels
         OUT_EIGHTS = packed::OUT_FULL + packed::MIXED, // a warp's of out_proj
         OUT_SETS = (OUT_EIGHTS + 1) / 2,
-        SENT = SUMS / 8 * 256 // bytes of a warp's eight rows, a rank's tokens
+        SENT = SUMS / 8 * 256 // bytes of a warp's eight rows, half of the tokens
     };
     static_assert(EIGHTS <= 2 && 2 * (int)TILES * (int)SENT <= (int)shape::FROM_PEER, "room");
     typedef uint32_t inputs[A_WARP];
     typedef float gates[EIGHTS][SUMS / 2];
-    static_assert((int)shape::SLOTS_FLIGHT + 2 <= (int)shape::SLOTS,
-                  "turns, as packed_shape has them");
     const resident_block<BASE> &b;
     resident_worker<BASE> &w;
     packed_slots<BASE> slots;
