@@ -203,8 +203,10 @@ template <class SHAPE, class S, bool P> struct ring_source {
 template <class SHAPE, class SOURCE, class ARGS>
 __device__ __forceinline__ void fill_ring(const ARGS &a, const resident_block<SHAPE> &b) {
     typedef SHAPE shape;
-    // Cycles: memory gives 16 or 17 bytes in each. Of 2.8b's 64 rows a longer pause costs 1%.
-    constexpr uint32_t PACE = shape::SLOT / (shape::NW == 80 ? 26 : 24);
+    // Cycles: memory gives 16 or 17 bytes in each. Of 2.8b's 64 rows a longer pause costs 1%; of
+    // 1.4b's the shorter one does, of mamba2-2.7b's neither.
+    constexpr bool SOONER = shape::NW == 80 && !shape::TALL && !shape::GATED;
+    constexpr uint32_t PACE = shape::SLOT / (SOONER ? 26 : 24);
     const SOURCE source(a, b);
     const int in_layer = source.in_layer(b.mine), n = in_layer * a.n_layers;
     const uint32_t slots = kept_word(b.slots), full = kept_word(b.full),
