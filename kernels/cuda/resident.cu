@@ -353,7 +353,7 @@ template <class S, class F> static bool with_width(int d_model, form of, F f) {
     case 32 * 48:
         return of == OF_FEW_PACKED ? WIDTH(48, true, true) : WIDTH(48, false, false);
     case 32 * 64:
-        if constexpr (sizeof(S) == 2) {
+        if constexpr (sizeof(S) == 2) { // fp32 states gain nothing by it
             if (of == OF_32_PACKED)
                 return WIDTH_OF(64, 32, true, false);
         }

@@ -88,7 +88,8 @@ template <class BASE> struct packed_rows_worker {
         OUT_SETS = (OUT_EIGHTS + 1) / 2,
         SENT = SUMS / 8 * 256 // bytes of a warp's eight rows, half of the tokens
     };
-    static_assert(EIGHTS <= 2 && 2 * (int)TILES * (int)SENT <= (int)shape::FROM_PEER, "room");
+    static_assert(TILES >= 4 && EIGHTS <= 2, "one or two eights a warp");
+    static_assert(2 * (int)TILES * (int)SENT <= (int)shape::FROM_PEER, "room");
     typedef uint32_t inputs[A_WARP];
     typedef float gates[EIGHTS][SUMS / 2];
     const resident_block<BASE> &b;
