@@ -110,29 +110,6 @@
 
 namespace ssm {
 
-template <class T, class B>
-__global__ void __launch_bounds__(B::form::THREADS, 1)
-    scan_roles_kernel(mamba_args a, const span *spans) {
-    typedef typename B::form form;
-    extern __shared__ __align__(16) char memory[];
-    dependents_start();
-    const span sp = spans[blockIdx.y];
-    const B block(a, sp, memory);
-    block.stage_weights();
-    if (threadIdx.x < form::STAGES) {
-        barrier_init(block.barriers + threadIdx.x * 16, form::SIZE);
-        barrier_init(block.barriers + threadIdx.x * 16 + 8, form::WARPS);
-    }
-    copies_wait();
-    __syncthreads();
-    dependency_wait();
-    const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0); // known to be one in all lanes
-    if (warp < form::WARPS)
-        block.template scan<T>(warp);
-    else
-        block.run_maker(warp - form::WARPS);
-}
-
 // ---- host side
 
 template <class B> static cudaError_t run(device *d, int layer, const batch &b) {

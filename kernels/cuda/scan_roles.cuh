@@ -387,6 +387,30 @@ template <int C, int FULL, int WARPS, int TEAMS, int SIZE, int DT> struct scan_b
     }
 };
 
+// B: a scan_block, or what makes more of one (scan_quarters.cuh).
+template <class T, class B>
+__global__ void __launch_bounds__(B::form::THREADS, 1)
+    scan_roles_kernel(mamba_args a, const span *spans) {
+    typedef typename B::form form;
+    extern __shared__ __align__(16) char memory[];
+    dependents_start();
+    const span sp = spans[blockIdx.y];
+    const B block(a, sp, memory);
+    block.stage_weights();
+    if (threadIdx.x < form::STAGES) {
+        barrier_init(block.barriers + threadIdx.x * 16, form::SIZE);
+        barrier_init(block.barriers + threadIdx.x * 16 + 8, form::WARPS);
+    }
+    copies_wait();
+    __syncthreads();
+    dependency_wait();
+    const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0); // known to be one in all lanes
+    if (warp < form::WARPS)
+        block.template scan<T>(warp);
+    else
+        block.run_maker(warp - form::WARPS);
+}
+
 } // namespace ssm
 
 #endif

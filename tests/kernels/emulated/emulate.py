@@ -58,6 +58,8 @@ BODIES = {
     "mma": "emu_mma(c, a0, a1, a2, a3, b0, b1);",
     "mma_f16": "emu_mma(c, a0, a1, a2, a3, b0, b1, EMU_MMA_F16);",
     "mma_8": "emu_mma(c, a0, a1, 0, 0, b0, 0);",
+    "mma_tf32": "emu_mma(d, __float_as_uint(a0), __float_as_uint(a1), __float_as_uint(a2),"
+    " __float_as_uint(a3), b0, b1, EMU_MMA_TF32);",
     "ldmatrix": "emu_ldmatrix(r, row);",
     "ldmatrix_transposed": "emu_ldmatrix_transposed(r, row);",
     "transpose8x8": "return emu_transpose(v);",
@@ -146,17 +148,34 @@ TEXTS = [  # what is not a function of its own, or one of several of its name
     ),
     ("extern __shared__ __align__(1024) char shared[];", "char *const shared = emu_shared();"),
     ("extern __shared__ __align__(128) char shared[];", "char *const shared = emu_shared();"),
+    ("extern __shared__ __align__(16) char memory[];", "char *const memory = emu_shared();"),
+    (
+        "extern __shared__ __align__(1024) char wgmma_memory[];",
+        "char *const wgmma_memory = emu_shared();",
+    ),
     ("const __grid_constant__ resident_args a", "const resident_args &a"),
     ("const __grid_constant__ heads_args a", "const heads_args &a"),
     ("const __grid_constant__ packed_head_args a", "const packed_head_args &a"),
     ("const __grid_constant__ solo_args a", "const solo_args &a"),
     ("const __grid_constant__ cx_maps maps", "const cx_maps &maps"),
+    ("const __grid_constant__ scan_maps maps", "const scan_maps &maps"),
+    # scan_quarters.cuh
+    (
+        'asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(c * (1.f + 0x1p-11f * 0.7213475f)));',
+        "bits = (__float_as_uint(c * (1.f + 0x1p-11f * 0.7213475f)) + 0x1000) & ~0x1fffu;",
+    ),
+    # scan_wgmma.cuh: where the compiler may not move what it is about
+    ('asm volatile("" : "+f"(v[m][i]));', ""),
+    ('asm volatile("" : "+f"(v[m][i])::"memory");', ""),
 ]
 PATTERNS = {  # the same, over lines
     r'asm volatile\("stmatrix\.sync\.aligned\.m8n8\.x4[^;]*;" ::"r"\(at\)[^;]*;':
         "const uint32_t v[] = {a, b, c, d}; emu_store_matrices(at, v);",
     r'asm volatile\("stmatrix\.sync\.aligned\.m8n8\.x2[^;]*;" ::"r"\(at\)[^;]*;':
         "const uint32_t v[] = {a, b}; emu_store_matrices(at, v);",
+    # scan_wgmma.cuh
+    r'asm volatile\("st\.shared\.u16 \[%0\], %1;" ::"r"\(([^()]*)\),\s*"h"\(([^;]*)\)\);':
+        r"emu_check(\1, 2), *(uint16_t *)emu_memory(\1) = \2;",
     # conv_xproj_kernel.cuh
     r'asm volatile\("st\.shared\.v2\.u32 \[%0\], \{%1,%2\};" ::"r"\(to \+ i \* CX_ROW \+([^;]*)\),'
     r'\s*"r"\((pack_bf16\(sum\[0\], sum\[1\]\))\), "r"\((pack_bf16\(sum\[2\], sum\[3\]\))\)\);':

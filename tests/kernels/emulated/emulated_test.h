@@ -138,11 +138,12 @@ struct difference {
         return is;
     }
 };
-static inline bool near(const char *what, const doubles &want, const doubles &got) {
+static inline bool near(const char *what, const doubles &want, const doubles &got,
+                        double most_off = MOST_OFF) {
     difference d;
     for (size_t i = 0; i < want.size(); i++)
         d.add(want[i], got[i]);
-    return d.is_small(what);
+    return d.is_small(what, most_off);
 }
 template <class V> static inline bool same_bits(const V &v, const V &w) {
     return v.size() == w.size() && memcmp(v.data(), w.data(), v.size() * sizeof v[0]) == 0;

@@ -377,6 +377,17 @@ static void multiply(emu_warp *w, float (*number)(uint16_t)) {
         }
     }
 }
+// The same of m16n8k8, whose lane has columns q and q + 4 of a and b, cut to tf32.
+static void multiply_tf32(emu_warp *w) {
+    auto number = [&](int lane, int i) { return __uint_as_float(w->in[lane][i] & ~0x1fffu); };
+    for (int l = 0; l < EMU_LANES; l++) {
+        for (int i = 0; i < 4; i++) {
+            for (int k = 0; k < 8; k++)
+                w->sums[l][i] += number(l / 4 * 4 + k % 4, i / 2 + k / 4 * 2) *
+                                 number((l % 4 * 2 + i % 2) * 4 + k % 4, 4 + k / 4);
+        }
+    }
+}
 void emu_collect(emu_collective at) {
     emu_warp *w = emu_now->warp;
     if (w->arrived > 0 && w->at != at)
@@ -393,6 +404,8 @@ void emu_collect(emu_collective at) {
         votes |= (w->in[l][0] != 0 ? 1u : 0u) << l;
     if (at == EMU_MMA || at == EMU_MMA_F16)
         multiply(w, at == EMU_MMA ? emu_bf16 : of_half);
+    if (at == EMU_MMA_TF32)
+        multiply_tf32(w);
     for (int l = 0; l < EMU_LANES; l++)
         w->out[l] = at == EMU_SHUFFLE ? w->in[w->in[l][1]][0]
                     : at == EMU_ALL   ? votes == ~0u

@@ -41,7 +41,8 @@ typedef enum emu_collective {
     EMU_ALL,
     EMU_BALLOT,
     EMU_MMA,
-    EMU_MMA_F16
+    EMU_MMA_F16,
+    EMU_MMA_TF32
 } emu_collective;
 
 struct emu_block;
@@ -194,7 +195,7 @@ inline unsigned __ballot_sync(unsigned, int v) {
     return emu_vote(EMU_BALLOT, v != 0);
 }
 void emu_mma(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
-             uint32_t b1, emu_collective of = EMU_MMA); // m16n8k16, bf16 or f16
+             uint32_t b1, emu_collective of = EMU_MMA); // m16n8k16: bf16, f16; m16n8k8: tf32
 void emu_ldmatrix(uint32_t (&r)[4], const void *row);
 void emu_ldmatrix_transposed(uint32_t (&r)[4], const void *row);
 uint32_t emu_transpose(uint32_t v); // 8 x 8 of 16 bits, as movmatrix does
@@ -224,11 +225,20 @@ inline uint32_t emu_halves(float low, float high) {
     memcpy(&pair, &two, 4);
     return pair;
 }
-// 16 numbers of a tile's row, swizzled by 128 bytes.
+// 16 numbers of a tile's row: rows of 128 bytes, swizzled, or eight rows' 16 bytes behind each
+// other.
 inline void emu_operand(uint64_t tile, int row, float (&v)[16]) {
-    for (int half = 0; half < 2; half++) {
-        uint32_t at = ((uint32_t)(tile & 0x3fff) << 4) + (uint32_t)(row * 128 + half * 16);
-        at ^= (at >> 7 & 7) << 4;
+    const bool swizzled = tile >> 62;
+    const uint32_t next_columns = (uint32_t)(tile >> 16 & 0x3fff) << 4,
+                   next_rows = (uint32_t)(tile >> 32 & 0x3fff) << 4;
+    for (uint32_t half = 0; half < 2; half++) {
+        uint32_t at = (uint32_t)(tile & 0x3fff) << 4;
+        if (swizzled) {
+            at += (uint32_t)row * 128 + half * 16;
+            at ^= (at >> 7 & 7) << 4;
+        } else {
+            at += (uint32_t)row / 8 * next_rows + half * next_columns + (uint32_t)row % 8 * 16;
+        }
         at += (uint32_t)(uintptr_t)emu_shared();
         emu_check(at, 16);
         uint16_t eight[8];
@@ -387,6 +397,11 @@ inline float __fadd_rn(float a, float b) {
 inline unsigned __reduce_add_sync(unsigned, unsigned v) {
     for (int by = 1; by < EMU_LANES; by *= 2)
         v += emu_shuffle(v, emu_now->lane ^ by);
+    return v;
+}
+inline unsigned __reduce_or_sync(unsigned, unsigned v) {
+    for (int by = 1; by < EMU_LANES; by *= 2)
+        v |= emu_shuffle(v, emu_now->lane ^ by);
     return v;
 }
 inline unsigned atomicAdd(unsigned *p, unsigned v) {
