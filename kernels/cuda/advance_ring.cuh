@@ -107,7 +107,7 @@ __device__ __forceinline__ uint32_t halves_of(uint32_t pair, bool swapped) {
 }
 
 // OWN channels' inputs or outputs, a number of 16 bits each.
-template <int OWN> __device__ __forceinline__ uint32_t load_own(const bf16 *p) {
+template <int OWN> __device__ __forceinline__ uint32_t load_inputs(const bf16 *p) {
     return OWN == 2 ? *(const uint32_t *)p : *(const uint16_t *)p;
 }
 

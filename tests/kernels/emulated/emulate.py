@@ -19,6 +19,7 @@ BODIES = {
     "barrier_arrive_after": "emu_barrier_arrive(at);",
     "barrier_arrive_as": "emu_barrier_arrive(at, N);",
     "named_sync": "emu_named(id, threads);",
+    "named_arrive": "emu_named_arrive(id, threads);",
     "barrier_test": "const bool is = emu_barrier_is(at, parity); if (!is) emu_yield(); return is;",
     "barrier_wait": "while (!emu_barrier_is(at, parity)) emu_wait_barrier(at, parity);",
     "barrier_expect": "emu_barrier_expect(at, bytes);",
@@ -33,6 +34,7 @@ BODIES = {
     "prefetch_line": "",
     "map_prefetch": "",
     "store_run": "emu_store_run(to, from, bytes);",
+    "store_states": "emu_store_run(to, from, bytes);",
     "store_box": "emu_store_box(map, column, row, from);",
     "stores_commit": "emu_stores_commit();",
     "stores_read": "emu_stores_read(LEFT);",
@@ -148,6 +150,7 @@ TEXTS = [  # what is not a function of its own, or one of several of its name
     ),
     ("extern __shared__ __align__(1024) char shared[];", "char *const shared = emu_shared();"),
     ("extern __shared__ __align__(128) char shared[];", "char *const shared = emu_shared();"),
+    ("extern __shared__ __align__(128) char memory[];", "char *const memory = emu_shared();"),
     ("extern __shared__ __align__(16) char memory[];", "char *const memory = emu_shared();"),
     (
         "extern __shared__ __align__(1024) char wgmma_memory[];",

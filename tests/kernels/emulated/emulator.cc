@@ -69,8 +69,14 @@ static void entry(void) {
     if (!emu_now->stores.empty())
         emu_fail("stores that nobody has waited for");
     emu_block *b = emu_now->warp->block;
-    if (++b->ended == b->threads && !b->copies.empty())
-        emu_fail("a block ends before copies to it do");
+    if (++b->ended == b->threads) {
+        if (!b->copies.empty())
+            emu_fail("a block ends before copies to it do");
+        for (const auto &named : b->named) {
+            if (named.count > 0)
+                emu_fail("a block ends before all have come to a named barrier");
+        }
+    }
     emu_now->waits = emu_fiber::DONE;
     leave();
 }
