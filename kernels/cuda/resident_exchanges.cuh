@@ -43,7 +43,9 @@
 //   0.925 (0.952), 2.8b 1.673, 1.609, 1.632 (1.642).
 // - 64 rows: x_proj's 786,000 additions take 16 cycles for a warp's 32, 3,000 a layer, more than
 //   they save: 2.8b b64 2.41 to 2.44 and not 2.35, b32 2.02 and 2.01. y by exchanges, not held up,
-//   without totals: b24 1.875 and 1.892, b64 2.313 and 2.260.
+//   without totals: b24 1.875 and 1.892, b64 2.313 and 2.260 (later 2.316 and 2.251).
+// - out_proj's columns halved between a cluster's blocks, so that its sums need no exchange in
+//   memory: 2.8b b8 1.431 to 1.463 and not 1.416 (large-steps.md).
 #ifndef SSM_KERNELS_CUDA_RESIDENT_EXCHANGES_CUH
 #define SSM_KERNELS_CUDA_RESIDENT_EXCHANGES_CUH
 
