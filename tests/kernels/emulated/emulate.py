@@ -245,7 +245,8 @@ def main():
         for pattern, new in PATTERNS.items():
             text, n = re.subn(pattern, new, text)
             texts[pattern] += n
-        text = re.sub(r"__launch_bounds__\([^\n]*\)", "", text)
+        for found in reversed(list(re.finditer(r"__launch_bounds__", text))):
+            text = text[: found.start()] + text[closing(text, found.end(), "(", ")") :]
         with open(os.path.join(target, name), "w", encoding="utf-8") as file:
             file.write(text)
     missing = [name for name, n in {**counts, **texts}.items() if n == 0]
