@@ -263,8 +263,22 @@ template <int N> void emu_make_product(float (&d)[N], uint64_t a, uint64_t b) {
         }
     }
 }
-// The same with a from registers: four lanes have a row's.
-template <int N> void emu_make_product(float (&d)[N], const uint32_t *a, uint64_t b) {
+// A number of each of 16 rows of tiles, swizzled by 128 bytes, that have 64 columns each: operands
+// with k down their rows.
+inline void emu_operand_down(uint64_t tile, int column, float (&v)[16]) {
+    const uint32_t next_tile = (uint32_t)(tile >> 16 & 0x3fff) << 4;
+    for (uint32_t k = 0; k < 16; k++) {
+        uint32_t at = ((uint32_t)(tile & 0x3fff) << 4) + k * 128 + (uint32_t)column % 64 * 2;
+        at ^= (at >> 7 & 7) << 4;
+        at += (uint32_t)column / 64 * next_tile + (uint32_t)(uintptr_t)emu_shared();
+        emu_check(at, 2);
+        uint16_t one;
+        memcpy(&one, emu_memory(at), sizeof one);
+        v[k] = emu_bf16(one);
+    }
+}
+// The same with a from registers: four lanes have a row's. DOWN: b's k is down its rows.
+template <bool DOWN, int N> void emu_make_product(float (&d)[N], const uint32_t *a, uint64_t b) {
     const int q = emu_now->lane % 4;
     float x[2][16], w[16];
     for (int j = 0; j < 16; j++) {
@@ -274,7 +288,8 @@ template <int N> void emu_make_product(float (&d)[N], const uint32_t *a, uint64_
     }
     for (int i = 0; i < N; i += 4) {
         for (int c = 0; c < 2; c++) {
-            emu_operand(b, i * 2 + 2 * q + c, w);
+            const int n = i * 2 + 2 * q + c;
+            DOWN ? emu_operand_down(b, n, w) : emu_operand(b, n, w);
             for (int k = 0; k < 16; k++)
                 d[i + c] += x[0][k] * w[k], d[i + 2 + c] += x[1][k] * w[k];
         }
@@ -286,10 +301,19 @@ template <int N> void emu_wgmma(float (&d)[N], uint64_t a, uint64_t b) {
         {[](const emu_product &p) { emu_make_product(*(float(*)[N])p.sums, p.a, p.b); }, d, NULL, a,
          b, emu_now->groups});
 }
-template <int N> void emu_wgmma_registers(float (&d)[N], const uint32_t (&a)[4], uint64_t b) {
-    emu_now->products.push_back(
-        {[](const emu_product &p) { emu_make_product(*(float(*)[N])p.sums, p.registers, p.b); }, d,
-         a, 0, b, emu_now->groups});
+template <int N> void emu_wgmma_anew(float (&d)[N], uint64_t a, uint64_t b) { // d has nothing yet
+    emu_now->products.push_back({[](const emu_product &p) {
+                                     memset(p.sums, 0, sizeof(float[N]));
+                                     emu_make_product(*(float(*)[N])p.sums, p.a, p.b);
+                                 },
+                                 d, NULL, a, b, emu_now->groups});
+}
+template <bool DOWN, int N>
+void emu_wgmma_registers(float (&d)[N], const uint32_t (&a)[4], uint64_t b) {
+    emu_now->products.push_back({[](const emu_product &p) {
+                                     emu_make_product<DOWN>(*(float(*)[N])p.sums, p.registers, p.b);
+                                 },
+                                 d, a, 0, b, emu_now->groups});
 }
 inline void emu_wgmma_commit(void) {
     emu_now->groups++;
