@@ -3,13 +3,13 @@
 // advance_replay.cu's, whose slots keep every second token beside their states. Several steps of
 // rows anywhere, some that begin anew, some without a slot, against the same in double; held tokens
 // against none held, which are the same bits.
-#include "emulated_test.h"
 #include "kernels/cuda/advance_replay_kernel.cuh"
 #include "kernels/cuda/advance_ring_kernel.cuh"
+#include "states_reference.h"
 
 using namespace ssm;
 
-enum { STATES = 16, WRITES = 256 };
+enum { STATES = 16 };
 
 struct launched {
     mamba_args a;
@@ -27,21 +27,20 @@ static void replay_kernel(const void *arguments) {
     advance_replay_kernel(l->a, l->e, l->l, l->rows, l->n_rows);
 }
 
-// A layer's constants, and slots; a step's inputs are new each time.
+// A layer's slots; a step's inputs are new each time.
 template <class S> struct steps {
-    int channels, rank, n_x, n_rows, slots;
-    weights dt_proj, x, xz, y;
-    numbers xdb, decay, skip, bias;
+    channels_reference of;
+    int n_rows, slots;
+    weights x, xz, y;
+    numbers xdb;
     std::vector<S> state;
     std::vector<row> rows;
     doubles want_y, want_state;
 
-    steps(int n, int r, int count)
-        : channels(n), rank(r), n_x(r + 2 * STATES), n_rows(count), slots((count + 3) | 1),
-          dt_proj(random_matrix((size_t)n, (size_t)r)), x((size_t)(count * n)), xz(x.size() * 2),
-          xdb((size_t)(count * n_x)), decay(random_numbers((size_t)(n * STATES), -10, -.5f)),
-          skip(random_numbers((size_t)n, .5f, 1.5f)), bias(random_numbers((size_t)n, -4, 0)),
-          state((size_t)(slots * n * STATES)), rows((size_t)count) {
+    steps(int channels, int rank, int count)
+        : of(channels, rank), n_rows(count), slots((count + 3) | 1), x((size_t)(count * channels)),
+          xz(x.size() * 2), xdb((size_t)(count * of.n_x)),
+          state((size_t)(slots * channels * STATES)), rows((size_t)count) {
         for (S &one : state)
             one = (S)normal();
         want_state = in_double(state);
@@ -52,49 +51,29 @@ template <class S> struct steps {
     }
     // A step's inputs and what is to come of them. Of tokens without a slot y stays as it is.
     HOST void begin(int step) {
-        for (weights *w : {&x, &xz}) {
-            for (uint16_t &one : *w)
-                one = to_bf16(normal());
-        }
+        const int n = of.channels;
+        new_inputs(&x), new_inputs(&xz);
         for (float &one : xdb)
             one = normal();
-        y.assign(x.size(), SPOILT), want_y.assign(x.size(), emu_bf16(SPOILT));
+        y.assign(x.size(), SPOILT), want_y.assign(x.size(), 0);
         for (int i = 0; i < n_rows; i++) {
             row *r = &rows[(size_t)i];
             *r = row();
             r->at = n_rows - 1 - i, r->slot = slot_of(i);
             r->fresh = r->slot < 0 || i % 7 == step;
             if (r->slot >= 0)
-                advance(*r);
-        }
-    }
-    HOST void advance(const row &r) {
-        const float *of = &xdb[(size_t)(r.at * n_x)];
-        doubles dt;
-        for (int i = 0; i < rank; i++)
-            dt.push_back(rounded(of[i]));
-        for (int c = 0; c < channels; c++) {
-            const double in = emu_bf16(x[(size_t)(r.at * channels + c)]);
-            const double z = emu_bf16(xz[(size_t)(r.at * 2 * channels + channels + c)]);
-            const double delta =
-                log1p(exp(dot(&dt_proj[(size_t)(c * rank)], dt) + bias[(size_t)c]));
-            double sum = skip[(size_t)c] * in;
-            for (int n = 0; n < STATES; n++) {
-                double *h = &want_state[(size_t)((r.slot * channels + c) * STATES + n)];
-                *h = exp2(delta * decay[(size_t)(c * STATES + n)]) * (r.fresh ? 0 : *h) +
-                     delta * in * of[rank + n];
-                sum += *h * of[rank + STATES + n];
-            }
-            want_y[(size_t)(r.at * channels + c)] = sum * silu_of(z);
+                of.advance(&x[(size_t)(r->at * n)], &xz[(size_t)(r->at * 2 * n + n)],
+                           &xdb[(size_t)(r->at * of.n_x)], r->fresh,
+                           &want_state[(size_t)(r->slot * n * STATES)],
+                           &want_y[(size_t)(r->at * n)]);
         }
     }
     launched arguments(std::vector<S> *states, weights *to) const {
         launched l = {};
-        l.a.decay = decay.data(), l.a.skip = skip.data(), l.a.dt_bias = bias.data();
-        l.a.dt_proj = dt_proj.data(), l.a.xdb = xdb.data(), l.a.x = x.data(), l.a.xz = xz.data();
+        of.set(&l.a);
+        l.a.xdb = xdb.data(), l.a.x = x.data(), l.a.xz = xz.data();
         l.a.y = to->data(), l.a.state = states->data();
-        l.a.channels = channels, l.a.rank = rank, l.a.states = STATES, l.a.n_x = n_x;
-        l.a.n_splits = 1, l.rows = rows.data(), l.n_rows = n_rows;
+        l.rows = rows.data(), l.n_rows = n_rows;
         watch("y", *to), watch("states", *states);
         return l;
     }
@@ -103,8 +82,8 @@ template <class S> struct steps {
         difference d;
         bool right = true;
         for (const row &r : rows) {
-            for (int c = 0; c < channels; c++) {
-                const size_t at = (size_t)(r.at * channels + c);
+            for (int c = 0; c < of.channels; c++) {
+                const size_t at = (size_t)(r.at * of.channels + c);
                 if (r.slot >= 0)
                     d.add(want_y[at], emu_bf16(y[at]));
                 else
@@ -130,28 +109,14 @@ static bool agrees(int channels, int rank, int n_rows, int blocks, unsigned seed
         emu_launch(blocks, ADVANCE_RING_THREADS, (uint32_t)l.l.end, ring_kernel<S, COLS>, &l,
                    seed + (unsigned)step, 1);
         right &= s.near_y();
-        right &= near("states", s.want_state, in_double(s.state), sizeof(S) == 4 ? 2e-6 : 5e-4);
+        right &= near("states", s.want_state, in_double(s.state), states_off<S>());
     }
     return right;
 }
 
-// What a row does with its slot, by its own history: lists.cu's rule.
-struct history {
-    int held = 0, phase = 0;
-
-    int on(bool fresh) { // returns what the kernel is told
-        if (fresh)
-            held = phase = 0;
-        const int before = held;
-        phase = (phase + 1) % ADVANCE_REPLAY_EVERY;
-        const bool writes = fresh || phase == 0;
-        held = writes ? 0 : before + 1;
-        return before + (writes ? (int)WRITES : 0);
-    }
-};
-
 // parts: blocks of a column.
 static bool replay_agrees(int channels, int rank, int n_rows, int parts, unsigned seed) {
+    typedef held_tokens<ADVANCE_REPLAY_EVERY> history;
     enum { CHANNELS = replay_ring::CHANNELS, OF_WARP = replay_ring::OF_WARP };
     steps<float> s(channels, rank, n_rows);
     const int entries = s.slots * (channels / OF_WARP);
@@ -159,7 +124,7 @@ static bool replay_agrees(int channels, int rank, int n_rows, int parts, unsigne
     numbers kept_b((size_t)(s.slots * STATES), NAN);
     std::vector<float> plain(s.state); // states of launches that hold nothing
     std::vector<history> of((size_t)n_rows);
-    std::vector<int32_t> held((size_t)n_rows), none((size_t)n_rows, WRITES);
+    std::vector<int32_t> held((size_t)n_rows), none((size_t)n_rows, history::FOLDS);
     bool right = true;
     printf("%d channels, rank %d, %d rows, every second token\n", channels, rank, n_rows);
     for (int i = 0; i < n_rows; i++)
@@ -195,7 +160,7 @@ static bool replay_agrees(int channels, int rank, int n_rows, int parts, unsigne
                 &kept[(size_t)(slot * (channels / OF_WARP) + channel / OF_WARP) * HELD_ENTRY];
             const float delta = ((const float *)(entry + HELD_DELTA))[lane];
             float *h = &whole[(size_t)(slot * channels * STATES + at)];
-            *h = state_on(*h, delta, s.decay[(size_t)at],
+            *h = state_on(*h, delta, s.of.decay[(size_t)at],
                           delta * emu_bf16(((const uint16_t *)entry)[lane]),
                           kept_b[(size_t)(slot * STATES + at % STATES)]);
         }
@@ -204,7 +169,7 @@ static bool replay_agrees(int channels, int rank, int n_rows, int parts, unsigne
         printf("  states and held tokens: other bits than without, WRONG\n");
         right = false;
     }
-    return right & near("states", s.want_state, in_double(whole), 2e-6);
+    return right & near("states", s.want_state, in_double(whole), states_off<float>());
 }
 
 static const emulated_case cases[] = {

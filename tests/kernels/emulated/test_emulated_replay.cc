@@ -2,43 +2,26 @@
 // Mamba-2's states of large decode steps on the host (emulator.h): replay.cu's kernel, whose slots
 // keep up to fifteen tokens beside a base. As many steps as bring every row to at least one fold,
 // at phases of their own, some rows beginning anew, against the same in double, token by token.
-#include "emulated_test.h"
 #include "kernels/cuda/replay_kernel.cuh"
+#include "states_reference.h"
 
 using namespace ssm;
 
-enum { P = REPLAY_P, N = REPLAY_N, FOLDS = 256 };
-static const float DT_MIN = .05f, DT_MAX = .5f;
+typedef held_tokens<REPLAY_EVERY> history;
 
 template <class S> static void kernel(const void *arguments) {
     replay_kernel<S>(*(const replay_args *)arguments);
 }
 
-// What a row's slot holds, by its own history: lists.cu's rule.
-struct history {
-    int held = 0, phase = 0;
-
-    int on(bool fresh) { // returns what the kernel is told
-        if (fresh)
-            held = phase = 0;
-        const int before = held;
-        phase = (phase + 1) % REPLAY_EVERY;
-        const bool folds = fresh || phase == 0;
-        held = folds ? 0 : before + 1;
-        return before + (folds ? (int)FOLDS : 0);
-    }
-};
-
 // squares: y is multiplied by the gated norm's weights, and its squares are summed up.
 template <class S>
 static bool agrees(int heads, int groups, int n_rows, int blocks, bool squares, int n_steps,
                    unsigned seed) {
-    const int inner = heads * P, conv = inner + 2 * groups * N, n_in = inner + conv + heads;
+    enum { N = heads_reference::N, P = heads_reference::P };
+    const heads_reference layer(heads, groups);
+    const int inner = layer.inner, conv = layer.conv, n_in = layer.n_in;
     const int slots = (n_rows + 2) | 1, shared = REPLAY_WARPS * (replay_shape<S>::STAGE + 8);
-    const numbers decay = random_numbers((size_t)heads, -1, -.05f),
-                  skip = random_numbers((size_t)heads, .5f, 1.5f),
-                  bias = random_numbers((size_t)heads, -4, 0),
-                  gate = random_numbers((size_t)inner, 1, 3);
+    const numbers gate = random_numbers((size_t)inner, 1, 3);
     weights xc((size_t)(n_rows * conv)), in((size_t)(n_rows * n_in)), y((size_t)(n_rows * inner));
     numbers sums((size_t)(n_rows * heads));
     std::vector<S> state((size_t)(slots * inner * N));
@@ -57,46 +40,17 @@ static bool agrees(int heads, int groups, int n_rows, int blocks, bool squares, 
     for (size_t i = 0; i < starts.size(); i++)
         starts[i] = (int32_t)(i * (size_t)(n_rows * heads) / (starts.size() - 1));
     replay_args a = {};
-    a.decay = decay.data(), a.skip = skip.data(), a.dt_bias = bias.data();
+    layer.set(&a);
     a.gate_norm = gate.data(), a.xc = (const bf16 *)xc.data(), a.in = (const bf16 *)in.data();
     a.y = (bf16 *)y.data(), a.squares = squares ? sums.data() : NULL, a.state = state.data();
     a.x = (bf16 *)held_x.data(), a.b = (bf16 *)held_b.data(), a.dt = held_dt.data();
     a.rows = rows.data(), a.held = held.data(), a.starts = starts.data();
-    a.heads = heads, a.groups = groups, a.d_inner = inner, a.conv_dim = conv, a.n_in = n_in;
-    a.dt_min = DT_MIN, a.dt_max = DT_MAX;
-
-    // A head of a row, and its states, in double. Returns what its outputs' squares come to.
-    auto head_on = [&](const row &r, int head, doubles *want) HOST {
-        const uint16_t *x = &xc[(size_t)(r.at * conv)], *z = &in[(size_t)(r.at * n_in)];
-        const int b = inner + head / (heads / groups) * N, c = b + groups * N;
-        const double dt = emu_bf16(z[n_in - heads + head]) + bias[(size_t)head];
-        const double delta = fmin(fmax(log1p(exp(dt)), DT_MIN), DT_MAX);
-        const double by = exp2(delta * decay[(size_t)head]);
-        double all = 0;
-        for (int p = 0; p < P; p++) {
-            const int channel = head * P + p;
-            const double one = emu_bf16(x[channel]);
-            double sum = skip[(size_t)head] * one;
-            double *h = &want_state[(size_t)((r.slot * inner + channel) * N)];
-            for (int n = 0; n < N; n++) {
-                h[n] = by * (r.fresh ? 0 : h[n]) + delta * one * emu_bf16(x[b + n]);
-                sum += h[n] * emu_bf16(x[c + n]);
-            }
-            sum *= silu_of(emu_bf16(z[channel]));
-            all += sum * sum;
-            want->push_back(squares ? sum * gate[(size_t)channel] : sum);
-        }
-        return all;
-    };
     bool right = true;
     int folds = 0;
     printf("%d heads of %d groups, %zu bytes a state, %d rows in %d blocks\n", heads, groups,
            sizeof(S), n_rows, blocks);
     for (int step = 0; step < steps_of(n_steps); step++) {
-        for (weights *w : {&xc, &in}) {
-            for (uint16_t &one : *w)
-                one = to_bf16(normal());
-        }
+        new_inputs(&xc), new_inputs(&in);
         doubles want((size_t)(n_rows * inner)), want_sums((size_t)(n_rows * heads));
         for (int i = 0; i < n_rows; i++) {
             row *r = &rows[(size_t)i];
@@ -104,11 +58,14 @@ static bool agrees(int heads, int groups, int n_rows, int blocks, bool squares, 
             r->at = n_rows - 1 - i, r->slot = (i * 2 + 1) % slots;
             r->fresh = (i * 7 + step) % 29 == 9;
             held[(size_t)i] = of[(size_t)i].on(r->fresh);
-            folds += held[(size_t)i] >= FOLDS + 2;
-            doubles of_row;
-            for (int head = 0; head < heads; head++)
-                want_sums[(size_t)(r->at * heads + head)] = head_on(*r, head, &of_row);
-            std::copy(of_row.begin(), of_row.end(), &want[(size_t)(r->at * inner)]);
+            folds += held[(size_t)i] >= history::FOLDS + 2;
+            double *of_row = &want[(size_t)(r->at * inner)];
+            layer.advance(&xc[(size_t)(r->at * conv)], &in[(size_t)(r->at * n_in)], r->fresh,
+                          &want_state[(size_t)(r->slot * inner * N)], of_row);
+            for (int c = 0; squares && c < inner; c++) {
+                want_sums[(size_t)(r->at * heads + c / P)] += of_row[c] * of_row[c];
+                of_row[c] *= gate[(size_t)c];
+            }
         }
         y.assign(y.size(), SPOILT), sums.assign(sums.size(), NAN);
         watch("y", y), watch("its squares", sums), watch("bases", state);

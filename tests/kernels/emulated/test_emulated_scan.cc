@@ -2,9 +2,9 @@
 // Mamba-1's scans of prompts on the host (emulator.h): scan_wgmma.cu's kernel, scan_roles.cu's and
 // the one with quarters, prompts of any lengths that begin anew or go on from a slot's states,
 // against the same in double; and whole against cut in two, which are the same bits.
-#include "emulated_test.h"
 #include "kernels/cuda/scan_quarters.cuh"
 #include "kernels/cuda/scan_wgmma.cuh"
+#include "states_reference.h"
 
 using namespace ssm;
 
@@ -50,19 +50,17 @@ template <class B> struct by_roles {
 
 // What a layer's scan reads of some prompts, and what it is to leave.
 template <class T> struct prompts {
-    int channels, rank, n_x, tokens = 0, slots;
+    channels_reference of;
+    int tokens = 0, slots;
     std::vector<span> spans;
-    weights x, xz, dt_proj;
-    numbers xdb, decay, skip, bias;
+    weights x, xz;
+    numbers xdb;
     std::vector<T> state;
     doubles want_y, want_state;
 
-    prompts(int n, int r, const std::vector<int> &lengths)
-        : channels(n), rank(r), n_x(r + 2 * SCAN_STATES), slots((int)lengths.size() + 2),
-          dt_proj(random_matrix((size_t)n, (size_t)r)),
-          decay(random_numbers((size_t)(n * SCAN_STATES), -10, -.5f)),
-          skip(random_numbers((size_t)n, .5f, 1.5f)), bias(random_numbers((size_t)n, -4, 0)),
-          state((size_t)(slots * n * SCAN_STATES)) {
+    prompts(int channels, int rank, const std::vector<int> &lengths)
+        : of(channels, rank), slots((int)lengths.size() + 2),
+          state((size_t)(slots * channels * SCAN_STATES)) {
         for (size_t i = 0; i < lengths.size(); i++) {
             span s = {};
             s.first = tokens, s.count = lengths[i], s.slot = slots - 1 - (int)i;
@@ -71,11 +69,8 @@ template <class T> struct prompts {
             tokens += lengths[i];
         }
         x.resize((size_t)(tokens * channels)), xz.resize(x.size() * 2);
-        xdb.resize((size_t)(tokens * n_x));
-        for (weights *w : {&x, &xz}) {
-            for (uint16_t &one : *w)
-                one = to_bf16(normal());
-        }
+        new_inputs(&x), new_inputs(&xz);
+        xdb.resize((size_t)(tokens * of.n_x));
         for (float &one : xdb)
             one = normal();
         for (T &one : state)
@@ -83,31 +78,14 @@ template <class T> struct prompts {
         make();
     }
     HOST void make(void) {
+        const int n = of.channels;
         want_y.resize(x.size()), want_state = in_double(state);
         for (const span &s : spans) {
-            for (int c = 0; c < channels; c++)
-                scan(s, c, &want_state[(size_t)((s.slot * channels + c) * SCAN_STATES)]);
-        }
-    }
-    // A channel of a span, and its states.
-    HOST void scan(const span &s, int c, double *h) {
-        for (int t = s.first; t < s.first + s.count; t++) {
-            const float *of = &xdb[(size_t)(t * n_x)];
-            const double in = emu_bf16(x[(size_t)(t * channels + c)]);
-            const double z = emu_bf16(xz[(size_t)(t * 2 * channels + channels + c)]);
-            doubles dt;
-            for (int i = 0; i < rank; i++)
-                dt.push_back(rounded(of[i]));
-            const double delta =
-                log1p(exp(dot(&dt_proj[(size_t)(c * rank)], dt) + bias[(size_t)c]));
-            double sum = skip[(size_t)c] * in;
-            for (int n = 0; n < SCAN_STATES; n++) {
-                const double before = t == s.first && s.fresh ? 0 : h[n];
-                h[n] = exp2(delta * decay[(size_t)(c * SCAN_STATES + n)]) * before +
-                       delta * in * of[rank + n];
-                sum += h[n] * of[rank + SCAN_STATES + n];
-            }
-            want_y[(size_t)(t * channels + c)] = sum * silu_of(z);
+            for (int t = s.first; t < s.first + s.count; t++)
+                of.advance(&x[(size_t)(t * n)], &xz[(size_t)(t * 2 * n + n)],
+                           &xdb[(size_t)(t * of.n_x)], t == s.first && s.fresh,
+                           &want_state[(size_t)(s.slot * n * SCAN_STATES)],
+                           &want_y[(size_t)(t * n)]);
         }
     }
 
@@ -116,14 +94,12 @@ template <class T> struct prompts {
     void run(const std::vector<span> &these, weights *y, std::vector<T> *states,
              unsigned seed) const {
         launched l = {};
-        l.a.decay = decay.data(), l.a.skip = skip.data(), l.a.dt_bias = bias.data();
-        l.a.dt_proj = dt_proj.data(), l.a.xdb = xdb.data(), l.a.x = x.data(), l.a.xz = xz.data();
-        l.a.y = y->data(), l.a.state = states->data();
-        l.a.channels = channels, l.a.rank = rank, l.a.states = SCAN_STATES, l.a.n_x = n_x;
-        l.a.n_splits = 1, l.spans = these.data();
+        of.set(&l.a);
+        l.a.xdb = xdb.data(), l.a.x = x.data(), l.a.xz = xz.data();
+        l.a.y = y->data(), l.a.state = states->data(), l.spans = these.data();
         FORM::maps(&l, x, xz, *y, xdb, tokens);
         watch("y", *y), watch("states", *states);
-        emu_launch(dim3((unsigned)ceil_div(channels, FORM::CHANNELS), (unsigned)these.size()),
+        emu_launch(dim3((unsigned)ceil_div(of.channels, FORM::CHANNELS), (unsigned)these.size()),
                    FORM::THREADS, FORM::BYTES, FORM::template kernel<T>(), &l, seed, 1);
     }
 };
@@ -138,7 +114,7 @@ static bool agrees(int channels, int rank, const std::vector<int> &lengths, unsi
     printf("%d channels by %d, rank %d, %zu bytes a state, %d tokens of %zu prompts\n", channels,
            (int)FORM::CHANNELS, rank, sizeof(T), p.tokens, lengths.size());
     bool right = near("y", p.want_y, bf16_in_double(y));
-    right &= near("states", p.want_state, in_double(states), sizeof(T) == 4 ? 2e-6 : 5e-4);
+    right &= near("states", p.want_state, in_double(states), states_off<T>());
     if (EMU_FINDS_RACES || sizeof(T) < 4)
         return right;
     std::vector<span> first, rest;

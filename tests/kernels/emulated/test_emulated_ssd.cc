@@ -2,12 +2,10 @@
 // Mamba-2's prompts on the host (emulator.h): ssd_wgmma.cu's kernel, prompts of any lengths that
 // begin anew or go on from a slot's states, whole and cut into pieces, against the same in double,
 // token by token.
-#include "emulated_test.h"
 #include "kernels/cuda/ssd_wgmma_kernel.cuh"
+#include "states_reference.h"
 
 using namespace ssm;
-
-static const float DT_MIN = .05f, DT_MAX = .5f;
 
 struct launched {
     walk_args a;
@@ -21,20 +19,18 @@ template <class S, scan_pass PASS> static void kernel(const void *arguments) {
 
 // A layer's inputs, and what its prompts are to leave.
 template <class S> struct prompts {
-    int heads, groups, inner, conv, n_in, tokens = 0, slots;
+    heads_reference of;
+    int tokens = 0, slots;
     std::vector<span> spans;
     std::vector<piece> pieces;
-    numbers decay, skip, bias, carry;
+    numbers carry;
     weights xc, in, y;
     std::vector<S> state;
     doubles want_y, want_state;
 
     // chunks: of a piece; 0: all are whole.
-    prompts(int h, int g, const std::vector<int> &lengths, int chunks)
-        : heads(h), groups(g), inner(h * P), conv(inner + 2 * g * N), n_in(inner + conv + h),
-          slots((int)lengths.size() + 2), decay(random_numbers((size_t)h, -1, -.05f)),
-          skip(random_numbers((size_t)h, .5f, 1.5f)), bias(random_numbers((size_t)h, -4, 0)),
-          state((size_t)(slots * inner * N)) {
+    prompts(int heads, int groups, const std::vector<int> &lengths, int chunks)
+        : of(heads, groups), slots((int)lengths.size() + 2), state((size_t)(slots * of.inner * N)) {
         for (size_t i = 0; i < lengths.size(); i++) {
             span s = {};
             s.first = tokens, s.count = lengths[i], s.slot = slots - 1 - (int)i;
@@ -50,12 +46,9 @@ template <class S> struct prompts {
             tokens += lengths[i];
         }
         carry.assign(pieces.size() * (size_t)(heads * SSD_CARRY), NAN);
-        xc.resize((size_t)(tokens * conv)), in.resize((size_t)(tokens * n_in));
-        y.assign((size_t)(tokens * inner), SPOILT);
-        for (weights *w : {&xc, &in}) {
-            for (uint16_t &one : *w)
-                one = to_bf16(normal());
-        }
+        xc.resize((size_t)(tokens * of.conv)), in.resize((size_t)(tokens * of.n_in));
+        y.assign((size_t)(tokens * of.inner), SPOILT);
+        new_inputs(&xc), new_inputs(&in);
         for (S &one : state)
             one = (S)normal();
         make();
@@ -63,40 +56,20 @@ template <class S> struct prompts {
     HOST void make(void) {
         want_y.resize(y.size()), want_state = in_double(state);
         for (const span &s : spans) {
-            for (int t = s.first; t < s.first + s.count; t++) {
-                for (int head = 0; head < heads; head++)
-                    advance(s, t, head);
-            }
-        }
-    }
-    HOST void advance(const span &s, int t, int head) {
-        const uint16_t *x = &xc[(size_t)(t * conv)], *z = &in[(size_t)(t * n_in)];
-        const int b = inner + head / (heads / groups) * N, c = b + groups * N;
-        const double dt = emu_bf16(z[n_in - heads + head]) + bias[(size_t)head];
-        const double delta = fmin(fmax(log1p(exp(dt)), DT_MIN), DT_MAX);
-        const double by = exp2(delta * decay[(size_t)head]);
-        for (int p = 0; p < P; p++) {
-            const int channel = head * P + p;
-            const double one = emu_bf16(x[channel]);
-            double sum = skip[(size_t)head] * one;
-            double *h = &want_state[(size_t)((s.slot * inner + channel) * N)];
-            for (int n = 0; n < N; n++) {
-                h[n] = by * (t == s.first && s.fresh ? 0 : h[n]) + delta * one * emu_bf16(x[b + n]);
-                sum += h[n] * emu_bf16(x[c + n]);
-            }
-            want_y[(size_t)(t * inner + channel)] = sum * silu_of(emu_bf16(z[channel]));
+            for (int t = s.first; t < s.first + s.count; t++)
+                of.advance(&xc[(size_t)(t * of.conv)], &in[(size_t)(t * of.n_in)],
+                           t == s.first && s.fresh, &want_state[(size_t)(s.slot * of.inner * N)],
+                           &want_y[(size_t)(t * of.inner)]);
         }
     }
     template <scan_pass PASS> void launch(unsigned seed) {
         launched l = {};
-        l.a.decay = decay.data(), l.a.skip = skip.data(), l.a.dt_bias = bias.data();
+        of.set(&l.a);
         l.a.xc = (const bf16 *)xc.data(), l.a.in = (const bf16 *)in.data();
         l.a.y = (bf16 *)y.data(), l.a.state = state.data(), l.a.carry = carry.data();
-        l.a.heads = heads, l.a.groups = groups, l.a.d_inner = inner, l.a.conv_dim = conv;
-        l.a.n_in = n_in, l.a.dt_min = DT_MIN, l.a.dt_max = DT_MAX;
         l.spans = spans.data(), l.pieces = pieces.data();
         watch("y", y), watch("states", state), watch("ends of pieces", carry);
-        emu_launch(dim3((unsigned)heads, (unsigned)pieces.size()), THREADS,
+        emu_launch(dim3((unsigned)of.heads, (unsigned)pieces.size()), THREADS,
                    sizeof(walk_shared) + 1024, kernel<S, PASS>, &l, seed, 1);
     }
 };
