@@ -18,6 +18,7 @@ BODIES = {
     "barrier_arrive": "emu_barrier_arrive(at);",
     "barrier_arrive_after": "emu_barrier_arrive(at);",
     "barrier_arrive_as": "emu_barrier_arrive(at, N);",
+    "ring_arrive_after": "emu_barrier_arrive((uint32_t)(uintptr_t)bar);",
     "named_sync": "emu_named(id, threads);",
     "named_arrive": "emu_named_arrive(id, threads);",
     "barrier_test": "const bool is = emu_barrier_is(at, parity); if (!is) emu_yield(); return is;",
@@ -166,6 +167,13 @@ TEXTS = [  # what is not a function of its own, or one of several of its name
     ("const __grid_constant__ solo_args a", "const solo_args &a"),
     ("const __grid_constant__ cx_maps maps", "const cx_maps &maps"),
     ("const __grid_constant__ scan_maps maps", "const scan_maps &maps"),
+    # few_kernel.cuh, few_end.cuh
+    (
+        "__shared__ uint64_t full[SLOTS], empty[SLOTS];",
+        "uint64_t *const full = (uint64_t *)emu_static(), *const empty = full + SLOTS;",
+    ),
+    ("__shared__ float scale[FEW_ROWS];", "float *const scale = (float *)(empty + SLOTS);"),
+    ('asm volatile("cp.async.wait_all;" ::: "memory");', ""),
     # scan_quarters.cuh
     (
         'asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(c * (1.f + 0x1p-11f * 0.7213475f)));',
@@ -180,6 +188,10 @@ PATTERNS = {  # the same, over lines
         "const uint32_t v[] = {a, b, c, d}; emu_store_matrices(at, v);",
     r'asm volatile\("stmatrix\.sync\.aligned\.m8n8\.x2[^;]*;" ::"r"\(at\)[^;]*;':
         "const uint32_t v[] = {a, b}; emu_store_matrices(at, v);",
+    # few_kernel.cuh, few_end.cuh
+    r'asm volatile\("cp\.async\.c[ag]\.shared\.global \[%0\], \[%1\], (8|16);" ::"r"\(\s*'
+    r'shared_address\(([^;]*)\)\),\s*"l"\(([^;]*)\)\s*: "memory"\);':
+        r"emu_copy_async(\2, \3, true, \1);",
     # scan_wgmma.cuh
     r'asm volatile\("st\.shared\.u16 \[%0\], %1;" ::"r"\(([^()]*)\),\s*"h"\(([^;]*)\)\);':
         r"emu_check(\1, 2), *(uint16_t *)emu_memory(\1) = \2;",

@@ -94,6 +94,9 @@ void emu_event(void) {
 char *emu_shared(void) {
     return emu_now->warp->block->shared;
 }
+char *emu_static(void) {
+    return emu_shared() + shared_bytes - EMU_STATIC;
+}
 void emu_check(uint32_t at, int alignment) {
     const uint32_t first = (uint32_t)(uintptr_t)emu_shared();
     if (at < first || at + (uint32_t)alignment > first + shared_bytes || at % (uint32_t)alignment)
@@ -234,17 +237,17 @@ void emu_copy(uint32_t to, const void *from, uint32_t bytes, uint32_t at) {
         emu_fail("a copy that is not aligned");
     ask(to, std::vector<char>((const char *)from, (const char *)from + bytes), at);
 }
-void emu_copy_async(void *to, const void *from, bool live) {
-    emu_check((uint32_t)(uintptr_t)to, 16);
-    if ((uintptr_t)from % 16)
+void emu_copy_async(void *to, const void *from, bool live, uint32_t bytes) {
+    emu_check((uint32_t)(uintptr_t)to, (int)bytes);
+    if ((uintptr_t)from % bytes)
         emu_fail("cp.async from what is not aligned");
-    emu_writes((uint32_t)(uintptr_t)to, 16);
+    emu_writes((uint32_t)(uintptr_t)to, bytes);
     if (!live) {
-        memset(to, 0, 16);
+        memset(to, 0, bytes);
         return;
     }
-    emu_reads((uint64_t)(uintptr_t)from, 16);
-    memcpy(to, from, 16);
+    emu_reads((uint64_t)(uintptr_t)from, bytes);
+    memcpy(to, from, bytes);
 }
 void emu_set_word(uint32_t at, int v) {
     emu_check(at, 4);

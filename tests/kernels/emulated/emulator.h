@@ -101,6 +101,10 @@ inline unsigned emu_block_number(void) { // of the grid
 // Whoever calls these is a fiber.
 [[noreturn]] void emu_fail(const char *what);
 char *emu_shared(void);
+enum {
+    EMU_STATIC = 512
+}; // bytes of a launch whose kernel has variables in shared memory: the last
+char *emu_static(void);
 void emu_check(uint32_t at, int alignment); // of the block's shared memory
 inline void *emu_memory(uint32_t at) {
     return (void *)(uintptr_t)at;
@@ -118,7 +122,7 @@ void emu_named(int id, int threads);
 void emu_named_arrive(int id, int threads); // without waiting
 
 void emu_copy(uint32_t to, const void *from, uint32_t bytes, uint32_t barrier);
-void emu_copy_async(void *to, const void *from, bool live);
+void emu_copy_async(void *to, const void *from, bool live, uint32_t bytes = 16);
 void emu_set_word(uint32_t at, int v); // that others look at whenever they like
 int emu_word(uint32_t at);
 
@@ -428,7 +432,7 @@ inline unsigned __reduce_or_sync(unsigned, unsigned v) {
         v |= emu_shuffle(v, emu_now->lane ^ by);
     return v;
 }
-inline unsigned atomicAdd(unsigned *p, unsigned v) {
+template <class T> T atomicAdd(T *p, T v) {
     *p += v;
     return *p - v;
 }
