@@ -101,9 +101,8 @@ inline unsigned emu_block_number(void) { // of the grid
 // Whoever calls these is a fiber.
 [[noreturn]] void emu_fail(const char *what);
 char *emu_shared(void);
-enum {
-    EMU_STATIC = 512
-}; // bytes of a launch whose kernel has variables in shared memory: the last
+// A launch whose kernel has variables in shared memory takes so many bytes more, for them.
+enum { EMU_STATIC = 512 };
 char *emu_static(void);
 void emu_check(uint32_t at, int alignment); // of the block's shared memory
 inline void *emu_memory(uint32_t at) {
